@@ -1,0 +1,103 @@
+"""Finds the tasks: the folders of privlm.runners, and outside packages by the entry-point group `privlm.tasks`.
+
+A task is a package with `config.py` (a dataclass `Task`, optional `SCHEMAS` and `check(config) -> list[str]`; imports nothing heavy)
+and `run.py` (`run(config, job)`). An outside package may also hold a folder `configs` beside them. This module is
+the only road from privlm/ to a runner.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ENTRY_POINT_GROUP = "privlm.tasks"
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """A task that can be run: its name, the package that implements it, and its own config folder if it has one."""
+
+    name: str
+    package: str
+    folder: Path
+    config_dir: Path | None = None
+
+    @property
+    def summary(self) -> str:
+        """First line of the package's docstring, read without importing it."""
+        import ast
+
+        docstring = ast.get_docstring(ast.parse((self.folder / "__init__.py").read_text(encoding="utf-8")))
+        return (docstring or "").partition("\n")[0]
+
+    def config_module(self) -> ModuleType:
+        return importlib.import_module(f"{self.package}.config")
+
+    def check(self, config: Any) -> list[str]:
+        """The task's own problems with a composed configuration (see privlm.config.check)."""
+        function: Callable[[Any], list[str]] | None = getattr(self.config_module(), "check", None)
+        return function(config) if function else []
+
+    def run_function(self) -> Callable[[Any, Any], None]:
+        """The experiment; importing it may import torch."""
+        return importlib.import_module(f"{self.package}.run").run
+
+
+@cache
+def tasks() -> dict[str, TaskEntry]:
+    """All tasks by name. A shipped task wins over an outside one of the same name."""
+    found = _outside_tasks()
+    for folder in sorted(runners_dir().iterdir()):
+        if (folder / "config.py").is_file():
+            found[folder.name] = TaskEntry(folder.name, f"privlm.runners.{folder.name}", folder)
+    return dict(sorted(found.items()))
+
+
+@cache
+def configs_dir() -> Path:
+    """The folder of the shipped YAML files, in a wheel, an editable install or a plain checkout."""
+    package = Path(__file__).resolve().parent
+    for candidate in (package / "configs", package.parent / "configs"):
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    raise FileNotFoundError(f"no configs/config.yaml beside {package}: the installation is incomplete")
+
+
+@cache
+def runners_dir() -> Path:
+    """The folder of the shipped runners; makes `privlm.runners` importable in a plain checkout too."""
+    spec = importlib.util.find_spec("privlm.runners")
+    if spec is None:
+        folder = Path(__file__).resolve().parent.parent / "runners"
+        spec = importlib.util.spec_from_file_location(
+            "privlm.runners", folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["privlm.runners"] = module
+        spec.loader.exec_module(module)
+    assert spec.origin is not None
+    return Path(spec.origin).parent
+
+
+def _outside_tasks() -> dict[str, TaskEntry]:
+    found = {}
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        spec = importlib.util.find_spec(point.value)
+        if spec is None or spec.origin is None:
+            continue
+        folder = Path(spec.origin).parent
+        config_dir = folder / "configs"
+        found[point.name] = TaskEntry(
+            point.name, point.value, folder, config_dir if config_dir.is_dir() else None
+        )
+    return found
