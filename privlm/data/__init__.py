@@ -1,0 +1,4 @@
+"""Data sets: files at hand (`files`), labelled texts (`text_classification`), token ids (`encoding`), cached `features`.
+
+The first two need no torch.
+"""

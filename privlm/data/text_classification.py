@@ -1,0 +1,133 @@
+"""Labelled texts in the formats `sms` (one file of messages) and `glue` (a file per split, one or two texts a row)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..config import DataConfig
+from ..errors import UsageError
+from .files import DataFiles, locate
+from .readers import read_rows
+
+SMS_FIELDS = ("label", "text")
+
+
+@dataclass(frozen=True)
+class Split:
+    """N labelled examples.
+
+    texts: one or two columns (sentence pairs) of N texts each.
+    labels: class ids, int64 [N].
+    """
+
+    texts: tuple[list[str], ...]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Iterable[int]) -> Split:
+        """The examples at `indices`, in that order."""
+        rows = list(indices)
+        return Split(tuple([column[i] for i in rows] for column in self.texts), self.labels[rows])
+
+
+@dataclass(frozen=True)
+class TextClassification:
+    """A data set ready to be tokenised.
+
+    labels: class names in the order of their ids.
+    notes: what was left out of the files, for the report.
+    """
+
+    train: Split
+    evaluation: dict[str, Split]
+    labels: tuple[str, ...]
+    fingerprint: str
+    notes: tuple[str, ...]
+
+
+def load(config: DataConfig, files: DataFiles | None = None) -> TextClassification:
+    """Reads the data set of `config` from `files` (found by `locate` if not given).
+
+    `data.max_train_examples` keeps the first examples of the training split.
+
+    Raises:
+        UsageError: not at hand, or bad data: names file, line and field, never a text.
+    """
+    files = files or locate(config)
+    read = _read_sms if config.format == "sms" else _read_glue
+    splits, notes = read(config, files)
+    train = splits.pop(config.train_split)
+    limit = config.max_train_examples
+    if limit is not None and limit < len(train):
+        notes.append(f"trained on the first {limit:,} of {len(train):,} examples (data.max_train_examples)")
+        train = train.take(range(limit))
+    return TextClassification(train, splits, tuple(config.labels), files.fingerprint, tuple(notes))
+
+
+def _read_glue(config: DataConfig, files: DataFiles) -> tuple[dict[str, Split], list[str]]:
+    return {split: _read_split(paths, config) for split, paths in files.paths.items()}, []
+
+
+def _read_sms(config: DataConfig, files: DataFiles) -> tuple[dict[str, Split], list[str]]:
+    """Keeps the first of equal texts, so that one person's message counts once, and splits by the text's hash.
+
+    Both are stable: one message more changes no other message's place. A fifth (sha256 mod 5 = 0) is the test split.
+    """
+    if (config.train_split, *config.eval_splits) != ("train", "test"):
+        raise UsageError("data.train_split, data.eval_splits: an SMS collection has the splits train and test")
+    (path,) = files.paths["train"]
+    messages = _read_split((path,), config, header=SMS_FIELDS)
+    (texts,) = messages.texts
+    first = {text: i for i, text in reversed(list(enumerate(texts)))}
+    distinct = sorted(first.values())
+    is_test = {i: int(hashlib.sha256(texts[i].encode()).hexdigest(), 16) % 5 == 0 for i in distinct}
+    splits = {
+        "train": messages.take(i for i in distinct if not is_test[i]),
+        "test": messages.take(i for i in distinct if is_test[i]),
+    }
+    for name, split in splits.items():
+        if not len(split):
+            raise UsageError(f"{path}: too few messages, none falls into the {name} split")
+    return splits, [f"{len(messages) - len(distinct):,} repeated messages left out"]
+
+
+def _read_split(paths: tuple[Path, ...], config: DataConfig, header: tuple[str, ...] | None = None) -> Split:
+    class_ids = _class_ids(config.labels)
+    texts: tuple[list[str], ...] = tuple([] for _ in config.text_fields)
+    labels: list[int] = []
+    for path in paths:
+        for number, row in read_rows(path, header):
+            for column, field in zip(texts, config.text_fields, strict=True):
+                if not isinstance(row.get(field), str):
+                    raise UsageError(f"{path} line {number}: no text in field '{field}' (data.text_fields)")
+                column.append(row[field])
+            if config.label_field not in row:
+                raise UsageError(f"{path} line {number}: no field '{config.label_field}' (data.label_field)")
+            label = class_ids.get(str(row[config.label_field]))
+            if label is None:
+                raise UsageError(
+                    f"{path} line {number}: field '{config.label_field}' holds none of data.labels "
+                    f"({', '.join(config.labels)})"
+                )
+            labels.append(label)
+    if not labels:
+        raise UsageError(f"{', '.join(map(str, paths))}: no examples")
+    return Split(texts, np.array(labels, dtype=np.int64))
+
+
+def _class_ids(names: list[str]) -> dict[str, int]:
+    """Label string -> class id: by name, never by order of appearance.
+
+    Where no name is itself a number, a file may also hold the ids (GLUE's SST-2: 0, 1 for negative, positive).
+    """
+    ids = {name: i for i, name in enumerate(names)}
+    if not any(name.isdecimal() for name in names):
+        ids |= {str(i): i for i in range(len(names))}
+    return ids

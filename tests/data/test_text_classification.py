@@ -1,0 +1,229 @@
+"""Loading of labelled texts: the embedded messages, GLUE's files, the hub's cache, and every kind of bad file."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from privlm.config import DataConfig
+from privlm.data import files as data_files
+from privlm.data.files import EMBEDDED_SMS, locate
+from privlm.data.text_classification import load
+from privlm.errors import UsageError
+
+pytestmark = pytest.mark.torch_free
+
+SHARED = Path(__file__).resolve().parents[2] / "../shared/data"
+
+
+def sms(**changes) -> DataConfig:
+    fields = {
+        "name": "sms_spam",
+        "format": "sms",
+        "hub_id": None,
+        "hub_config": None,
+        "path": None,
+        "text_fields": ["text"],
+        "label_field": "label",
+        "labels": ["ham", "spam"],
+        "positive_label": "spam",
+        "train_split": "train",
+        "eval_splits": ["test"],
+        "max_train_examples": None,
+        "licence": "CC BY 4.0",
+        "public_overlap": [],
+    }
+    return DataConfig(**(fields | changes))
+
+
+def sst2(**changes) -> DataConfig:
+    fields = {
+        "name": "sst2",
+        "format": "glue",
+        "hub_id": "nyu-mll/glue",
+        "hub_config": "sst2",
+        "text_fields": ["sentence"],
+        "labels": ["negative", "positive"],
+        "eval_splits": ["dev"],
+    }
+    return sms(**(fields | changes))
+
+
+def glue_folder(folder: Path, train: str | bytes, dev: str = "sentence\tlabel\nfine\t1\n") -> str:
+    (folder / "train.tsv").write_bytes(train if isinstance(train, bytes) else train.encode())
+    (folder / "dev.tsv").write_text(dev)
+    return str(folder)
+
+
+def shared(name: str) -> str:
+    folder = SHARED / name
+    if not folder.is_dir():
+        pytest.skip(f"no shared data beside the checkout: {name}")
+    return str(folder)
+
+
+def test_embedded_messages_are_deduplicated_and_split_by_hash():
+    data = load(sms())
+    test = data.evaluation["test"]
+    assert (len(data.train), len(test)) == (4131, 1040)
+    assert np.bincount(np.concatenate([data.train.labels, test.labels])).tolist() == [5171 - 653, 653]
+    assert np.bincount(test.labels)[0] / 1040 == pytest.approx(0.866, abs=5e-4)
+    assert not set(data.train.texts[0]) & set(test.texts[0])
+    assert data.notes == ("403 repeated messages left out",)
+
+
+def test_one_more_message_moves_no_other(tmp_path):
+    lines = EMBEDDED_SMS.read_text(encoding="utf-8").split("\n")[:50]
+    fewer, more = tmp_path / "fewer", tmp_path / "more"
+    fewer.write_text("\n".join(lines), encoding="utf-8")
+    more.write_text("\n".join(["spam\tan unheard of message", *lines]), encoding="utf-8")
+    before, after = load(sms(path=str(fewer))), load(sms(path=str(more)))
+    texts = set(after.train.texts[0]) - set(before.train.texts[0])
+    texts |= set(after.evaluation["test"].texts[0]) - set(before.evaluation["test"].texts[0])
+    assert texts == {"an unheard of message"}
+
+
+def test_changed_embedded_data_are_refused(tmp_path, monkeypatch):
+    changed = tmp_path / "SMSSpamCollection"
+    changed.write_bytes(EMBEDDED_SMS.read_bytes().replace(b"ham", b"Ham", 1))
+    monkeypatch.setattr(data_files, "EMBEDDED_SMS", changed)
+    with pytest.raises(UsageError, match="sha256"):
+        locate(sms())
+
+
+def test_fingerprint_follows_content_not_place(tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+    same = "sentence\tlabel\ngood\t1\n"
+    fingerprints = [
+        locate(sst2(path=glue_folder(tmp_path / name, train))).fingerprint
+        for name, train in (("a", same), ("b", same), ("c", same + "bad\t0\n"))
+    ]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+def test_sst2_counts_and_verbatim_text():
+    data = load(sst2(path=shared("glue/SST-2")))
+    assert (len(data.train), len(data.evaluation["dev"])) == (67349, 872)
+    assert np.bincount(data.train.labels).tolist() == [29780, 37569]
+    assert all(text.endswith(" ") for text in data.evaluation["dev"].texts[0])  # as in the hub's copy
+
+
+def test_qnli_pairs(tmp_path):
+    dev = Path(shared("glue/QNLI")) / "dev.tsv"
+    glue_folder(tmp_path, dev.read_bytes(), dev.read_text(encoding="utf-8"))
+    config = sst2(path=str(tmp_path), text_fields=["question", "sentence"], labels=["entailment", "not_entailment"])
+    split = load(config).evaluation["dev"]
+    assert np.bincount(split.labels).tolist() == [2702, 2761]
+    assert len(split.texts) == 2
+    assert split.texts[0][0].startswith("What came into force")
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "counts"),
+    [
+        ("MNLI", ["entailment", "neutral", "contradiction"], [3061, 2980, 2958]),
+        ("MNLI", ["contradiction", "entailment", "neutral"], [2958, 3061, 2980]),
+        ("QQP", ["not_duplicate", "duplicate"], [5747, 3252]),
+        ("QNLI", ["entailment", "not_entailment"], [4523, 4476]),
+    ],
+)
+def test_labels_are_mapped_by_name_not_by_appearance(name, labels, counts):
+    config = sst2(path=shared(f"glue_small/{name}"), text_fields=["text_a", "text_b"], labels=labels)
+    data = load(config)
+    assert np.bincount(data.train.labels).tolist() == counts
+    assert len(data.evaluation["dev"]) == 1000
+
+
+def test_numeric_names_are_not_mistaken_for_ids(tmp_path):
+    path = glue_folder(tmp_path, "sentence\tlabel\na\t1\nb\t2\nc\t2\n", dev="sentence\tlabel\nfine\t2\n")
+    assert load(sst2(path=path, labels=["2", "1"])).train.labels.tolist() == [1, 0, 0]
+
+
+def test_empty_text_quotes_and_line_separators_are_kept(tmp_path):
+    path = glue_folder(tmp_path, 'sentence\tlabel\r\n\t0\r\na "lone\u2028quote \t1\r\n')
+    assert load(sst2(path=path)).train.texts == (["", 'a "lone\u2028quote '],)
+
+
+def test_max_train_examples_keeps_the_first_and_says_so():
+    data = load(sms(max_train_examples=100))
+    assert data.train.texts[0] == load(sms()).train.texts[0][:100]
+    assert len(data.evaluation["test"]) == 1040
+    assert "first 100 of 4,131" in data.notes[1]
+
+
+SECRET = "my secret"
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (f"sentence\tlabel\nfine\t1\n{SECRET}\t7\n", r"line 3: field 'label' .*negative, positive"),
+        (f"sentence\tlabel\n1\t{SECRET}\n", r"line 2: field 'label'"),
+        (f"index\tsentence\n0\t{SECRET}\n", r"line 2: no field 'label' \(data.label_field\)"),
+        (f"{SECRET}\t1\nfine\t1\n", r"line 2: no text in field 'sentence' \(data.text_fields\)"),
+        (f"sentence\tlabel\n{SECRET}\n", r"line 2: 1 tab-separated fields instead of 2"),
+        (f"sentence\tlabel\nfine\t1\n{SECRET}".encode() + b"\xff\t1\n", r"line 3: not UTF-8"),
+        ("sentence\tlabel\n", "no examples"),
+        ("", "no examples"),
+    ],
+)
+def test_bad_file_is_named_without_its_text(tmp_path, train, message):
+    with pytest.raises(UsageError, match=message) as error:
+        load(sst2(path=glue_folder(tmp_path, train)))
+    assert "train.tsv" in str(error.value)
+    assert SECRET not in str(error.value)
+
+
+@pytest.mark.parametrize("line", ['{"sentence": "my secret"', '["my secret"]'])
+def test_bad_json_line_is_named_without_its_text(tmp_path, line):
+    (tmp_path / "train.jsonl").write_text(json.dumps({"sentence": "a", "label": 1}) + "\n" + line)
+    (tmp_path / "dev.jsonl").write_text(json.dumps({"sentence": "a", "label": 1}))
+    with pytest.raises(UsageError, match=r"train\.jsonl line 2: not (a )?JSON") as error:
+        load(sst2(path=str(tmp_path)))
+    assert SECRET not in str(error.value)
+
+
+def test_missing_path_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"data\.path: no file train\.tsv"):
+        locate(sst2(path=str(tmp_path)))
+    with pytest.raises(UsageError, match=r"data\.path: no file .*absent"):
+        locate(sms(path=str(tmp_path / "absent")))
+
+
+def test_offline_without_cache_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UsageError, match=r"data\.path=FOLDER holding train\.tsv, dev\.tsv, or data=sms_spam"):
+        locate(sst2())
+
+
+def test_hub_cache_gives_the_same_examples_as_the_local_files(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    repo = tmp_path / "datasets--nyu-mll--glue"
+    snapshot = repo / "snapshots" / revision
+    (snapshot / "sst2").mkdir(parents=True)
+    (snapshot / "README.md").write_text("GLUE")
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(revision)
+    features = datasets.Features(
+        {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["negative", "positive"])}
+    )
+    rows = {"sentence": ["good ", "bad "], "label": [1, 0]}
+    for split in ("train", "validation"):
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(
+            snapshot / "sst2" / f"{split}-00000-of-00001.parquet"
+        )
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    tsv = "sentence\tlabel\ngood \t1\nbad \t0\n"
+    cached, local = load(sst2()), load(sst2(path=glue_folder(tmp_path, tsv, dev=tsv)))
+    assert cached.fingerprint == f"hub:nyu-mll/glue/sst2@{revision}"
+    assert cached.train.texts == local.train.texts
+    assert Counter(cached.train.labels.tolist()) == Counter(local.train.labels.tolist())
+    assert cached.train.labels.tolist() == [1, 0]
+    swapped = load(sst2(labels=["positive", "negative"]))
+    assert swapped.train.labels.tolist() == [0, 1]
