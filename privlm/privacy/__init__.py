@@ -1,0 +1,1 @@
+"""Differential privacy: accounting, sampling, clipping, noise, the engine and its ledger."""

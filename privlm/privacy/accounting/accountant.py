@@ -1,0 +1,164 @@
+"""`epsilon`: one entry to all accountants, with adjacency, certification and the notes that belong to the number."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from privlm.errors import UsageError
+from privlm.privacy.accounting import edgeworth, gdp, pld, rdp
+from privlm.privacy.accounting.adjacency import doubled_sensitivity, group_privacy
+from privlm.privacy.accounting.types import (
+    ACCOUNTANTS,
+    ADJACENCIES,
+    DIRECTIONS,
+    ORDERS,
+    Curve,
+    Guarantee,
+    Segment,
+    check_delta_range,
+    merge,
+)
+
+# Less noise than this is no noise: infinity is the honest bound long before floating point overflows.
+_NO_NOISE = 1e-6
+
+_LIBRARY = {"pld": "dp-accounting", "rdp": "dp-accounting", "gdp": "privlm", "edgeworth": "privlm"}
+
+# (curve, delta) -> (epsilon, the delta at which the curve was read)
+_Reading = Callable[[Curve, float], tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class _Answer:
+    epsilon: float
+    certified: bool
+    discretization: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+def epsilon(
+    segments: Iterable[Segment],
+    delta: float,
+    *,
+    accountant: str = "pld",
+    order: int = 2,
+    direction: str = "both",
+    adjacency: str = "add_remove",
+    discretization: float | None = None,
+) -> Guarantee:
+    """Epsilon at `delta` of Poisson-subsampled Gaussian steps, segments composed in any order.
+
+    Args:
+        accountant: pld and rdp certify; gdp and edgeworth estimate (`guarantee` is False).
+        order: groups of Edgeworth corrections, 0 to 3; only edgeworth reads it.
+        direction: both, or only the loss of a record being there ("remove") or not ("add"); pld and edgeworth.
+        adjacency: add_remove, zero_out (same numbers), or replace_one (exact where every sampling rate is 1,
+            otherwise through group privacy).
+        discretization: interval of the PLD grid. None takes 1e-4, and 2e-5 as well where 1e-3 and 1e-4 differ by
+            more than 0.01; every interval bounds from above, so the smallest value is given.
+
+    No steps cost exactly 0, steps without noise cost inf. Raises UsageError for bad input and for a computation that
+    this accountant cannot do; another accountant never takes its place.
+    """
+    _check(accountant, order, direction, adjacency)
+    check_delta_range(delta)
+    _check_discretization(discretization, accountant)
+    segments = tuple(segments)
+    active = merge(segments)
+    notes: list[str] = []
+    reading: _Reading = _read
+    if adjacency == "replace_one" and active:
+        if all(segment.sampling_rate == 1 for segment in active):
+            active = doubled_sensitivity(active)
+            notes.append("replace_one: exact, with twice the sensitivity of add_remove")
+        else:
+            reading = group_privacy
+            notes.append("replace_one: group privacy from add_remove")
+
+    if not active:
+        answer = _Answer(0.0, certified=accountant in ("pld", "rdp"))
+    elif min(segment.noise_multiplier for segment in active) < _NO_NOISE:
+        answer = _Answer(math.inf, certified=accountant in ("pld", "rdp"))
+    elif accountant == "pld":
+        answer = _pld(active, delta, direction, discretization, reading)
+    elif accountant == "rdp":
+        answer = _rdp(active, delta, reading)
+    elif accountant == "gdp":
+        answer = _Answer(reading(gdp.curve(active), delta)[0], certified=False)
+    else:
+        answer = _Answer(reading(edgeworth.curve(active, order, direction), delta)[0], certified=False)
+
+    if not answer.epsilon >= 0:
+        raise UsageError(f"accountant {accountant} failed on these steps (epsilon {answer.epsilon}); take another")
+    if accountant in ("gdp", "edgeworth"):
+        notes.append("estimate, not a guarantee: accountant pld certifies")
+    if direction != "both":
+        notes.append(f"bounds the direction {direction} only, not the other one")
+    return Guarantee(
+        accountant=accountant,
+        version=f"{_LIBRARY[accountant]} {version(_LIBRARY[accountant])}",
+        guarantee=answer.certified and direction == "both",
+        adjacency=adjacency,
+        direction=direction,
+        delta=delta,
+        epsilon=answer.epsilon,
+        order=order if accountant == "edgeworth" else None,
+        segments=segments,
+        discretization=answer.discretization,
+        notes=(*notes, *answer.notes),
+    )
+
+
+def _check(accountant: str, order: int, direction: str, adjacency: str) -> None:
+    for name, value, allowed in (
+        ("accountant", accountant, ACCOUNTANTS),
+        ("order", order, ORDERS),
+        ("direction", direction, DIRECTIONS),
+        ("adjacency", adjacency, ADJACENCIES),
+    ):
+        if value not in allowed:
+            raise UsageError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value}")
+    if direction != "both" and accountant in ("rdp", "gdp"):
+        raise UsageError(f"direction={direction} needs accountant pld or edgeworth; {accountant} bounds both at once")
+    if direction != "both" and adjacency == "replace_one":
+        raise UsageError(f"direction={direction} has no meaning under adjacency=replace_one, which is symmetric")
+
+
+def _check_discretization(discretization: float | None, accountant: str) -> None:
+    if discretization is None:
+        return
+    if accountant != "pld":
+        raise UsageError(f"discretization is a setting of accountant pld, not of {accountant}")
+    if not 0 < discretization < math.inf:
+        raise UsageError(f"discretization must be positive and finite, got {discretization}")
+
+
+def _read(curve: Curve, delta: float) -> tuple[float, float]:
+    return curve(delta), delta
+
+
+def _pld(
+    segments: Sequence[Segment], delta: float, direction: str, discretization: float | None, reading: _Reading
+) -> _Answer:
+    def at(interval: float) -> tuple[float, float]:
+        return reading(pld.curve(segments, direction, interval), delta)
+
+    if discretization is not None:
+        readings = {discretization: at(discretization)}
+    else:
+        readings = {interval: at(interval) for interval in (pld.COARSE, pld.FINE)}
+        if readings[pld.COARSE][0] - readings[pld.FINE][0] > 0.01:
+            readings[pld.FINEST] = at(pld.FINEST)
+    interval = min(readings, key=lambda interval: readings[interval][0])
+    value, read_at = readings[interval]
+    if read_at >= pld.MIN_CERTIFIED_DELTA:
+        return _Answer(value, certified=True, discretization=interval)
+    note = f"not certified: at delta {read_at:.1e} FFT round-off may hide more than the rounding adds"
+    return _Answer(value, certified=False, discretization=interval, notes=(note,))
+
+
+def _rdp(segments: Sequence[Segment], delta: float, reading: _Reading) -> _Answer:
+    curve, num_dropped = rdp.curve(segments)
+    notes = (f"{num_dropped} orders left out: their series did not converge",) if num_dropped else ()
+    return _Answer(reading(curve, delta)[0], certified=True, notes=notes)

@@ -1,0 +1,147 @@
+"""`noise_multiplier`: the least noise that keeps a run within a target epsilon."""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from scipy.optimize import brentq
+
+from privlm.errors import UsageError
+from privlm.privacy.accounting import pld
+from privlm.privacy.accounting.accountant import epsilon
+from privlm.privacy.accounting.types import Guarantee, Segment, json_number
+
+MIN_NOISE_MULTIPLIER, MAX_NOISE_MULTIPLIER = 1e-2, 1e4
+TOLERANCE = 1e-3
+"""How much of the target epsilon may be left unspent."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A noise multiplier and what its accountant says of it: `achieved.epsilon` never exceeds `target_epsilon`."""
+
+    noise_multiplier: float
+    target_epsilon: float
+    achieved: Guarantee
+
+    @property
+    def epsilon(self) -> float:
+        return self.achieved.epsilon
+
+    @property
+    def guarantee(self) -> bool:
+        return self.achieved.guarantee
+
+    def to_dict(self) -> dict[str, Any]:
+        """Strict JSON: the fields of the achieved guarantee, the noise multiplier and the target."""
+        found = {
+            "noise_multiplier": json_number(self.noise_multiplier),
+            "target_epsilon": self.target_epsilon,
+        }
+        return found | self.achieved.to_dict()
+
+
+def noise_multiplier(
+    *,
+    target_epsilon: float,
+    delta: float,
+    sampling_rate: float,
+    steps: int,
+    accountant: str = "pld",
+    order: int = 2,
+    adjacency: str = "add_remove",
+) -> Calibration:
+    """Noise multiplier with epsilon just within `target_epsilon`: never above it, and at most 1e-3 below.
+
+    (An estimate that jumps over this window gives the noise on its lower side.) With pld the search runs
+    on the coarse grid and the result is certified on the fine one. Nothing to hide (no steps, or a sampling rate of
+    0) needs no noise. Raises UsageError where no noise multiplier between 0.01 and 10000 meets the target.
+    """
+    if not 0 < target_epsilon < math.inf:
+        raise UsageError(f"privacy.epsilon must be positive and finite, got {target_epsilon}")
+
+    def certify(sigma: float, discretization: float | None = None) -> Guarantee:
+        segment = Segment(sampling_rate, sigma, steps)
+        return epsilon(
+            [segment],
+            delta,
+            accountant=accountant,
+            order=order,
+            adjacency=adjacency,
+            discretization=discretization,
+        )
+
+    noiseless = certify(0.0)
+    if noiseless.epsilon == 0:
+        return Calibration(0.0, target_epsilon, noiseless)
+    if 1 - (1 - sampling_rate) ** steps <= delta:
+        raise UsageError(
+            f"privacy.delta = {delta:g} covers the chance that a record is ever drawn: "
+            "any noise_multiplier meets any epsilon; lower delta"
+        )
+    estimated = accountant in ("gdp", "edgeworth")
+    guess = 1.0 if estimated else _edgeworth_guess(target_epsilon, delta, sampling_rate, steps)
+    if accountant == "pld":
+        return _certified_by_pld(target_epsilon, certify, guess)
+    found = _solve(lambda sigma: certify(sigma).epsilon, target_epsilon, guess)
+    return Calibration(found, target_epsilon, certify(found))
+
+
+def _certified_by_pld(target: float, certify: Callable[..., Guarantee], sigma: float) -> Calibration:
+    """Searches on the coarse grid, ten times cheaper, for a target raised by what that grid overstates."""
+    coarse = functools.cache(lambda sigma: certify(sigma, pld.COARSE).epsilon)
+    raised = target
+    for _ in range(4):
+        sigma = _solve(coarse, raised, sigma)
+        achieved = certify(sigma)
+        if target - TOLERANCE <= achieved.epsilon <= target:
+            return Calibration(sigma, target, achieved)
+        raised += target - TOLERANCE / 2 - achieved.epsilon
+    sigma = _solve(lambda sigma: certify(sigma).epsilon, target, sigma)
+    return Calibration(sigma, target, certify(sigma))
+
+
+def _edgeworth_guess(target_epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
+    try:
+        return noise_multiplier(
+            target_epsilon=target_epsilon,
+            delta=delta,
+            sampling_rate=sampling_rate,
+            steps=steps,
+            accountant="edgeworth",
+        ).noise_multiplier
+    except UsageError:
+        return 1.0  # only a place to start from: where the expansion fails, the search takes a few steps more
+
+
+def _solve(epsilon_of: Callable[[float], float], target: float, guess: float) -> float:
+    """A noise multiplier whose epsilon lies in [target - TOLERANCE, target], or just above a jump over that window."""
+    tolerance = min(TOLERANCE, target / 100)
+    aim = target - tolerance / 2
+
+    def excess(log_sigma: float) -> float:
+        value = epsilon_of(math.exp(log_sigma))
+        if target - tolerance <= value <= target:
+            return 0.0  # ends the root search
+        return 1 - 2 * aim / (value + aim)  # bounded: an infinite epsilon gives 1, zero gives -1
+
+    low = high = math.log(guess)
+    step = 0.02
+    while excess(high) > 0:
+        if high >= math.log(MAX_NOISE_MULTIPLIER):
+            raise UsageError(f"privacy.epsilon: no noise_multiplier up to {MAX_NOISE_MULTIPLIER:g} reaches {target:g}")
+        low, high, step = high, min(high + step, math.log(MAX_NOISE_MULTIPLIER)), 2 * step
+    step = 0.02
+    while excess(low) < 0:
+        if low <= math.log(MIN_NOISE_MULTIPLIER):
+            raise UsageError(
+                f"privacy.epsilon: {target:g} holds with a noise_multiplier below {MIN_NOISE_MULTIPLIER:g}; lower it"
+            )
+        low, high, step = max(low - step, math.log(MIN_NOISE_MULTIPLIER)), low, 2 * step
+    precision = 1e-6
+    sigma = math.exp(brentq(excess, low, high, xtol=precision))
+    while epsilon_of(sigma) > target:
+        sigma *= 1 + precision
+    return sigma
