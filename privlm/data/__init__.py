@@ -1,4 +1,4 @@
-"""Data sets: files at hand (`files`), labelled texts (`text_classification`), token ids (`encoding`), cached `features`.
+"""Data sets: their files (`files`), labelled texts (`text_classification`), token ids (`encoding`), cached `features`.
 
 The first two need no torch.
 """

@@ -42,9 +42,10 @@ def locate(config: DataConfig) -> DataFiles:
             raise UsageError(f"{path}: the embedded data were changed (sha256 differs): reinstall privlm")
         return files
     if config.path:
-        paths = {split: (_split_file(Path(config.path), split),) for split in splits}
-        digests = "".join(_sha256(path) for (path,) in paths.values())
-        return DataFiles(paths, f"sha256:{hashlib.sha256(digests.encode()).hexdigest()}")
+        paths = [_split_file(Path(config.path), split) for split in splits]
+        digests = "".join(map(_sha256, paths))
+        by_split: dict[str, tuple[Path, ...]] = {split: (path,) for split, path in zip(splits, paths, strict=True)}
+        return DataFiles(by_split, f"sha256:{hashlib.sha256(digests.encode()).hexdigest()}")
     return _hub_files(config, splits)
 
 

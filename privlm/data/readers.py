@@ -53,7 +53,7 @@ def _read_jsonl(path: Path) -> Rows:
 
 
 def _read_parquet(path: Path) -> Rows:
-    """Class ids become the names that the file's own schema gives them; an id without a name (-1: no label) becomes ''."""
+    """Class ids become the names in the schema of the file; an id without a name (-1: no label) becomes ''."""
     import pyarrow.parquet
     from datasets import ClassLabel, Features
 
@@ -63,13 +63,8 @@ def _read_parquet(path: Path) -> Rows:
         field: dict(enumerate(feature.names)) for field, feature in features.items() if isinstance(feature, ClassLabel)
     }
     for number, row in enumerate(table.to_pylist(), start=1):
-        yield (
-            number,
-            {
-                field: class_names[field].get(value, "") if field in class_names else value
-                for field, value in row.items()
-            },
-        )
+        row |= {field: names.get(row[field], "") for field, names in class_names.items()}
+        yield number, row
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -1,0 +1,61 @@
+"""Features of a frozen encoder, computed once: what the head-only adapter trains on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..models.encoder import EncoderClassifier
+from .encoding import EncodedSplit
+
+
+@dataclass(frozen=True)
+class FeatureSplit:
+    """N examples as features, float32 [N, H], with labels, int64 [N]; read like an EncodedSplit."""
+
+    features: Tensor
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """All equal: batches need no sorting."""
+        return np.ones(len(self), dtype=np.int64)
+
+    def batch(self, indices: Sequence[int] | np.ndarray, device: torch.device | None = None) -> dict[str, Tensor]:
+        """features [B, H] and labels [B]."""
+        tensors = {"features": self.features[indices], "labels": torch.from_numpy(self.labels[indices])}
+        return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+@torch.inference_mode()
+def compute_features(
+    model: EncoderClassifier,
+    split: EncodedSplit,
+    micro_batch_size: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Tensor:
+    """Pooled features of every example, float32 [N, H] on the CPU, in evaluation mode.
+
+    Args:
+        progress: called with (examples done, N) after each micro-batch.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    order = np.argsort(split.lengths, kind="stable")
+    pieces = []
+    for start in range(0, len(order), micro_batch_size):
+        batch = split.batch(order[start : start + micro_batch_size], device)
+        del batch["labels"]
+        pieces.append(model.features(**batch).float().cpu())
+        progress(min(start + micro_batch_size, len(order)), len(order))
+    model.train(was_training)
+    features = torch.cat(pieces)
+    return features[np.argsort(order)].clone()

@@ -1,0 +1,191 @@
+"""A text encoder with a classification head: built from files or at random, saved and loaded."""
+
+from __future__ import annotations
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from .. import hub
+from ..config import ModelConfig
+from ..errors import UsageError
+from .architecture import max_tokens, read_architecture
+from .files import HUB_PATTERNS, ModelFiles, missing_files, require_files
+from .wordpiece import word_piece_tokenizer
+
+INITIAL_STD = 0.02  # of head weights, as BERT's initializer_range
+MLP_DROPOUT = 0.1  # of RoBERTa's classification head
+
+
+class EncoderClassifier(nn.Module):
+    """Encoder, pooling, head. All trainable parameters sit in Linear, Embedding and LayerNorm modules."""
+
+    def __init__(self, encoder: PreTrainedModel, head: nn.Module, pooling: str, normalize_features: bool) -> None:
+        super().__init__()
+        self.encoder: PreTrainedModel | PeftModel = encoder
+        self.head = head
+        self.pooling = pooling
+        self.normalize_features = normalize_features
+
+    def features(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """Pooled last hidden states, float [B, H]: mean over the attended tokens, or the first one's (cls)."""
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
+        if self.pooling == "cls":
+            pooled = hidden[:, 0]
+        else:
+            mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+            pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
+        return nn.functional.normalize(pooled, dim=-1) if self.normalize_features else pooled
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits [B, K] of features [B, H]."""
+        return self.head(features)
+
+    def forward(self, features: Tensor | None = None, **inputs: Tensor) -> Tensor:
+        """Logits [B, K] of token ids, or of cached features where the batch holds them."""
+        return self.classify(self.features(**inputs) if features is None else features)
+
+
+def build_encoder_classifier(
+    config: ModelConfig, files: ModelFiles, num_labels: int, seed: int
+) -> tuple[EncoderClassifier, PreTrainedTokenizerBase]:
+    """Builds the model in evaluation mode, float32, and its tokenizer.
+
+    Args:
+        files: found by `locate_model`; a hub model is downloaded here.
+        seed: decides the head, and the encoder where it is random; torch's global generator is neither read nor moved.
+
+    Raises:
+        UsageError: a file is missing, the weights do not fit config.json, or model.max_length exceeds the encoder's.
+    """
+    architecture = read_architecture(config, files)
+    limit = max_tokens(architecture)
+    if limit is not None and config.max_length > limit:
+        raise UsageError(f"model.max_length={config.max_length}: {config.name} takes at most {limit} tokens")
+    if files.directory is None:
+        tokenizer = word_piece_tokenizer()
+        encoder = _random_encoder(AutoConfig.for_model(**architecture), seed)
+    else:
+        if files.kind == "hub" and missing_files(files.directory):
+            assert config.hub_id is not None
+            hub.download(files.directory, config.hub_id, "model", HUB_PATTERNS)
+        require_files(files.directory)
+        tokenizer = AutoTokenizer.from_pretrained(files.directory)
+        encoder = _pretrained_encoder(files.directory)
+    head = _build_head(config.head, encoder.config.hidden_size, num_labels, seed)
+    model = EncoderClassifier(encoder, head, config.pooling, config.normalize_features)
+    if config.dropout is not None:
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = config.dropout
+    return model.eval(), tokenizer
+
+
+def save_model(model: EncoderClassifier, directory: Path) -> None:
+    """Saves what was trained: `head.safetensors`, and `encoder/` (peft's own files for LoRA) unless it was frozen."""
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(model.head.state_dict(), directory / "head.safetensors")
+    if not any(parameter.requires_grad for parameter in model.encoder.parameters()):
+        return
+    if isinstance(model.encoder, PeftModel):
+        # left to itself, peft asks the hub whether the vocabulary was changed
+        model.encoder.save_pretrained(str(directory / "encoder"), save_embedding_layers=False)
+    else:
+        model.encoder.save_pretrained(directory / "encoder")
+
+
+def load_model(model: EncoderClassifier, directory: Path) -> EncoderClassifier:
+    """Puts what `save_model` wrote into `model`, built from the same configuration and seed, without an adapter.
+
+    Raises:
+        UsageError: the directory holds no saved model.
+    """
+    if not (directory / "head.safetensors").is_file():
+        raise UsageError(f"{directory} holds no head.safetensors: it is not the folder of a saved model")
+    model.head.load_state_dict(load_file(directory / "head.safetensors"))
+    encoder = directory / "encoder"
+    if (encoder / "adapter_config.json").is_file():
+        model.encoder = PeftModel.from_pretrained(model.encoder, str(encoder))
+    elif encoder.is_dir():
+        model.encoder = _pretrained_encoder(encoder)
+    return model.eval()
+
+
+def _pretrained_encoder(directory: Path) -> PreTrainedModel:
+    """The encoder of a checkpoint of any head (classifier, masked LM); the head's weights are left out."""
+    config = AutoConfig.from_pretrained(directory)
+    with _quiet():
+        encoder, report = AutoModel.from_pretrained(
+            directory, config=config, output_loading_info=True, **_without_pooler(config)
+        )
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
+    if missing or report["mismatched_keys"]:
+        raise UsageError(f"{directory}: weights do not fit config.json (first missing: {missing[:3]})")
+    return encoder.float()
+
+
+def _random_encoder(config: PretrainedConfig, seed: int) -> PreTrainedModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModel.from_config(config, **_without_pooler(config))
+
+
+def _without_pooler(config: PretrainedConfig) -> dict[str, bool]:
+    """The pooler is trained by no objective here: its parameters would be dead weight, or pure noise under privacy."""
+    encoder_class: Any = MODEL_MAPPING[type(config)]
+    accepted = inspect.signature(encoder_class).parameters
+    return {"add_pooling_layer": False} if "add_pooling_layer" in accepted else {}
+
+
+def _build_head(kind: str, hidden_size: int, num_labels: int, seed: int) -> nn.Module:
+    """`linear`, or the `mlp` of RobertaForSequenceClassification; normal weights from `seed`, zero biases."""
+    out_proj = nn.utils.skip_init(nn.Linear, hidden_size, num_labels)
+    head: nn.Module = out_proj
+    if kind == "mlp":
+        layers: list[tuple[str, nn.Module]] = [
+            ("dropout", nn.Dropout(MLP_DROPOUT)),
+            ("dense", nn.utils.skip_init(nn.Linear, hidden_size, hidden_size)),
+            ("tanh", nn.Tanh()),
+            ("dropout_out", nn.Dropout(MLP_DROPOUT)),
+            ("out_proj", out_proj),
+        ]
+        head = nn.Sequential(OrderedDict(layers))
+    generator = torch.Generator().manual_seed(seed)
+    for module in head.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=INITIAL_STD, generator=generator)
+            nn.init.zeros_(module.bias)
+    return head
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bar and the report of left-out heads; what matters in it raises."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,49 @@
+"""Classification: cross entropy of each example, and predictions."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .objective import Batch, ExampleRandom, PerExample
+
+
+class ClassificationData(Protocol):
+    """Examples by index: EncodedSplit (token ids) or FeatureSplit (cached features)."""
+
+    @property
+    def lengths(self) -> np.ndarray: ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: np.ndarray, device: torch.device | None = None) -> dict[str, Tensor]: ...
+
+
+class Classification:
+    """The objective for batches {labels, **inputs of the model}, such as token ids or cached features."""
+
+    def losses(self, model: nn.Module, batch: Batch, rng: ExampleRandom) -> PerExample:
+        """Cross entropy of each example, float32 [B]; draws nothing from `rng`."""
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        logits = model(**inputs)
+        return PerExample(nn.functional.cross_entropy(logits.float(), batch["labels"], reduction="none"))
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, data: ClassificationData, micro_batch_size: int) -> np.ndarray:
+    """The most likely class of each example, int64 [N], in evaluation mode; examples of like length share a batch."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    predictions = np.empty(len(data), dtype=np.int64)
+    order = np.argsort(data.lengths, kind="stable")
+    for start in range(0, len(order), micro_batch_size):
+        indices = order[start : start + micro_batch_size]
+        batch = data.batch(indices, device)
+        del batch["labels"]
+        predictions[indices] = model(**batch).argmax(dim=-1).cpu().numpy()
+    model.train(was_training)
+    return predictions

