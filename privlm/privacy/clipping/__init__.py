@@ -1,0 +1,30 @@
+"""Clipping by records from one backward pass.
+
+Guarantee: with w_i the factor of record i and g_i the gradient of its own loss over all trainable parameters,
+|w_i g_i| <= C. Adding or removing one record changes the sum of w_i g_i by at most C, which is the
+sensitivity that the noise is scaled to.
+
+`rules` says what a layer's activations and output gradients are to its parameters, `gradients` computes norms
+and weighted sums from them, `styles` turns norms into factors.
+"""
+
+from privlm.privacy.clipping.gradients import (
+    PerRecordGradient,
+    accumulate,
+    merge,
+    squared_norms,
+    without_records,
+)
+from privlm.privacy.clipping.rules import obstacle, per_record_gradient
+from privlm.privacy.clipping.styles import STYLES
+
+__all__ = [
+    "STYLES",
+    "PerRecordGradient",
+    "accumulate",
+    "merge",
+    "obstacle",
+    "per_record_gradient",
+    "squared_norms",
+    "without_records",
+]

@@ -1,0 +1,378 @@
+"""DP-SGD gradients from one backward pass, attached to a model by hooks.
+
+Guarantee: `release` leaves in `.grad` the value of (sum of clipped per-record gradients + N(0, (sigma C)^2))
+/ expected batch size, the Poisson-subsampled Gaussian mechanism that the ledger accounts for; whatever an
+optimizer does with it is post-processing. Each step of the mechanism stands in one place:
+`PoissonSampler.indices` samples, `PrivacyEngine.backward` clips, `PrivacyEngine.release` accounts and adds
+noise.
+
+How it works: while a layer runs, its parameters do not require gradients, so that autograd never forms a
+weight gradient; hooks keep its input and the edge of its output in the graph. `backward` asks autograd for
+the gradients at those edges; norms, clip factors and the weighted sum follow from the inputs and these
+gradients.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from privlm.errors import UsageError
+from privlm.privacy import clipping as clip
+from privlm.privacy.ledger import Ledger, Setting
+from privlm.privacy.noise import Noise
+
+_ATTACHED: WeakSet[nn.Module] = WeakSet()
+
+
+class UnsupportedModuleError(UsageError):
+    """Per-record clipping cannot treat the model exactly; the message names every place and the reason."""
+
+    def __init__(self, problems: Mapping[str, str]) -> None:
+        lines = "".join(f"\n  {name}: {problem}" for name, problem in problems.items())
+        super().__init__(f"privacy=dp_sgd cannot treat this model exactly; freeze or replace:{lines}")
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks that share one logical step. `all_reduce` sums a tensor over them in place."""
+
+    rank: int
+    size: int
+    all_reduce: Callable[[Tensor], object]
+
+
+@dataclass(frozen=True)
+class ClippingStatistics:
+    """Diagnostics of one micro-batch. They are private data: no epsilon covers them."""
+
+    norms: Tensor  # [B], before clipping
+    num_clipped: int
+    num_nonfinite: int
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One use of a layer in the forward pass."""
+
+    module: nn.Module
+    input: Tensor
+    output_edge: GradientEdge
+
+
+class PrivacyEngine:
+    """Clips, sums and noises the gradients of the trainable parameters of `model`.
+
+        engine = PrivacyEngine(model, clipping_norm=1.0)
+        for indices in sampler.micro_batches:                   # none at all is fine
+            with engine.recording():
+                engine.backward(per_record_losses(model, indices))
+        engine.release(noise, ...)                              # once per logical step
+        optimizer.step()
+
+    The model keeps its class and its methods; outside `recording` it behaves as if nothing was attached,
+    except that an ordinary backward into its parameters is an error.
+    """
+
+    def __init__(self, model: nn.Module, *, clipping_norm: float, clipping: str = "flat") -> None:
+        """Raises UnsupportedModuleError, and UsageError for a bad setting or a model that cannot be attached."""
+        if not 0 < clipping_norm < math.inf:
+            raise UsageError(f"privacy.clipping_norm is {clipping_norm}: it must be a positive number")
+        if clipping not in clip.STYLES:
+            raise UsageError(f"privacy.clipping is {clipping!r}: choose one of {', '.join(clip.STYLES)}")
+        if any(module in _ATTACHED for module in model.modules()):
+            raise UsageError("a privacy engine is attached to this model already: call its detach() first")
+        self.model = model
+        self.clipping_norm = clipping_norm
+        self._clip_factors = clip.STYLES[clipping]
+        self._parameters = _trainable_parameters(model)
+        if not self._parameters:
+            raise UsageError("the model has no trainable parameters")
+        self._refuse_unsupported_modules()
+
+        self._sums: dict[nn.Parameter, Tensor] = {}  # of clipped gradients, float32, since the last release
+        self._calls: list[_Call] = []
+        self._is_recording = False
+        self._is_taping = False
+        self._batch_size: int | None = None  # of the forward pass under way
+        self._independence_checked = False
+        self._last_release: int | None = None
+
+        self._names = {module: name for name, module in model.named_modules()}
+        self._trained = {module: names for module in model.modules() if (names := _own_trainable(module))}
+        self._handles: list[Any] = [model.register_forward_pre_hook(self._see_batch, with_kwargs=True)]
+        for module in self._trained:
+            self._handles.append(module.register_forward_pre_hook(self._before))
+            self._handles.append(module.register_forward_hook(self._after))
+        for parameter in self._parameters.values():
+            self._handles.append(parameter.register_post_accumulate_grad_hook(_refuse_raw_gradient))
+        _ATTACHED.update(model.modules())
+
+    def detach(self) -> None:
+        """Removes every trace of the engine from the model."""
+        for handle in self._handles:
+            handle.remove()
+        for module in self.model.modules():
+            _ATTACHED.discard(module)
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Around the forward pass of one micro-batch and its `backward`.
+
+        Raises UsageError where a trainable parameter was added, removed or replaced since the engine was
+        attached.
+        """
+        self._refuse_changed_parameters()
+        self._refuse_unsupported_modules()
+        self._is_recording = self._is_taping = True
+        try:
+            yield
+        finally:
+            self._is_recording = self._is_taping = False
+            self._calls = []
+            self._batch_size = None
+            self._require_gradients()
+
+    def backward(self, loss_B: Tensor) -> ClippingStatistics:
+        """One backward pass; adds the clipped gradients of the records to the running sum.
+
+        Args:
+            loss_B: one loss per record; row i must depend on record i alone. The first micro-batch of two or
+            more records is checked for that.
+
+        A record whose gradient is not finite (or whose squared norm overflows float32) contributes nothing.
+        """
+        if loss_B.ndim != 1:
+            raise ValueError(f"expected one loss per record, shape [B], got shape {list(loss_B.shape)}")
+        if not self._calls:
+            raise ValueError("no forward pass was recorded: call backward inside recording(), after the forward pass")
+        self._is_taping = False
+        self._refuse_batch_free_calls(len(loss_B))
+        with torch.autocast(loss_B.device.type, enabled=False):
+            if not self._independence_checked and len(loss_B) > 1:
+                self._refuse_dependent_records(loss_B)
+                self._require_gradients()
+                self._independence_checked = True
+            gradients = self._per_record_gradients(loss_B)
+            squared_norms = [clip.squared_norms(parts) for parts in gradients.values()]
+            norm_B = torch.stack(squared_norms).sum(0).clamp(min=0).sqrt()
+            nonfinite_B = ~norm_B.isfinite()
+            factor_B = self._clip_factors(norm_B, self.clipping_norm).masked_fill(nonfinite_B, 0.0)
+            for parameter, parts in gradients.items():
+                kept = clip.without_records(parts, nonfinite_B) if nonfinite_B.any() else parts
+                clip.accumulate(kept, self._sum_of(parameter), factor_B)
+        return ClippingStatistics(
+            norms=norm_B,
+            num_clipped=int((~nonfinite_B & (norm_B > self.clipping_norm)).sum()),
+            num_nonfinite=int(nonfinite_B.sum()),
+        )
+
+    def release(
+        self,
+        noise: Noise,
+        *,
+        step: int,
+        sampling_rate: float,
+        noise_multiplier: float,
+        expected_batch_size: float,
+        world: World | None,
+        ledger: Ledger | None,
+    ) -> None:
+        """Ends a logical step: accounts for it, adds the noise, sums over ranks and writes `.grad`.
+
+        Call it for every step, with or without a `backward` before it: an empty batch releases pure noise.
+        Every rank calls it and adds noise of variance (sigma C)^2 / W from its own generator; rank 0 writes
+        the ledger before any noise is drawn.
+
+        Args:
+            step: must grow from call to call, so that noise is never used twice.
+            expected_batch_size: sampling rate times number of records, never the size that was drawn.
+            world: None in a run of one process.
+            ledger: None on ranks other than 0.
+
+        Raises ValueError for a step that was released already, UsageError for ranks that would share their
+        noise.
+        """
+        world = world or _single_process()
+        if self._last_release is not None and step <= self._last_release:
+            raise ValueError(
+                f"step {step} comes after the release of step {self._last_release}: noise is added once per step"
+            )
+        if world.rank == 0 and ledger is None:
+            raise ValueError("rank 0 needs a ledger: no noise is drawn without an account of it")
+        _refuse_shared_noise(noise, step, world, next(iter(self._parameters.values())).device)
+
+        if ledger is not None and world.rank == 0:
+            setting = Setting(sampling_rate, noise_multiplier, self.clipping_norm, expected_batch_size, unit="record")
+            ledger.record(step, setting, noise.noise_id(step))
+        std = noise_multiplier * self.clipping_norm / math.sqrt(world.size)
+        for index, parameter in enumerate(self._parameters.values()):
+            noisy_sum = self._sum_of(parameter)
+            z = noise.sample(parameter.shape, step=step, rank=world.rank, index=index, device=parameter.device)
+            noisy_sum.add_(z, alpha=std)
+            if world.size > 1:
+                world.all_reduce(noisy_sum)
+            parameter.grad = noisy_sum.div_(expected_batch_size).to(parameter.dtype)
+        self._sums = {}
+        self._last_release = step
+
+    def _require_gradients(self) -> None:
+        """For layers that were left by an exception, as failures and the recomputation of checkpoints do."""
+        for parameter in self._parameters.values():
+            parameter.requires_grad_(True)
+
+    def _sum_of(self, parameter: nn.Parameter) -> Tensor:
+        if parameter not in self._sums:
+            self._sums[parameter] = torch.zeros(parameter.shape, dtype=torch.float32, device=parameter.device)
+        return self._sums[parameter]
+
+    def _per_record_gradients(self, loss_B: Tensor) -> dict[nn.Parameter, list[clip.PerRecordGradient]]:
+        edges = [call.output_edge for call in self._calls]
+        inputs: list[Any] = [*edges, *self._parameters.values()]
+        gradients = torch.autograd.grad(loss_B.sum(), inputs, allow_unused=True)
+        used_elsewhere = [
+            name
+            for name, gradient in zip(self._parameters, gradients[len(edges) :], strict=True)
+            if gradient is not None
+        ]
+        if used_elsewhere:
+            raise UnsupportedModuleError(dict.fromkeys(used_elsewhere, "used outside the forward call of its layer"))
+        parts: dict[nn.Parameter, list[clip.PerRecordGradient]] = {}
+        for call, gradient in zip(self._calls, gradients, strict=False):
+            if gradient is None:  # the losses do not depend on this call
+                continue
+            for name in self._trained[call.module]:
+                part = clip.per_record_gradient(call.module, name, call.input, gradient)
+                parts.setdefault(getattr(call.module, name), []).append(part)
+        self._calls = []
+        return {parameter: clip.merge(parameter_parts) for parameter, parameter_parts in parts.items()}
+
+    # Hooks. Under activation checkpointing layers run again inside `backward`: the same way, but off the tape.
+
+    def _see_batch(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._is_taping:
+            tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim]
+            self._batch_size = len(tensors[0]) if tensors else None
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not self._is_recording:
+            return None
+        for name in self._trained[module]:
+            getattr(module, name).requires_grad_(False)
+        x, *others = args
+        if self._batch_size is not None and len(x) == 1:  # such as position ids that all records share
+            x = x.expand(self._batch_size, *x.shape[1:])
+        return x, *others
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        if not self._is_recording:
+            return None
+        for name in self._trained[module]:
+            getattr(module, name).requires_grad_(True)
+        if not torch.is_grad_enabled():
+            return None
+        if not output.requires_grad:  # a first layer: nothing before it is trained
+            output.requires_grad_(True)
+        # The same memory under a node of its own. Models may change an output in place; on a leaf that is an error,
+        # and on a view (what Linear returns for 3D inputs) it would cut the recorded edge out of the graph.
+        output = torch.ops.aten._unsafe_view(output, output.shape)
+        if self._is_taping:
+            self._calls.append(_Call(module, args[0].detach(), get_gradient_edge(output)))
+        return output
+
+    # Refusals
+
+    def _refuse_unsupported_modules(self) -> None:
+        problems: dict[str, str] = {}
+        for module_name, module in self.model.named_modules():
+            if isinstance(module, _BatchNorm) and module.training:
+                problems[module_name] = "BatchNorm in train mode mixes the records of a batch"
+            if _checkpoints_reentrantly(module):
+                problems[module_name] = "activation checkpointing needs use_reentrant=False"
+            for name in _own_trainable(module):
+                obstacle = clip.obstacle(module, name)
+                if obstacle is not None:
+                    problems[f"{module_name}.{name}".lstrip(".")] = obstacle
+        if problems:
+            raise UnsupportedModuleError(problems)
+
+    def _refuse_changed_parameters(self) -> None:
+        now = _trainable_parameters(self.model)
+        changed = [name for name in self._parameters | now if self._parameters.get(name) is not now.get(name)]
+        if changed:
+            raise UsageError(
+                f"trainable parameters changed after the privacy engine was attached: {', '.join(changed)}. "
+                "Attach the engine when the model is complete"
+            )
+
+    def _refuse_batch_free_calls(self, batch_size: int) -> None:
+        problems = {
+            self._names[call.module]: f"its input has {len(call.input)} rows where the batch has {batch_size} records; "
+            "call the attached model as a whole, with one row per record"
+            for call in self._calls
+            if len(call.input) != batch_size
+        }
+        if problems:
+            raise UnsupportedModuleError(problems)
+
+    def _refuse_dependent_records(self, loss_B: Tensor) -> None:
+        """The losses of every other record must not reach the rows of the records between them."""
+        edges = [call.output_edge for call in self._calls]
+        gradients = torch.autograd.grad(loss_B[::2].sum(), edges, retain_graph=True, allow_unused=True)
+        problems = {
+            self._names[call.module]: "the loss of one record depends on the rows of others here"
+            for call, gradient in zip(self._calls, gradients, strict=True)
+            if gradient is not None and gradient[1::2].nan_to_num(0.0, 0.0, 0.0).any()
+        }
+        if problems:
+            raise UnsupportedModuleError(problems)
+
+
+def _trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _own_trainable(module: nn.Module) -> list[str]:
+    return [name for name, parameter in module.named_parameters(recurse=False) if parameter.requires_grad]
+
+
+def _checkpoints_reentrantly(module: nn.Module) -> bool:
+    """Such layers run without a graph, which autograd.grad cannot pass; transformers' way to switch it on."""
+    if not getattr(module, "gradient_checkpointing", False):
+        return False
+    checkpoint: Any = module._gradient_checkpointing_func
+    return checkpoint.keywords.get("use_reentrant", True)
+
+
+def _refuse_raw_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
+    raise UsageError(
+        "an ordinary backward() reached a model with a privacy engine attached; its gradient is neither clipped "
+        "nor noised. Use engine.recording() and engine.backward(), torch.autograd.grad for a term that reads no "
+        "private record, or engine.detach()"
+    )
+
+
+def _single_process() -> World:
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        raise UsageError("several ranks are running: give release() the world, or each would train a model of its own")
+    return World(rank=0, size=1, all_reduce=lambda tensor: None)
+
+
+def _refuse_shared_noise(noise: Noise, step: int, world: World, device: torch.device) -> None:
+    """Equal noise on all ranks would sum to W times the claimed variance: each rank shows four numbers."""
+    if world.size == 1:
+        return
+    shown_W4 = torch.zeros(world.size, 4, device=device)
+    shown_W4[world.rank] = noise.sample((4,), step=step, rank=world.rank, index=-1, device=device)
+    world.all_reduce(shown_W4)
+    is_missing = bool((shown_W4 == 0).all(1).any())  # two ranks wrote to one row
+    if is_missing or len(shown_W4.unique(dim=0)) < world.size:
+        raise UsageError("ranks share one noise generator: give each rank its own rank number and its own generator")

@@ -1,0 +1,172 @@
+"""Every clipping rule against one backward pass per record."""
+
+import pytest
+import torch
+from naive import assert_agrees
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+from privlm.privacy import clipping
+from privlm.privacy.clipping import gradients
+
+B = 6
+
+
+def square_losses(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    output = model(batch["x"])
+    return (output - batch["target"]).square().flatten(1).sum(1)
+
+
+def square_batch(*input_shape: int, output_features: int) -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    x = torch.randn(B, *input_shape)
+    return {"x": x, "target": 3 * torch.randn(B, *input_shape[:-1], output_features)}
+
+
+@pytest.mark.parametrize("positions", [(), (5,), (40,), (2, 3)], ids=["2d", "3d_gram", "3d_instantiated", "4d"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear(positions: tuple[int, ...], bias: bool) -> None:
+    model = nn.Sequential(nn.Linear(8, 12, bias=bias), nn.Tanh(), nn.Linear(12, 4, bias=bias))
+    assert_agrees(model, square_losses, square_batch(*positions, 8, output_features=4))
+
+
+@pytest.mark.parametrize("positions", [(), (5,), (40,)])
+def test_conv1d(positions: tuple[int, ...]) -> None:
+    model = nn.Sequential(Conv1D(12, 8), nn.Tanh(), Conv1D(4, 12))
+    assert_agrees(model, square_losses, square_batch(*positions, 8, output_features=4))
+
+
+@pytest.mark.parametrize("normalized_shape", [8, (3, 8)])
+def test_layer_norm(normalized_shape: int | tuple[int, int]) -> None:
+    model = nn.Sequential(nn.LayerNorm(normalized_shape), nn.Linear(8, 4))
+    nn.init.normal_(model[0].weight)
+    assert_agrees(model, square_losses, square_batch(5, 3, 8, output_features=4))
+
+
+def test_layer_norm_without_bias_and_positions() -> None:
+    assert_agrees(nn.LayerNorm(8, bias=False), square_losses, square_batch(8, output_features=8))
+
+
+@pytest.mark.parametrize("padding_idx", [None, 0])
+@pytest.mark.parametrize("ids_shape", [(B, 7), (B,), (B, 2, 3)])
+def test_embedding_with_repeated_ids(padding_idx: int | None, ids_shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model = nn.Embedding(5, 4, padding_idx=padding_idx)
+    batch = {"x": torch.randint(0, 5, ids_shape), "target": torch.randn(*ids_shape, 4)}
+    assert_agrees(model, square_losses, batch)
+
+
+def test_padding_row_of_an_embedding_gets_no_gradient() -> None:
+    table = nn.Embedding(3, 2, padding_idx=0)
+    part = clipping.per_record_gradient(table, "weight", torch.tensor([[0, 1]]), torch.ones(1, 2, 2))
+    total = torch.zeros(3, 2)
+    clipping.accumulate([part], total, torch.ones(1))
+    assert total.tolist() == [[0, 0], [1, 1], [0, 0]]
+
+
+def test_layer_called_twice_in_one_forward_pass() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shared = nn.Linear(8, 8)
+            self.norm = nn.LayerNorm(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.shared(self.norm(self.shared(x)).tanh()))
+
+    assert_agrees(Twice(), square_losses, square_batch(3, 8, output_features=8))
+
+
+def test_parameter_shared_by_two_layers() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
+    model[2].weight = model[0].weight
+    assert_agrees(model, square_losses, square_batch(3, 8, output_features=8))
+
+
+@pytest.mark.parametrize("vocabulary", [6, 300], ids=["instantiable", "large"])
+def test_output_layer_tied_to_the_embedding(vocabulary: int) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(vocabulary, 8, padding_idx=0)
+            self.body = nn.Linear(8, 8)
+            self.head = nn.Linear(8, vocabulary, bias=False)
+            self.head.weight = self.table.weight
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.head(self.body(self.table(ids)).tanh())
+
+    def losses(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return F.cross_entropy(model(batch["x"]).mT, batch["x"].roll(1, 1), reduction="none").mean(1)
+
+    torch.manual_seed(0)
+    model = Tied()
+    # Long gradients through both uses, or the cross term would not matter.
+    nn.init.normal_(model.table.weight)
+    assert_agrees(model, losses, {"x": torch.randint(0, vocabulary, (B, 9))})
+
+
+def test_frozen_parameters_have_no_part_in_the_norm() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 4))
+    model[0].requires_grad_(False)
+    model[1].weight.requires_grad_(False)
+    model[2].bias.requires_grad_(False)
+    assert_agrees(model, square_losses, square_batch(3, 8, output_features=4))
+
+
+def test_a_layer_that_is_not_used_counts_as_zero() -> None:
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used = nn.Linear(8, 4)
+            self.unused = nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.unused(x)
+            return self.used(x)
+
+    assert_agrees(Unused(), square_losses, square_batch(8, output_features=4))
+
+
+def test_model_may_change_the_output_of_its_first_layer_in_place() -> None:
+    model = nn.Sequential(
+        nn.Linear(8, 8), nn.ReLU(inplace=True), nn.Linear(8, 8), nn.ReLU(inplace=True), nn.Linear(8, 4)
+    )
+    assert_agrees(model, square_losses, square_batch(3, 8, output_features=4))
+
+
+def test_the_smaller_form_is_chosen() -> None:
+    thin = gradients.OuterProducts(torch.randn(2, 4, 16), torch.randn(2, 4, 16))
+    assert gradients.merge([thin]) == [thin]
+    long = gradients.OuterProducts(torch.randn(2, 64, 16), torch.randn(2, 64, 16))
+    (instantiated,) = gradients.merge([long])
+    assert isinstance(instantiated, gradients.Instantiated)
+    torch.testing.assert_close(instantiated.squared_norms(), long.squared_norms())
+
+
+@pytest.mark.parametrize("style", sorted(clipping.STYLES))
+def test_no_style_lets_a_norm_exceed_the_bound(style: str) -> None:
+    norm_B = torch.tensor([0.0, 1e-6, 0.3, 0.5, 0.7, 1e4, 1e30])
+    factor_B = clipping.STYLES[style](norm_B, 0.5)
+    assert (factor_B * norm_B <= 0.5 * (1 + 1e-6)).all()
+
+
+def test_styles() -> None:
+    norm_B = torch.tensor([0.25, 1.0, 4.0])
+    assert clipping.STYLES["flat"](norm_B, 1.0).tolist() == [1.0, 1.0, 0.25]
+    torch.testing.assert_close(clipping.STYLES["automatic"](norm_B, 1.0), 1 / (norm_B + 0.01))
+
+
+def test_a_subclass_with_its_own_forward_has_no_rule() -> None:
+    class Scaled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    assert clipping.obstacle(nn.Linear(2, 2), "weight") is None
+    assert "Scaled" in str(clipping.obstacle(Scaled(2, 2), "weight"))
+
+
+@pytest.mark.parametrize("option", [{"scale_grad_by_freq": True}, {"max_norm": 1.0}])
+def test_embedding_options_that_mix_records_are_refused(option: dict[str, object]) -> None:
+    assert "influence each other" in str(clipping.obstacle(nn.Embedding(3, 2, **option), "weight"))

@@ -1,0 +1,56 @@
+"""Noise sources: the right distribution, independent streams, ids that name what was drawn."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from privlm.privacy.noise import Noise, ReproducibleNoise, SecureNoise
+
+
+def draw(noise: Noise, *shape: int, step: int = 0, rank: int = 0, index: int = 0) -> torch.Tensor:
+    return noise.sample(shape, step=step, rank=rank, index=index, device="cpu")
+
+
+@pytest.mark.parametrize("noise", [ReproducibleNoise(0), SecureNoise()], ids=["reproducible", "secure"])
+def test_standard_normal(noise: Noise) -> None:
+    z = draw(noise, 1000, 300)
+    assert z.dtype == torch.float32
+    assert z.shape == (1000, 300)
+    assert stats.kstest(z.flatten().numpy(), "norm").pvalue > 1e-6
+    assert (z.abs() > 3).double().mean() == pytest.approx(2 * stats.norm.sf(3), rel=0.2)
+    neighbours = np.corrcoef(z[:, :-1].flatten(), z[:, 1:].flatten())[0, 1]
+    halves = np.corrcoef(z[:500].flatten(), z[500:].flatten())[0, 1]
+    assert abs(neighbours) < 0.015
+    assert abs(halves) < 0.015
+
+
+@pytest.mark.parametrize("noise", [ReproducibleNoise(0), SecureNoise()], ids=["reproducible", "secure"])
+def test_scalars_and_odd_sizes(noise: Noise) -> None:
+    assert draw(noise).shape == ()
+    assert draw(noise, 3).isfinite().all()
+
+
+def test_reproducible_noise_is_a_function_of_its_key() -> None:
+    first = {
+        key: draw(ReproducibleNoise(key[0]), 50, step=key[1], rank=key[2], index=key[3])
+        for key in itertools.product((0, 1), repeat=4)
+    }
+    for key, z in first.items():
+        again = draw(ReproducibleNoise(key[0]), 50, step=key[1], rank=key[2], index=key[3])
+        torch.testing.assert_close(z, again, rtol=0, atol=0)
+    for one, other in itertools.combinations(first.values(), 2):
+        assert not (one == other).any()
+
+
+def test_reproducible_ids_name_seed_and_step() -> None:
+    assert ReproducibleNoise(4).noise_id(7) == ReproducibleNoise(4).noise_id(7)
+    assert len({ReproducibleNoise(seed).noise_id(step) for seed in range(5) for step in range(5)}) == 25
+
+
+def test_secure_noise_never_repeats() -> None:
+    noise = SecureNoise()
+    assert not (draw(noise, 50) == draw(noise, 50)).any()
+    assert noise.noise_id(0) != noise.noise_id(0)
