@@ -1,0 +1,114 @@
+"""`privlm show RUN`: one run at a glance: its state, results, privacy, stages and files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from privlm.cli.arguments import ArgumentParser, add_runs_option, runs_folder
+from privlm.report.card import number, privacy_card
+from privlm.report.render import console, print_table, to_json
+from privlm.report.store import RunRecord, find_run, life_sign
+from privlm.report.table import Table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EPILOG = """\
+examples:
+  privlm show runs/ewtune/minilm-sms_spam-head-dp3-seed0-3f2a9c1e
+  privlm show 3f2a                                  by the beginning of the hash, below --runs
+  privlm show 3f2a --json | jq .privacy.epsilon
+
+With --json: path, state, reason, config, result, privacy, stages, files ([path, bytes]) and problems, as the files
+of the run directory hold them.
+"""
+
+
+def main(argv: list[str]) -> int:
+    parser = ArgumentParser(prog="privlm show", description=__doc__, epilog=EPILOG)
+    parser.add_argument("run", help="a path, a directory name, or a unique prefix of it or of the hash")
+    parser.add_argument("--json", action="store_true", help="print for machines")
+    add_runs_option(parser)
+    arguments = parser.parse_args(argv)
+    run = find_run(arguments.run, runs_folder(arguments))
+    if arguments.json:
+        print(to_json(_content(run)))
+    else:
+        _print(run, console())
+    return 0
+
+
+def _content(run: RunRecord) -> dict[str, Any]:
+    return {
+        "path": str(run.path),
+        "state": run.state,
+        "reason": run.status.get("reason"),
+        "config": run.config,
+        "result": run.result,
+        "privacy": run.privacy,
+        "stages": run.status.get("stages", {}),
+        "files": run.files(),
+        "problems": run.problems,
+    }
+
+
+def _print(run: RunRecord, out: Console) -> None:
+    out.print(str(run.path), style="bold", markup=False)
+    remarks = [run.status.get("reason"), life_sign(run.status)]
+    out.print(": ".join([run.state, *filter(None, remarks)]), style=STATE_STYLES.get(run.state, ""), markup=False)
+    if run.scale != "paper":
+        out.print(f"scale {run.scale}: not the sizes of the paper", style="yellow")
+    for table in (_results(run), *_privacy(run), _stages(run), _files(run)):
+        if table.rows:
+            print_table(table, out)
+    for note in (*(run.result or {}).get("notes", ()), *run.problems):
+        out.print(note, style="dim", markup=False)
+
+
+STATE_STYLES = {"done": "green", "running": "cyan", "failed": "red", "interrupted": "yellow"}
+
+
+def _results(run: RunRecord) -> Table:
+    rows = [
+        [
+            row.metric,
+            f"{row.value:.4g}",
+            row.unit,
+            "" if row.ci_low is None else f"[{row.ci_low:.4g}, {row.ci_high:.4g}]",
+            "" if row.n is None else str(row.n),
+            row.split or "",
+            row.provenance,
+        ]
+        for row in run.results
+    ]
+    return Table(
+        "results", "results", ["metric", "value", "unit", "interval", "n", "split", "provenance"], rows, [], []
+    )
+
+
+def _privacy(run: RunRecord) -> list[Table]:
+    card = privacy_card(run.privacy)
+    readings = [[row.accountant, number(row.epsilon), row.kind, number(row.noise_multiplier)] for row in card.readings]
+    columns = ["accountant", "epsilon", "kind", "noise multiplier for the target"]
+    facts = [*(list(fact) for fact in card.facts), *(["flag", flag] for flag in card.flags)]
+    return [
+        Table("accountants", f"privacy: {card.headline}", columns, readings, [], []),
+        Table("privacy", "how it was spent" if readings else "privacy", ["", ""], facts, [], []),
+    ]
+
+
+def _stages(run: RunRecord) -> Table:
+    rows = [
+        [
+            name,
+            stage["state"],
+            "" if stage["seconds"] is None else f"{stage['seconds']:.1f} s",
+            str(len(stage["outputs"])),
+        ]
+        for name, stage in run.status.get("stages", {}).items()
+    ]
+    return Table("stages", "stages", ["stage", "state", "time", "outputs"], rows, [], [])
+
+
+def _files(run: RunRecord) -> Table:
+    return Table("files", "files", ["path", "bytes"], [[path, f"{size:,}"] for path, size in run.files()], [], [])

@@ -1,0 +1,118 @@
+"""Runs side by side: their results, and what differs in their configurations and environments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from privlm.report.store import Result, RunRecord
+from privlm.report.table import Table
+from privlm.report.tables import SPREAD_NOTE, mean_and_sd, spread_text
+
+NOT_A_DIFFERENCE = ("command",)
+"""Keys of env.json that differ between any two runs and explain nothing."""
+
+INTERVAL_NOTE = "[low, high] is the confidence interval of the run itself, where it reports one"
+
+
+@dataclass(frozen=True)
+class Group:
+    """A column of the comparison: one run, or the runs of one cell (equal but for the seed)."""
+
+    name: str
+    runs: list[RunRecord]
+
+
+def compare(runs: Sequence[RunRecord], *, by_cell: bool = False) -> list[Table]:
+    """Three tables: results, configuration, environment; the last two hold only keys that differ.
+
+    by_cell: runs of one cell become one column, mean ± sample sd over them.
+    """
+    groups = _cells(runs) if by_cell else [Group(run.name, [run]) for run in runs]
+    return [
+        _results(groups),
+        _differences("config", "configuration: keys that differ", groups, lambda run: run.config),
+        _differences("environment", "environment: keys that differ", groups, lambda run: run.env or {}),
+    ]
+
+
+def _cells(runs: Sequence[RunRecord]) -> list[Group]:
+    by_hash: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        by_hash.setdefault(run.cell_hash or run.name, []).append(run)
+    return [Group(f"{_stem(members[0])} ({len(members)} runs)", members) for members in by_hash.values()]
+
+
+def _stem(run: RunRecord) -> str:
+    """The name of a run's directory without the hash and the seed."""
+    return run.name.rpartition("-")[0].removesuffix(f"-seed{run.seed}") or run.name
+
+
+def _results(groups: Sequence[Group]) -> Table:
+    keys = list(
+        dict.fromkeys(
+            (row.metric, row.split, row.unit) for group in groups for run in group.runs for row in run.results
+        )
+    )
+    table = Table("results", "results", ["metric", "split", *(group.name for group in groups)], [], [], [])
+    for metric, split, unit in keys:
+        texts: list[str] = []
+        values: dict[str, Any] = {"metric": metric, "split": split, "unit": unit}
+        for group in groups:
+            rows = [
+                row
+                for run in group.runs
+                for row in run.results
+                if (row.metric, row.split, row.unit) == (metric, split, unit)
+            ]
+            texts.append(_figure(rows))
+            values[group.name] = [row.value for row in rows]
+        table.rows.append([f"{metric} ({unit})" if unit else metric, split or "", *texts])
+        table.values.append(values)
+    states = [f"{run.name}: {run.state}" for group in groups for run in group.runs if not run.finished]
+    spread = [SPREAD_NOTE] if any(len(group.runs) > 1 for group in groups) else [INTERVAL_NOTE]
+    table.notes = [*spread, *states]
+    return table
+
+
+def _figure(rows: Sequence[Result]) -> str:
+    if not rows:
+        return ""
+    if len(rows) > 1:
+        mean, sd = mean_and_sd([row.value for row in rows])
+        return f"{spread_text(mean, sd, 4)} ({len(rows)} seeds)"
+    row = rows[0]
+    interval = "" if row.ci_low is None else f" [{row.ci_low:.4g}, {row.ci_high:.4g}]"
+    return f"{row.value:.4g}{interval}"
+
+
+def _differences(
+    name: str, title: str, groups: Sequence[Group], content: Callable[[RunRecord], dict[str, Any]]
+) -> Table:
+    flat = [[flatten(content(run)) for run in group.runs] for group in groups]
+    keys = sorted({key for group in flat for run in group for key in run if key not in NOT_A_DIFFERENCE})
+    table = Table(name, title, ["key", *(group.name for group in groups)], [], [], [])
+    for key in keys:
+        texts = [sorted({_text(run.get(key)) for run in group}) for group in flat]
+        if len({text for group in texts for text in group}) > 1:
+            table.rows.append([key, *(", ".join(group) for group in texts)])
+            table.values.append({"key": key} | {group.name: text for group, text in zip(groups, texts, strict=True)})
+    if not table.rows:
+        table.notes.append("no difference")
+    return table
+
+
+def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys; lists stay values."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _text(value: Any) -> str:
+    return "—" if value is None else str(value)

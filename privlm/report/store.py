@@ -1,0 +1,287 @@
+"""The results store: run directories read as they lie.
+
+There is no database. A run without a result, a damaged file or a run that died is a fact to report, not a reason to
+stop; only a file of a newer schema is refused by name, since guessing what it means could print a wrong figure.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from privlm import files
+from privlm.errors import UsageError
+
+SCHEMA = 1
+"""Newest schema of status.json and result.json that is understood here."""
+
+RUN_MARKERS = frozenset({"status.json", "result.json"})
+SILENT_AFTER = 300.0
+"""Seconds without a heartbeat after which a running run is called silent."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row of result.json. `unit` is the run's own; ci_low and ci_high bound the interval where there is one."""
+
+    metric: str
+    value: float
+    unit: str
+    n: int | None
+    ci_low: float | None
+    ci_high: float | None
+    split: str | None
+    provenance: str
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One point of metrics.jsonl. `series` tells apart what shares a name and a split (client, round, domain)."""
+
+    stage: str
+    step: int
+    split: str
+    name: str
+    value: float
+    series: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run directory. Small files are read at once, the others when first asked for.
+
+    problems: files that exist but could not be read, one sentence each; they count as absent.
+    """
+
+    path: Path
+    status: dict[str, Any]
+    result: dict[str, Any] | None
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def state(self) -> str:
+        """running, done, failed or interrupted; unknown without a readable status.json."""
+        return self.status.get("state", "unknown")
+
+    @property
+    def finished(self) -> bool:
+        """Whether its result may be used: a failed run's rows are not a result."""
+        return self.state == "done" and self.result is not None
+
+    @property
+    def run_hash(self) -> str:
+        return self.status.get("run_hash") or (self.result or {}).get("run_hash", "")
+
+    @property
+    def cell_hash(self) -> str:
+        return self.status.get("cell_hash") or (self.result or {}).get("cell_hash", "")
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Fingerprints of what the run read (data, weights): name -> hexadecimal digest."""
+        return self.status.get("inputs", {})
+
+    @property
+    def scale(self) -> str:
+        return self.result["scale"] if self.result else self.config.get("scale", "unknown")
+
+    @property
+    def seed(self) -> int | None:
+        return self.result["seed"] if self.result else self.config.get("seed")
+
+    @property
+    def task(self) -> str:
+        return self.result["task"] if self.result else self.config.get("task", {}).get("name", "unknown")
+
+    @cached_property
+    def results(self) -> list[Result]:
+        return [_result(row) for row in self.result["rows"]] if self.result else []
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration; {} where config.yaml is absent or damaged."""
+        from omegaconf import OmegaConf
+
+        try:
+            config = OmegaConf.to_container(OmegaConf.load(self.path / "config.yaml"), resolve=True)
+        except FileNotFoundError:
+            return {}
+        except Exception as error:  # PyYAML and OmegaConf share no base class
+            self.problems.append(f"config.yaml cannot be read: {_first_line(error)}")
+            return {}
+        return {str(key): value for key, value in config.items()} if isinstance(config, dict) else {}
+
+    @cached_property
+    def overrides(self) -> list[str]:
+        """The words of the command line that gave the configuration."""
+        try:
+            return (self.path / "overrides.txt").read_text(encoding="utf-8").split("\n")[:-1]
+        except FileNotFoundError:
+            return []
+
+    @cached_property
+    def privacy(self) -> dict[str, Any] | None:
+        return _read_json(self.path / "privacy.json", self.problems)
+
+    @cached_property
+    def env(self) -> dict[str, Any] | None:
+        return _read_json(self.path / "env.json", self.problems)
+
+    def metrics(self) -> list[Metric]:
+        """All points in the order of the file. Steps redone after a resume count once, as last written."""
+        try:
+            rows = files.read_json_lines(self.path / "metrics.jsonl")
+        except ValueError as error:
+            self.problems.append(f"metrics.jsonl cannot be read: {_first_line(error)}")
+            return []
+        points: dict[tuple[Any, ...], Metric] = {}
+        for row in rows:
+            series = tuple((key, row[key]) for key in ("client", "round", "domain") if key in row)
+            point = Metric(row["stage"], row["step"], row["split"], row["name"], float(row["value"]), series)
+            points[point.stage, point.step, point.split, point.name, series] = point
+        return list(points.values())
+
+    def files(self) -> list[tuple[str, int]]:
+        """Relative path and size in bytes of every file, sorted by path; hidden files are the runner's own."""
+        found = []
+        for folder, _, names in os.walk(self.path):
+            for name in names:
+                path = Path(folder, name)
+                if not name.startswith(".") and path.is_file():
+                    found.append((path.relative_to(self.path).as_posix(), path.stat().st_size))
+        return sorted(found)
+
+
+@dataclass(frozen=True)
+class Store:
+    """The runs below a folder, sorted by path, and a warning for each directory that could not be used."""
+
+    root: Path
+    runs: list[RunRecord]
+    skipped: list[str]
+
+
+def read_run(path: Path) -> RunRecord:
+    """The run in directory `path`. Raises UsageError if it is no run directory or was written by a newer PrivLM."""
+    problems: list[str] = []
+    status = _read_json(path / "status.json", problems)
+    result = _read_json(path / "result.json", problems)
+    if status is None and result is None and not problems:
+        raise UsageError(f"{path} is not a run directory: it holds neither status.json nor result.json")
+    return RunRecord(path, status or {}, result, problems)
+
+
+def find_runs(root: Path) -> Store:
+    """All runs at or below `root`, each once, whatever links lead to it. A missing folder is an empty store."""
+    runs: list[RunRecord] = []
+    skipped: list[str] = []
+    visited: set[tuple[int, int]] = set()
+    pending = [root] if root.is_dir() else []
+    while pending:
+        folder = pending.pop()
+        try:
+            identity = folder.stat()
+            if (identity.st_dev, identity.st_ino) in visited:
+                continue
+            visited.add((identity.st_dev, identity.st_ino))
+            names = sorted(entry.name for entry in os.scandir(folder))
+            if RUN_MARKERS.intersection(names):
+                runs.append(read_run(folder))
+            else:
+                pending += [folder / name for name in names if os.path.isdir(folder / name)]
+        except (OSError, UsageError) as error:
+            skipped.append(f"skipped {folder}: {_first_line(error)}")
+    return Store(root, sorted(runs, key=lambda run: str(run.path)), sorted(skipped))
+
+
+def find_run(word: str, root: Path) -> RunRecord:
+    """The run that `word` names: a path, a directory name below `root`, or a unique prefix of its name or hash.
+
+    Raises UsageError naming the nearest runs when there is none, and the candidates when there are several.
+    """
+    if Path(word).is_dir():
+        return read_run(Path(word))
+    runs = find_runs(root).runs
+    found = [run for run in runs if run.name == word] or [
+        run for run in runs if run.name.startswith(word) or run.run_hash.startswith(word)
+    ]
+    if not found:
+        raise UsageError(f"no run '{word}' in {root}{nearest(word, [run.name for run in runs])}")
+    if len(found) > 1:
+        paths = "\n".join(f"  {run.path}" for run in found)
+        raise UsageError(f"'{word}' names {len(found)} runs; give more of the name, or a path:\n{paths}")
+    return found[0]
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """'; did you mean ...?' with up to three of the names that look like `word`, or nothing."""
+    near = difflib.get_close_matches(word, list(names), n=3, cutoff=0.4)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def life_sign(status: dict[str, Any]) -> str:
+    """What is wrong with a run that claims to be running: its process is gone or it is silent; '' if nothing is."""
+    if status.get("state") != "running":
+        return ""
+    if status["host"] == socket.gethostname() and not _is_alive(status["pid"]):
+        return "its process is gone; the same command resumes it"
+    silence = time.time() - status["heartbeat"]
+    return f"no heartbeat for {silence / 60:.0f} min" if silence > SILENT_AFTER else ""
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's process, so there is one
+        return True
+    return True
+
+
+def _result(row: dict[str, Any]) -> Result:
+    low, high = row.get("ci_low"), row.get("ci_high")
+    return Result(
+        metric=row["metric"],
+        value=float(row["value"]),
+        unit=row.get("unit") or "",
+        n=row.get("n"),
+        ci_low=None if low is None else float(low),
+        ci_high=None if high is None else float(high),
+        split=row.get("split"),
+        provenance=row["provenance"],
+    )
+
+
+def _read_json(path: Path, problems: list[str]) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        problems.append(f"{path.name} cannot be read: {_first_line(error)}")
+        return None
+    if not isinstance(content, dict):
+        problems.append(f"{path.name} cannot be read: it holds no object")
+        return None
+    if content.get("schema", SCHEMA) > SCHEMA:
+        raise UsageError(
+            f"{path} has schema {content['schema']}, this PrivLM reads up to {SCHEMA}: update PrivLM to read it"
+        )
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,42 @@
+import json
+
+import pytest
+
+from privlm.cli.compare import main
+from privlm.errors import UsageError
+
+pytestmark = pytest.mark.torch_free
+
+
+def test_compares_runs_named_by_hash(tmp_path, make_run, capsys):
+    names = [make_run(tmp_path, seed=seed).name for seed in (0, 1)]
+    assert main([*(name[-8:] for name in names), "--runs", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in names)
+    assert "seed" in out
+
+
+def test_compares_a_folder_as_json(tmp_path, make_run, capsys):
+    for seed in (0, 1):
+        make_run(tmp_path, seed=seed)
+    assert main([str(tmp_path), "--json", "--by-cell"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert list(content) == ["results", "config", "environment"]
+    assert [row["metric"] for row in content["results"]] == ["accuracy", "f1"]
+
+
+@pytest.mark.parametrize("words", [[], ["--bogus"], ["nowhere", "nothing"]])
+def test_wrong_usage_is_refused(tmp_path, words):
+    with pytest.raises(UsageError):
+        main([*words, "--runs", str(tmp_path)])
+
+
+def test_one_run_is_not_a_comparison(tmp_path, make_run):
+    path = make_run(tmp_path)
+    with pytest.raises(UsageError, match="needs two runs"):
+        main([str(path), str(path)])
+
+
+def test_a_missing_runs_folder_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="--runs: no folder"):
+        main(["a", "b", "--runs", str(tmp_path / "typo")])
