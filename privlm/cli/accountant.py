@@ -1,6 +1,7 @@
 """`privlm accountant eps|sigma`: the cost of a noise, and the noise of a budget, without training anything."""
 
 import argparse
+import functools
 import json
 import math
 from collections.abc import Callable
@@ -32,7 +33,7 @@ accountants:
 exit status: 0, or 2 for a wrong argument.
 """
 
-_EDGEWORTH_ORDERS_SIDE_BY_SIDE = (1, 2, 3)
+_ESTIMATES = ("gdp", "edgeworth")
 
 
 def main(argv: list[str]) -> int:
@@ -137,10 +138,14 @@ def _run(options: argparse.Namespace) -> tuple[float, int, float, list[str]]:
 
 
 def _choices(options: argparse.Namespace) -> list[dict[str, Any]]:
-    if not options.all:
-        return [{"accountant": options.accountant, "order": 2 if options.order is None else options.order}]
-    others: list[dict[str, Any]] = [{"accountant": name} for name in ("pld", "rdp", "gdp")]
-    return others + [{"accountant": "edgeworth", "order": order} for order in _EDGEWORTH_ORDERS_SIDE_BY_SIDE]
+    """Keyword arguments of the accountants to ask."""
+    if options.all:
+        return [{"accountant": name} for name in ("pld", "rdp", "gdp")] + [
+            {"accountant": "edgeworth", "order": order} for order in (1, 2, 3)
+        ]
+    if options.order is None:
+        return [{"accountant": options.accountant}]
+    return [{"accountant": options.accountant, "order": options.order}]
 
 
 def _eps(options: argparse.Namespace) -> None:
@@ -148,12 +153,16 @@ def _eps(options: argparse.Namespace) -> None:
 
     rate, steps, delta, notes = _run(options)
     segment = accounting.Segment(rate, options.noise_multiplier, steps)
-    common = {"direction": options.direction, "adjacency": options.adjacency}
+
+    @functools.cache
+    def answer_of(**choice: Any) -> accounting.Guarantee:
+        return accounting.epsilon([segment], delta, direction=options.direction, adjacency=options.adjacency, **choice)
+
     answers = []
     for choice in _choices(options):
-        answer = accounting.epsilon([segment], delta, **choice, **common).to_dict()
-        if choice["accountant"] == "edgeworth":
-            answer["certified_pld"] = accounting.epsilon([segment], delta, **common).to_dict()["epsilon"]
+        answer = answer_of(**choice).to_dict()
+        if choice["accountant"] in _ESTIMATES:
+            answer["certified_pld"] = answer_of(accountant="pld").to_dict()["epsilon"]
         answers.append(answer)
     _print(options, answers, notes, columns=("epsilon",))
 
@@ -173,9 +182,9 @@ def _sigma(options: argparse.Namespace) -> None:
             **choice,
         )
         answer = found.to_dict()
-        if choice["accountant"] in ("gdp", "edgeworth"):
-            segment = accounting.Segment(rate, found.noise_multiplier, steps)
-            certified = accounting.epsilon([segment], delta, adjacency=options.adjacency)
+        if choice["accountant"] in _ESTIMATES:
+            segments = [accounting.Segment(rate, found.noise_multiplier, steps)]
+            certified = accounting.epsilon(segments, delta, adjacency=options.adjacency)
             answer["certified_pld"] = certified.to_dict()["epsilon"]
         answers.append(answer)
     _print(options, answers, notes, columns=("noise_multiplier", "epsilon"))
@@ -197,7 +206,7 @@ def _print(
 def _print_one(answer: dict[str, Any], columns: tuple[str, ...]) -> None:
     for column in columns:
         print(f"{column.replace('_', ' ')} {_rounded_up(answer[column])}")
-    print(f"{_status(answer)} by {_name(answer)} ({answer['version']})")
+    print(f"{_status(answer)} ({_name(answer)}, {answer['version']})")
     if "certified_pld" in answer:
         print(f"certified by pld: epsilon {_rounded_up(answer['certified_pld'])}")
     print(_setting(answer))
@@ -230,7 +239,7 @@ def _name(answer: dict[str, Any]) -> str:
 
 
 def _status(answer: dict[str, Any]) -> str:
-    return "certified" if answer["guarantee"] else "ESTIMATE"
+    return "certified" if answer["guarantee"] else "not a guarantee"
 
 
 def _rounded_up(value: float | str) -> str:

@@ -81,8 +81,10 @@ def noise_multiplier(
             f"privacy.delta = {delta:g} covers the chance that a record is ever drawn: "
             "any noise_multiplier meets any epsilon; lower delta"
         )
-    estimated = accountant in ("gdp", "edgeworth")
-    guess = 1.0 if estimated else _edgeworth_guess(target_epsilon, delta, sampling_rate, steps)
+    if accountant in ("gdp", "edgeworth"):
+        found = _solve(lambda sigma: certify(sigma).epsilon, target_epsilon, guess=1.0, tolerance=TOLERANCE / 1000)
+        return Calibration(found, target_epsilon, certify(found))
+    guess = _edgeworth_guess(target_epsilon, delta, sampling_rate, steps)
     if accountant == "pld":
         return _certified_by_pld(target_epsilon, certify, guess)
     found = _solve(lambda sigma: certify(sigma).epsilon, target_epsilon, guess)
@@ -116,9 +118,9 @@ def _edgeworth_guess(target_epsilon: float, delta: float, sampling_rate: float, 
         return 1.0  # only a place to start from: where the expansion fails, the search takes a few steps more
 
 
-def _solve(epsilon_of: Callable[[float], float], target: float, guess: float) -> float:
-    """A noise multiplier whose epsilon lies in [target - TOLERANCE, target], or just above a jump over that window."""
-    tolerance = min(TOLERANCE, target / 100)
+def _solve(epsilon_of: Callable[[float], float], target: float, guess: float, tolerance: float = TOLERANCE) -> float:
+    """A noise multiplier whose epsilon lies in [target - tolerance, target], or just above a jump over that window."""
+    tolerance = min(tolerance, target / 100)
     aim = target - tolerance / 2
 
     def excess(log_sigma: float) -> float:
@@ -140,7 +142,7 @@ def _solve(epsilon_of: Callable[[float], float], target: float, guess: float) ->
                 f"privacy.epsilon: {target:g} holds with a noise_multiplier below {MIN_NOISE_MULTIPLIER:g}; lower it"
             )
         low, high, step = max(low - step, math.log(MIN_NOISE_MULTIPLIER)), low, 2 * step
-    precision = 1e-6
+    precision = 1e-8
     sigma = math.exp(brentq(excess, low, high, xtol=precision))
     while epsilon_of(sigma) > target:
         sigma *= 1 + precision
