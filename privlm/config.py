@@ -1,8 +1,8 @@
 """The typed configuration: one dataclass per group, and the checks of meaning that types cannot express.
 
-Types live here, values in configs/ (no default is written twice): a field without a value in the YAML is an error of the
-YAML. `check` collects every problem of a composed configuration, so that a user mends them in one go.
-Imports nothing heavy and nothing of Hydra: schemas are registered by privlm.cli.compose.
+Types live here, values in configs/ (no default is written twice): a field without a value in the YAML is an error of
+the YAML. `check` collects every problem of a composed configuration, so that a user mends them in one go. Imports
+nothing heavy and nothing of Hydra: schemas are registered by privlm.cli.compose.
 """
 
 from __future__ import annotations
@@ -232,9 +232,7 @@ def _check_trainer(trainer: Any) -> list[str]:
     if trainer.early_stop_patience is not None and not trainer.evaluate_every:
         problems.append("trainer.early_stop_patience needs trainer.evaluate_every above 0")
     if trainer.name == "single" and trainer.processes != 1:
-        problems.append(
-            f"trainer.processes={trainer.processes} needs trainer=ddp (trainer=single is one process)"
-        )
+        problems.append(f"trainer.processes={trainer.processes} needs trainer=ddp (trainer=single is one process)")
     return problems
 
 
@@ -256,11 +254,6 @@ def _check_privacy(privacy: Any, trainer: Any) -> list[str]:
     problems += _check_delta(privacy.delta)
     if privacy.order not in (0, 1, 2, 3):
         problems.append(f"privacy.order must be 0, 1, 2 or 3, not {privacy.order}")
-    if privacy.strict and privacy.accountant in ("gdp", "edgeworth"):
-        problems.append(
-            f"privacy.accountant={privacy.accountant} is an estimate, not a guarantee: it sets the noise only with "
-            "privacy.strict=false (the certified epsilon is then computed and printed beside it)"
-        )
     if trainer.max_grad_norm is not None:
         problems.append("trainer.max_grad_norm has no place under privacy: set privacy.clipping_norm instead")
     return problems

@@ -1,8 +1,8 @@
 """Finds the tasks: the folders of privlm.runners, and outside packages by the entry-point group `privlm.tasks`.
 
-A task is a package with `config.py` (a dataclass `Task`, optional `SCHEMAS` and `check(config) -> list[str]`; imports nothing heavy)
-and `run.py` (`run(config, job)`). An outside package may also hold a folder `configs` beside them. This module is
-the only road from privlm/ to a runner.
+A task is a package with `config.py` (a dataclass `Task`, optional `SCHEMAS` and `check(config) -> list[str]`; imports
+nothing heavy) and `run.py` (`run(config, job)`). An outside package may also hold a folder `configs` beside them. This
+module is the only road from privlm/ to a runner.
 """
 
 from __future__ import annotations
@@ -45,6 +45,10 @@ class TaskEntry:
         """The task's own problems with a composed configuration (see privlm.config.check)."""
         function: Callable[[Any], list[str]] | None = getattr(self.config_module(), "check", None)
         return function(config) if function else []
+
+    def plan(self, config: Any) -> dict[str, Any]:
+        """What a dry run prints: name -> value, from the task's own `plan.py`."""
+        return importlib.import_module(f"{self.package}.plan").plan(config)
 
     def run_function(self) -> Callable[[Any, Any], None]:
         """The experiment; importing it may import torch."""
@@ -97,7 +101,5 @@ def _outside_tasks() -> dict[str, TaskEntry]:
             continue
         folder = Path(spec.origin).parent
         config_dir = folder / "configs"
-        found[point.name] = TaskEntry(
-            point.name, point.value, folder, config_dir if config_dir.is_dir() else None
-        )
+        found[point.name] = TaskEntry(point.name, point.value, folder, config_dir if config_dir.is_dir() else None)
     return found

@@ -97,11 +97,22 @@ class Ledger:
             self._append(self._path, release.to_json().encode() + b"\n")
         self._count(release)
 
-    def segments(self) -> "list[Segment]":
-        """Steps per sampling rate and noise multiplier, each distinct noise counted once."""
+    def __len__(self) -> int:
+        """Releases recorded, repeated ones included."""
+        return len(self._releases)
+
+    def segments(self, through_step: int | None = None) -> "list[Segment]":
+        """Steps per sampling rate and noise multiplier, each distinct noise counted once.
+
+        through_step: only releases of steps up to this one.
+        """
         from privlm.privacy.accounting import Segment
 
-        return [Segment(rate, multiplier, steps) for (rate, multiplier), steps in self._num_steps.items()]
+        num_steps = self._num_steps
+        if through_step is not None:
+            settings = {r.noise_id: r.setting for r in self._releases if r.step <= through_step}
+            num_steps = Counter((s.sampling_rate, s.noise_multiplier) for s in settings.values())
+        return [Segment(rate, multiplier, steps) for (rate, multiplier), steps in num_steps.items()]
 
     def epsilon(self, delta: float, *, accountant: str = "pld", adjacency: str = "add_remove") -> "Guarantee":
         """What all releases together spend at `delta`."""

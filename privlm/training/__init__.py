@@ -1,1 +1,4 @@
-"""The training loop, objectives, schedules and checkpoints. Works as a plain library: needs torch and accelerate only."""
+"""The training loop, objectives, schedules and checkpoints.
+
+Works as a plain library: needs torch and accelerate only.
+"""

@@ -1,12 +1,11 @@
 """What is minimised: one loss per example, so that privacy can bound each example's influence.
 
-An objective is the only road from data to gradients. The trainer turns its per-example losses into a batch loss, or hands
-them to the privacy engine; it never sees a loss that an objective has already averaged.
+An objective is the only road from data to gradients. The trainer turns its per-example losses into a batch loss, or
+hands them to the privacy engine; it never sees a loss that an objective has already averaged.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -14,6 +13,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from privlm.privacy import keyed_random
 
 Batch = Mapping[str, Tensor]
 
@@ -53,13 +54,7 @@ class ExampleRandom:
         return torch.from_numpy(np.stack(draws)).to(device or "cpu")
 
     def _generator(self, example_id: int) -> np.random.Generator:
-        return np.random.Generator(np.random.Philox(key=stream_key("example", self.seed, self.step, int(example_id))))
-
-
-def stream_key(*parts: str | int) -> int:
-    """A 128-bit key for a counter-based generator, distinct for distinct parts."""
-    text = "/".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "big")
+        return keyed_random.generator("example", self.seed, self.step, int(example_id))
 
 
 class Objective(Protocol):

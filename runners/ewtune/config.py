@@ -1,4 +1,4 @@
-"""Schema and checks of the task `ewtune`."""
+"""Schema, checks and inputs of the task `ewtune`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from omegaconf import MISSING
 
 @dataclass
 class TrainingPreset:
-    """Training settings of one adapter; the recipe's trainer section reads those of the chosen adapter."""
+    """Optimizer settings that fit one adapter."""
 
     optimizer: str = MISSING
     learning_rate: float = MISSING
@@ -20,13 +20,45 @@ class TrainingPreset:
 
 
 @dataclass
+class BudgetPreset:
+    """Budget and batch of one published setting."""
+
+    batch_size: int = MISSING
+    epochs: float = MISSING
+    epsilon: float = MISSING
+    delta: Any = MISSING
+    clipping_norm: float = MISSING
+    allow_large_delta: bool = MISSING
+
+
+@dataclass
 class Task:
+    """setting and settings are read by the paper's recipe, presets by all."""
+
     name: str = MISSING
     presets: dict[str, TrainingPreset] = MISSING
+    setting: str = MISSING
+    settings: dict[str, BudgetPreset] = MISSING
 
 
 def check(config: Any) -> list[str]:
-    if config.adapter.name not in config.task.presets:
-        known = ", ".join(sorted(config.task.presets))
-        return [f"task.presets: no training preset for adapter '{config.adapter.name}' (there are {known})"]
-    return []
+    """Problems of this task's own settings."""
+    if config.adapter.name in config.task.presets:
+        return []
+    known = ", ".join(sorted(config.task.presets))
+    return [
+        f"task.presets: no training preset for adapter '{config.adapter.name}' (there are {known}); add "
+        f"'+task.presets.{config.adapter.name}={{optimizer: adamw, learning_rate: 1e-3, steps: 60, epochs: null, "
+        "schedule: linear}'"
+    ]
+
+
+def inputs(config: Any) -> dict[str, str]:
+    """Fingerprints of what the run reads, found before anything heavy is imported.
+
+    Raises UsageError when the model or the data are not at hand.
+    """
+    from privlm.data.files import locate
+    from privlm.models.files import locate_model
+
+    return {"data": locate(config.data).fingerprint, "model": locate_model(config.model).fingerprint}

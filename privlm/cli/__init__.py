@@ -1,0 +1,71 @@
+"""The command line: parses and prints, never computes. `main` is the console script `privlm`.
+
+Commands are imported when they are called, so that `privlm` and `privlm --help` start at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from privlm.errors import PrivLMError, UsageError
+
+COMMANDS = {
+    "run": "run one experiment:          privlm run task=ewtune model=roberta",
+    "sweep": "run every combination:       privlm sweep task=ewtune privacy.epsilon=1,3,8 seed=0,1,2",
+    "list": "tasks, models, data, tables: privlm list models",
+    "show": "one run's results and files: privlm show RUN",
+    "compare": "runs side by side:           privlm compare RUN RUN...",
+    "tables": "a paper's table and ours:    privlm tables ewtune_noise",
+    "accountant": "epsilon and noise:           privlm accountant eps --help",
+    "cp": "copy a YAML to edit it:      privlm cp model/minilm myconfigs/",
+    "doctor": "what this machine can do:    privlm doctor",
+}
+
+HELP = """\
+PrivLM: adapt and probe large models under privacy.
+
+usage: privlm COMMAND ...
+
+{commands}
+
+`privlm COMMAND --help` teaches each. Tab completion: eval "$(privlm -sc install=bash)"
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status; every error of the user is one message, without a traceback."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(words)
+    except PrivLMError as error:
+        print(f"privlm: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # `privlm list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP.format(commands="\n".join(f"  {name:<11} {text}" for name, text in COMMANDS.items())), end="")
+        return 0
+    command, *rest = words
+    if command == "--version":
+        from privlm import __version__
+
+        print(f"privlm {__version__}")
+        return 0
+    if command in ("-sc", "--shell-completion"):
+        command = "completion"
+    elif command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else f"; the commands are {', '.join(COMMANDS)}"
+        raise UsageError(f"no command '{command}'{hint}")
+    module = "listing" if command == "list" else command
+    return importlib.import_module(f"privlm.cli.{module}").main(rest)

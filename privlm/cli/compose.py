@@ -1,0 +1,230 @@
+"""From the words of the command line to a checked configuration.
+
+Hydra composes; the recipe is ours. A recipe (`configs/recipe/<task>_<scale>.yaml`) may choose for any group, which
+Hydra forbids to an interpolated entry of the defaults list. So the words are composed once to learn task and scale, and
+then again with `recipe=<task>_<scale>` as an override like any other: what the user wrote still wins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from privlm import config as core
+from privlm import identity, registry
+from privlm.cli.explain import explain
+from privlm.errors import UsageError
+
+GROUPS = ("scale", "task", "model", "data", "adapter", "privacy", "trainer", "tracker")
+
+
+@dataclass(frozen=True)
+class Words:
+    """What follows `privlm run`: Hydra's overrides, the user's config folders, and the name of the primary config."""
+
+    overrides: tuple[str, ...]
+    config_dirs: tuple[Path, ...] = ()
+    config_name: str = "config"
+
+    def with_overrides(self, overrides: Sequence[str]) -> Words:
+        return Words(tuple(overrides), self.config_dirs, self.config_name)
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A resolved, read-only configuration; the words that gave it, recipe included; and who chose each group."""
+
+    config: DictConfig
+    words: Words
+    chosen_by: dict[str, str]
+
+
+def compose(words: Words) -> Composed:
+    """Composes and checks one run.
+
+    Raises UsageError with one message: an unknown key, option or type, a missing value, or all problems of meaning at
+    once.
+    """
+    prepare(words.config_dirs)
+    with composer():
+        _require_task(words.overrides)
+        first = _compose(words)
+        complete = words.with_overrides([*words.overrides, *_recipe(first, words.overrides)])
+        config = _compose(complete)
+        chosen_by = _chosen_by(words.overrides, before=first, after=config)
+    config = OmegaConf.masked_copy(config, [key for key in config if key not in ("hydra", "recipe")])
+    _require_values(config)
+    problems = core.check(config) + task_entry(config).check(config)
+    if problems:
+        head = "the configuration has a problem:" if len(problems) == 1 else "the configuration has problems:"
+        raise UsageError("\n".join([head, *(f"  {problem}" for problem in problems)]))
+    OmegaConf.resolve(config)
+    OmegaConf.set_readonly(config, True)
+    return Composed(config, complete, chosen_by)
+
+
+def with_recipe(words: Words) -> Words:
+    """The words with the recipe that belongs to them, for Hydra's own inspection flags."""
+    prepare(words.config_dirs)
+    with composer():
+        _require_task(words.overrides)
+        return words.with_overrides([*words.overrides, *_recipe(_compose(words), words.overrides)])
+
+
+def expand(words: Words) -> list[Words]:
+    """The runs of a sweep in Hydra's grammar: comma lists, choice(), range() and `hydra.sweeper.params`."""
+    prepare(words.config_dirs)
+    with composer():
+        parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+        try:
+            batches = BasicSweeper.split_arguments(parser.parse_overrides(list(words.overrides)), max_batch_size=None)
+        except HydraException as error:
+            raise UsageError(explain(error, words.overrides, _composed_without(words))) from error
+    return [words.with_overrides(overrides) for batch in batches for overrides in batch]
+
+
+def cell_hash_of(overrides: Sequence[str]) -> str:
+    """The cell hash of the run that these overrides make (see privlm.identity)."""
+    return identity.cell_hash(compose(Words(tuple(overrides))).config)
+
+
+def options(group: str, config_dirs: Sequence[Path] = ()) -> list[str]:
+    """The names that `group=` takes, of shipped and user configs alike."""
+    prepare(config_dirs)
+    with composer():
+        return list(GlobalHydra.instance().config_loader().get_group_options(group))
+
+
+def task_entry(config: DictConfig) -> registry.TaskEntry:
+    entry = registry.tasks().get(config.task.name)
+    if entry is None:
+        raise UsageError(f"task.name={config.task.name} has no runner; the tasks are {', '.join(registry.tasks())}")
+    return entry
+
+
+# --- what Hydra has to know
+# ---------------------------------------------------------------------------------------------
+
+
+class UserConfigs(SearchPathPlugin):
+    """Adds the user's folders and those of outside tasks to Hydra's search path."""
+
+    folders: tuple[Path, ...] = ()
+
+    def manipulate_search_path(self, search_path: Any) -> None:
+        for folder in reversed(self.folders):
+            search_path.prepend("user", f"file://{folder}")
+        for task in registry.tasks().values():
+            if task.config_dir is not None:
+                search_path.append(task.name, f"file://{task.config_dir}")
+
+
+def prepare(config_dirs: Sequence[Path] = ()) -> None:
+    """Makes schemas and search path known to Hydra; harmless when repeated.
+
+    Raises UsageError for a folder that is not there.
+    """
+    folders = list(config_dirs)
+    if from_environment := os.environ.get("PRIVLM_CONFIG_DIR"):
+        folders.append(Path(from_environment))
+    for folder in folders:
+        if not folder.is_dir():
+            raise UsageError(f"--config-dir: no folder {folder}")
+    UserConfigs.folders = tuple(folder.resolve() for folder in folders)
+    Plugins.instance().register(UserConfigs)
+    store = ConfigStore.instance()
+    schemas = dict(core.SCHEMAS)
+    for task in registry.tasks().values():
+        module = task.config_module()
+        store.store(group="schema/task", name=task.name, node=module.Task)
+        schemas |= getattr(module, "SCHEMAS", {})
+    for group, by_name in schemas.items():
+        for name, schema in by_name.items():
+            store.store(group=f"schema/{group}", name=name, node=schema)
+
+
+@contextlib.contextmanager
+def composer() -> Iterator[None]:
+    """Hydra's Compose API on our folder, whatever state an earlier use has left."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=str(registry.configs_dir()), version_base="1.3", job_name="privlm"):
+        yield
+
+
+def _compose(words: Words) -> DictConfig:
+    try:
+        return hydra_compose(words.config_name, list(words.overrides), return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(explain(error, words.overrides, _composed_without(words))) from error
+
+
+def _composed_without(words: Words) -> Any:
+    """A function that composes without one override, to learn the keys that could have been meant."""
+
+    def compose_without(key: str) -> DictConfig | None:
+        kept = [word for word in words.overrides if not word.lstrip("+~").startswith((f"{key}=", f"{key}@"))]
+        with contextlib.suppress(HydraException, OmegaConfBaseException):
+            return hydra_compose(words.config_name, kept)
+        return None
+
+    return compose_without
+
+
+def _recipe(config: DictConfig, overrides: Sequence[str]) -> list[str]:
+    if any(word.startswith("recipe=") for word in overrides):
+        return []
+    task = config.task.name
+    available = GlobalHydra.instance().config_loader().get_group_options("recipe")
+    if f"{task}_{config.scale}" in available:
+        return [f"recipe={task}_{config.scale}"]
+    scales = [name.removeprefix(f"{task}_") for name in available if name.startswith(f"{task}_")]
+    if scales:
+        raise UsageError(f"task '{task}' has no recipe for scale={config.scale}; it has {', '.join(scales)}")
+    return []
+
+
+def _chosen_by(overrides: Sequence[str], *, before: DictConfig, after: DictConfig) -> dict[str, str]:
+    """Group -> `choice (who chose it)`."""
+    chosen = {}
+    for group in GROUPS:
+        choice = after.hydra.runtime.choices.get(group)
+        if any(word.startswith(f"{group}=") for word in overrides):
+            who = "given"
+        elif before.hydra.runtime.choices.get(group) != choice:
+            who = "recipe"
+        elif group == "scale" and choice != "small":
+            who = f"natural to model={after.model.name}"
+        else:
+            who = "default"
+        chosen[group] = f"{choice} ({who})"
+    return chosen
+
+
+def _require_task(overrides: Sequence[str]) -> None:
+    if not any(word.startswith("task=") for word in overrides):
+        raise UsageError(f"which task? Add task=NAME; the tasks are {', '.join(registry.tasks())}")
+
+
+def _require_values(config: DictConfig) -> None:
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise UsageError(
+            f"no value for {', '.join(missing)}: add {' '.join(f'{key}=VALUE' for key in missing)}, or choose a config "
+            "that sets it"
+        )

@@ -1,0 +1,74 @@
+"""Hydra's and OmegaConf's refusals in one sentence, with the nearest right spelling."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import MissingConfigException
+from omegaconf import DictConfig
+
+ComposeWithout = Callable[[str], DictConfig | None]
+
+
+def explain(error: Exception, overrides: Sequence[str], compose_without: ComposeWithout) -> str:
+    """What `error` means for the user.
+
+    compose_without: composes the overrides without the one of a given key, None if that fails too.
+    """
+    text = str(error)
+    if isinstance(error, MissingConfigException) and (found := re.search(r"Could not find '([^']+)/([^'/]+)'", text)):
+        group, name = found.groups()
+        return no_such(name, GlobalHydra.instance().config_loader().get_group_options(group), group)
+    if (key := _unknown_key(text)) is not None:
+        config = compose_without(key)
+        near = difflib.get_close_matches(key, flat_keys(config) if config is not None else (), n=1, cutoff=0.6)
+        hint = f"; did you mean '{near[0]}'?" if near else " (add --cfg job to see them all)"
+        return f"no key '{key}'{hint}"
+    for cause in (error, error.__cause__):
+        if cause is not None and (refused := re.search(r"(Value '.*'.*)|(Cannot convert .*)", str(cause))):
+            return f"{_refused_key(text, str(cause))}: {refused.group(0).splitlines()[0]}"
+    return _first_lines(text)
+
+
+def no_such(name: str, available: Iterable[str], kind: str) -> str:
+    """`no KIND 'name'; did you mean 'near'? (there are ...)`"""
+    available = list(available)
+    near = difflib.get_close_matches(name, available, n=1, cutoff=0.5)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    return f"no {kind} '{name}'{hint} ({kind} takes {', '.join(available)})"
+
+
+def flat_keys(config: DictConfig, prefix: str = "") -> list[str]:
+    """Dotted names of all keys of a configuration, containers included."""
+    keys = []
+    for key in config:
+        keys.append(f"{prefix}{key}")
+        node = config._get_node(key)
+        if isinstance(node, DictConfig) and not (node._is_none() or node._is_interpolation() or node._is_missing()):
+            keys += flat_keys(node, f"{prefix}{key}.")
+    return keys
+
+
+def _unknown_key(text: str) -> str | None:
+    """The key of an error about an unknown one, or None for another kind of error."""
+    if found := re.search(r"Could not override '([^'@]+)", text):
+        return found.group(1)
+    if re.search(r"Key '[^']*' (is )?not in", text) and (found := re.search(r"full_key: (\S+)", text)):
+        return found.group(1)
+    return None
+
+
+def _refused_key(text: str, cause: str) -> str:
+    if found := re.search(r"full_key: (\S+)", cause):
+        return found.group(1)
+    found = re.search(r"override ([^=\s]+)=", text)
+    return found.group(1) if found else "override"
+
+
+def _first_lines(text: str) -> str:
+    """Hydra's own words without its links and advice on environment variables."""
+    lines = [line.strip() for line in text.splitlines()]
+    return "; ".join([line for line in lines if line and "://" not in line and "HYDRA_FULL" not in line][:4])

@@ -1,0 +1,71 @@
+"""A run directory before its run: made, or taken up from an earlier try, and held by one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from privlm import environment, files
+from privlm.errors import PrivLMError, UsageError
+
+SCHEMA = 1
+
+
+def create(
+    directory: Path, config: DictConfig, overrides: Sequence[str], *, run_hash: str, cell_hash: str
+) -> dict[str, Any]:
+    """Makes the run directory, or takes up that of an earlier try; returns its status.
+
+    The caller holds the lock. Raises UsageError when the directory cannot be written.
+    """
+    try:
+        status = files.read_json(directory / "status.json")
+        if status is None:
+            status = {"schema": SCHEMA, "restarts": 0, "started": time.time(), "stages": {}}
+        else:
+            status["restarts"] += 1
+        status |= {
+            "state": "running",
+            "reason": None,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "heartbeat": time.time(),
+            "run_hash": run_hash,
+            "cell_hash": cell_hash,
+        }
+        files.write_text(directory / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+        files.write_text(directory / "overrides.txt", "".join(f"{word}\n" for word in overrides))
+        files.write_json(directory / "env.json", environment.describe())
+        files.write_json(directory / "status.json", status)
+    except OSError as error:
+        raise UsageError(f"cannot write the run directory {directory}: {error.strerror}; set runs=FOLDER") from error
+    return status
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Holds the run directory for this process; a second one is told who holds it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = open(directory / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (held open as long as the lock)
+    except OSError as error:
+        raise UsageError(f"cannot write the run directory {directory}: {error.strerror}; set runs=FOLDER") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise PrivLMError(f"{directory} is in use by {holder}; wait for it or stop it") from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
