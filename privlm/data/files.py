@@ -36,13 +36,13 @@ def locate(config: DataConfig) -> DataFiles:
     """
     splits = (config.train_split, *config.eval_splits)
     if config.format == "sms":
-        path = _sms_file(Path(config.path)) if config.path else EMBEDDED_SMS
+        path = _sms_file(Path(config.path).expanduser()) if config.path else EMBEDDED_SMS
         files = DataFiles(dict.fromkeys(splits, (path,)), f"sha256:{_sha256(path)}")
         if path == EMBEDDED_SMS and files.fingerprint != f"sha256:{EMBEDDED_SMS_SHA256}":
             raise UsageError(f"{path}: the embedded data were changed (sha256 differs): reinstall privlm")
         return files
     if config.path:
-        paths = [_split_file(Path(config.path), split) for split in splits]
+        paths = [_split_file(Path(config.path).expanduser(), split) for split in splits]
         digests = "".join(map(_sha256, paths))
         by_split: dict[str, tuple[Path, ...]] = {split: (path,) for split, path in zip(splits, paths, strict=True)}
         return DataFiles(by_split, f"sha256:{hashlib.sha256(digests.encode()).hexdigest()}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
@@ -75,7 +75,7 @@ def build_encoder_classifier(
         seed: decides the head, and the encoder where it is random; torch's global generator is neither read nor moved.
 
     Raises:
-        UsageError: a file is missing, the weights do not fit config.json, or model.max_length exceeds the encoder's.
+        UsageError: a file is missing, unreadable or does not fit config.json, or model.max_length is too long.
     """
     architecture = read_architecture(config, files)
     limit = max_tokens(architecture)
@@ -89,7 +89,8 @@ def build_encoder_classifier(
             assert config.hub_id is not None
             hub.download(files.directory, config.hub_id, "model", HUB_PATTERNS)
         require_files(files.directory)
-        tokenizer = AutoTokenizer.from_pretrained(files.directory)
+        with _readable(files.directory):
+            tokenizer = AutoTokenizer.from_pretrained(files.directory)
         encoder = _pretrained_encoder(files.directory)
     head = _build_head(config.head, encoder.config.hidden_size, num_labels, seed)
     model = EncoderClassifier(encoder, head, config.pooling, config.normalize_features)
@@ -110,30 +111,34 @@ def save_model(model: EncoderClassifier, directory: Path) -> None:
         # left to itself, peft asks the hub whether the vocabulary was changed
         model.encoder.save_pretrained(str(directory / "encoder"), save_embedding_layers=False)
     else:
-        model.encoder.save_pretrained(directory / "encoder")
+        with _quiet():
+            model.encoder.save_pretrained(directory / "encoder")
 
 
-def load_model(model: EncoderClassifier, directory: Path) -> EncoderClassifier:
-    """Puts what `save_model` wrote into `model`, built from the same configuration and seed, without an adapter.
+def load_model(model: EncoderClassifier, directory: Path) -> None:
+    """Puts what `save_model` wrote into `model`, built from the same configuration and seed, its adapter applied.
 
     Raises:
-        UsageError: the directory holds no saved model.
+        UsageError: the directory does not hold what was trained of such a model, or a file is damaged.
     """
-    if not (directory / "head.safetensors").is_file():
-        raise UsageError(f"{directory} holds no head.safetensors: it is not the folder of a saved model")
-    model.head.load_state_dict(load_file(directory / "head.safetensors"))
-    encoder = directory / "encoder"
-    if (encoder / "adapter_config.json").is_file():
-        model.encoder = PeftModel.from_pretrained(model.encoder, str(encoder))
-    elif encoder.is_dir():
-        model.encoder = _pretrained_encoder(encoder)
-    return model.eval()
+    head, encoder = directory / "head.safetensors", directory / "encoder"
+    adapter = encoder / "adapter_model.safetensors"
+    required = [head, adapter] if isinstance(model.encoder, PeftModel) else [head]
+    for path in required:
+        if not path.is_file():
+            raise UsageError(f"{directory} is not a saved model with this adapter: no {path.relative_to(directory)}")
+    with _readable(directory):
+        model.head.load_state_dict(load_file(head))
+        if isinstance(model.encoder, PeftModel):
+            set_peft_model_state_dict(model.encoder, load_file(adapter))
+        elif encoder.is_dir():
+            model.encoder.load_state_dict(_pretrained_encoder(encoder).state_dict())
 
 
 def _pretrained_encoder(directory: Path) -> PreTrainedModel:
     """The encoder of a checkpoint of any head (classifier, masked LM); the head's weights are left out."""
-    config = AutoConfig.from_pretrained(directory)
-    with _quiet():
+    with _readable(directory), _quiet():
+        config = AutoConfig.from_pretrained(directory)
         encoder, report = AutoModel.from_pretrained(
             directory, config=config, output_loading_info=True, **_without_pooler(config)
         )
@@ -175,6 +180,16 @@ def _build_head(kind: str, hidden_size: int, num_labels: int, seed: int) -> nn.M
             nn.init.normal_(module.weight, std=INITIAL_STD, generator=generator)
             nn.init.zeros_(module.bias)
     return head
+
+
+@contextmanager
+def _readable(directory: Path) -> Iterator[None]:
+    """A damaged or unknown file is for the user to mend: what a loader raises becomes one message."""
+    try:
+        yield
+    except Exception as error:  # of many classes: SafetensorError, UnpicklingError, struct.error, RuntimeError ...
+        first_line = str(error).partition("\n")[0]
+        raise UsageError(f"{directory} cannot be loaded ({type(error).__name__}: {first_line})") from error
 
 
 @contextmanager

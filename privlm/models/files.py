@@ -43,7 +43,7 @@ def locate_model(config: ModelConfig) -> ModelFiles:
         UsageError: nothing is at hand (says what to do), a file is missing, or a packaged file was changed.
     """
     if config.path:
-        directory = Path(config.path)
+        directory = Path(config.path).expanduser()
         require_files(directory)
         return ModelFiles("path", directory, _content_fingerprint(directory))
     if config.random is not None:

@@ -111,6 +111,17 @@ def test_sst2_counts_and_verbatim_text():
     assert all(text.endswith(" ") for text in data.evaluation["dev"].texts[0])  # as in the hub's copy
 
 
+def test_hub_and_local_copies_of_sst2_are_equal():
+    try:
+        hub = load(sst2())
+    except UsageError as error:
+        pytest.skip(str(error))
+    local = load(sst2(path=shared("glue/SST-2")))
+    for ours, theirs in ((local.train, hub.train), (local.evaluation["dev"], hub.evaluation["dev"])):
+        assert ours.texts == theirs.texts
+        assert np.array_equal(ours.labels, theirs.labels)
+
+
 def test_qnli_pairs(tmp_path):
     dev = Path(shared("glue/QNLI")) / "dev.tsv"
     glue_folder(tmp_path, dev.read_bytes(), dev.read_text(encoding="utf-8"))

@@ -1,6 +1,7 @@
 """The classifier: built, pooled, saved and loaded; real MiniLM where its package is installed."""
 
 import importlib.util
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForMaskedLM, RobertaConfig, RobertaForSequenceClassification
+from transformers import BertConfig, BertForMaskedLM, BertModel, RobertaConfig, RobertaForSequenceClassification
 
 from privlm.adapters.adapter import apply_adapter
 from privlm.config import AdapterConfig, ModelConfig
@@ -62,9 +63,24 @@ ADAPTERS = {
 }
 
 
+class RunsCode:
+    """Pickles as a call that leaves a file behind when it is loaded."""
+
+    def __init__(self, proof):
+        self.proof = proof
+
+    def __reduce__(self):
+        return open, (str(self.proof), "w")
+
+
 def build(config: ModelConfig = TINY, num_labels: int = 2, seed: int = 0) -> tuple[EncoderClassifier, EncodedSplit]:
     model, tokenizer = build_encoder_classifier(config, locate_model(config), num_labels, seed)
     return model, tokenize(SPLIT, tokenizer, config.max_length)
+
+
+def build_adapted(adapter: str) -> tuple[EncoderClassifier, EncodedSplit]:
+    model, data = build(replace(TINY, dropout=0.1))
+    return apply_adapter(model, ADAPTERS[adapter], seed=0), data
 
 
 def checkpoint(directory, model) -> str:
@@ -148,6 +164,30 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
         build(replace(TINY, path=path, random=None))
 
 
+def test_bin_weights_are_read_without_running_their_code(tmp_path):
+    reference = BertModel(BertConfig(**ONE_LAYER), add_pooling_layer=False)
+    path = checkpoint(tmp_path, reference)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(reference.state_dict(), tmp_path / "pytorch_model.bin")
+    model, _ = build(replace(TINY, path=path, random=None))
+    for name, value in reference.state_dict().items():
+        assert torch.equal(model.encoder.state_dict()[name], value)
+
+    proof = tmp_path / "executed"
+    torch.save({"weight": RunsCode(proof)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UsageError, match="cannot be loaded"):
+        build(replace(TINY, path=path, random=None))
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_damaged_file_is_one_message(tmp_path, name):
+    path = checkpoint(tmp_path, BertModel(BertConfig(**ONE_LAYER)))
+    (tmp_path / name).write_bytes(b"damaged")
+    with pytest.raises(UsageError, match=re.escape(path)):
+        build(replace(TINY, path=path, random=None))
+
+
 def test_dropout_of_the_config_reaches_every_layer():
     model, _ = build(replace(TINY, dropout=0.3, head="mlp"))
     rates = {module.p for module in model.modules() if isinstance(module, nn.Dropout)}
@@ -167,22 +207,27 @@ def test_longest_input_is_allowed_and_more_is_refused(model_type, limit):
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_saved_model_reloads_with_equal_predictions(tmp_path, adapter):
-    model, data = build()
-    apply_adapter(model, ADAPTERS[adapter], seed=0)
+    model, data = build_adapted(adapter)
     train(model, data, steps=3)
     save_model(model, tmp_path)
-    fresh = load_model(build()[0], tmp_path)
+    fresh, _ = build_adapted(adapter)
+    load_model(fresh, tmp_path)
     batch = without_labels(data.batch(range(6)))
-    model.eval()
     with torch.no_grad():
-        torch.testing.assert_close(fresh(**batch), model(**batch), rtol=0, atol=0)
+        torch.testing.assert_close(fresh(**batch), model.eval()(**batch), rtol=0, atol=0)
         assert not torch.equal(build()[0](**batch), model(**batch))
+    assert [p.requires_grad for p in fresh.parameters()] == [p.requires_grad for p in model.parameters()]
     assert (tmp_path / "encoder").exists() == (adapter != "head")
 
 
-def test_loading_from_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"head\.safetensors"):
-        load_model(build()[0], tmp_path)
+@pytest.mark.parametrize(
+    ("saved", "absent"), [(None, "head.safetensors"), ("head", "encoder/adapter_model.safetensors")]
+)
+def test_folder_without_what_was_trained_is_refused(tmp_path, saved, absent):
+    if saved:
+        save_model(build_adapted(saved)[0], tmp_path)
+    with pytest.raises(UsageError, match=rf"no {absent}"):
+        load_model(build_adapted("lora")[0], tmp_path)
 
 
 def test_losses_are_one_cross_entropy_per_example():
