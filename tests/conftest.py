@@ -30,10 +30,12 @@ PRIVACY = {
     "accountant": "pld",
     "rng": "secure",
     "repeated_releases": 0,
-    "estimates": {"edgeworth": {"order": 2, "epsilon": 3.18}},
+    "certificate": {"accountant": "pld"},
+    "order": 2,
+    "estimates": {"gdp": 2.9, "edgeworth": 3.18},
     "bounds": {"rdp": 3.33},
-    "noise_multipliers": {"pld": 1.388, "rdp": 1.49, "edgeworth": 1.44},
-    "flags": ["smoke_test_flag"],
+    "noise_multipliers": {"pld": 1.388, "rdp": 1.49, "gdp": 1.36, "edgeworth": 1.44},
+    "flags": ["seeded_noise", "delta >= 1/N"],
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from privlm.cli.arguments import ArgumentParser, add_runs_option, runs_folder
-from privlm.report.card import number, privacy_card
+from privlm.report.card import READING_COLUMNS, privacy_card
 from privlm.report.render import console, print_table, to_json
 from privlm.report.store import RunRecord, find_run, life_sign
 from privlm.report.table import Table
@@ -88,11 +88,10 @@ def _results(run: RunRecord) -> Table:
 
 def _privacy(run: RunRecord) -> list[Table]:
     card = privacy_card(run.privacy)
-    readings = [[row.accountant, number(row.epsilon), row.kind, number(row.noise_multiplier)] for row in card.readings]
-    columns = ["accountant", "epsilon", "kind", "noise multiplier for the target"]
+    readings = [reading.texts for reading in card.readings]
     facts = [*(list(fact) for fact in card.facts), *(["flag", flag] for flag in card.flags)]
     return [
-        Table("accountants", f"privacy: {card.headline}", columns, readings, [], []),
+        Table("accountants", f"privacy: {card.headline}", READING_COLUMNS, readings, [], []),
         Table("privacy", "how it was spent" if readings else "privacy", ["", ""], facts, [], []),
     ]
 

@@ -1,6 +1,6 @@
 """The privacy card: all that a reader needs to judge the privacy of a run, from privacy.json.
 
-What is guaranteed and what is estimated never share a line: an estimate carries its own word wherever it is printed.
+What is guaranteed and what is estimated never share a column.
 """
 
 from __future__ import annotations
@@ -8,20 +8,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-GUARANTEE, ESTIMATE = "guarantee", "estimate"
-
 
 @dataclass(frozen=True)
 class Reading:
     """One accountant's view: the epsilon of the noise that was used, and the noise it would have asked for.
 
-    kind: guarantee (holds for every data set) or estimate (may be below the truth).
+    guaranteed holds for every data set, estimated may lie below the truth: one of the two is given.
     """
 
     accountant: str
-    kind: str
-    epsilon: float | None
+    guaranteed: float | None
+    estimated: float | None
     noise_multiplier: float | None
+
+    @property
+    def kind(self) -> str:
+        return "estimate" if self.guaranteed is None else "guarantee"
+
+    @property
+    def texts(self) -> list[str]:
+        """The fields as READING_COLUMNS name them."""
+        numbers = (self.guaranteed, self.estimated, self.noise_multiplier)
+        return [self.accountant, *("" if value is None else f"{value:.3f}" for value in numbers)]
+
+
+READING_COLUMNS = ["accountant", "guaranteed ε", "estimated ε", "noise multiplier for the target"]
 
 
 @dataclass(frozen=True)
@@ -40,10 +51,10 @@ def privacy_card(privacy: dict[str, Any] | None) -> Card:
         return Card("privacy.json has not been written", [], [], [])
     if privacy["mechanism"] == "none":
         return Card("no privacy: the training data is not protected", [], [("mechanism", "none")], [])
-    kind = GUARANTEE if privacy["guarantee"] else ESTIMATE
-    delta = float(privacy["delta"])
-    headline = f"({number(privacy['epsilon'])}, {delta:g})-differential privacy per {privacy['unit']}, {kind}"
-    return Card(headline, _readings(privacy, kind), _facts(privacy, delta), list(privacy["flags"]))
+    assert privacy["guarantee"], "epsilon in privacy.json is certified; estimates have their own place"
+    epsilon, delta = float(privacy["epsilon"]), float(privacy["delta"])
+    headline = f"guarantee: ({epsilon:.3f}, {delta:g})-differential privacy per {privacy['unit']}"
+    return Card(headline, _readings(privacy), _facts(privacy, delta), list(privacy["flags"]))
 
 
 def number(value: Any, digits: int = 4) -> str:
@@ -51,17 +62,18 @@ def number(value: Any, digits: int = 4) -> str:
     return "—" if value is None else f"{float(value):.{digits}g}"
 
 
-def _readings(privacy: dict[str, Any], kind: str) -> list[Reading]:
+def _readings(privacy: dict[str, Any]) -> list[Reading]:
     sigma = privacy["noise_multipliers"]
-    used = privacy["accountant"]
-    readings = [Reading(used, kind, float(privacy["epsilon"]), sigma.get(used))]
-    for name, epsilon in privacy["bounds"].items():
-        readings.append(Reading(name, GUARANTEE, float(epsilon), sigma.get(name)))
-    for name, estimate in privacy["estimates"].items():
-        order = estimate.get("order")
-        title = name if order is None else f"{name}, order {order}"
-        readings.append(Reading(title, ESTIMATE, float(estimate["epsilon"]), sigma.get(name)))
-    return readings
+    certifier = privacy["certificate"]["accountant"]
+    guarantees = {certifier: privacy["epsilon"], **privacy["bounds"]}
+    titles = {"edgeworth": f"edgeworth, order {privacy['order']}"}
+    return [
+        *(Reading(name, float(epsilon), None, sigma.get(name)) for name, epsilon in guarantees.items()),
+        *(
+            Reading(titles.get(name, name), None, float(epsilon), sigma.get(name))
+            for name, epsilon in privacy["estimates"].items()
+        ),
+    ]
 
 
 def _facts(privacy: dict[str, Any], delta: float) -> list[tuple[str, str]]:
@@ -79,6 +91,7 @@ def _facts(privacy: dict[str, Any], delta: float) -> list[tuple[str, str]]:
         ("expected batch size", number(privacy["expected_batch_size"])),
         ("steps T", f"{privacy['steps']:,}"),
         ("noise multiplier σ", number(privacy["noise_multiplier"])),
+        ("σ was set by", privacy["accountant"] if privacy["noise_multipliers"] else "the user"),
         ("clipping norm C", number(privacy["clipping_norm"])),
         ("clipping", privacy["clipping"]),
         ("randomness", privacy["rng"]),

@@ -11,8 +11,8 @@ def test_shows_a_run(tmp_path, make_run, capsys):
     path = make_run(tmp_path)
     assert main([path.name, "--runs", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    headline = "(2.998, 1e-05)-differential privacy per example, guarantee"
-    privacy = [headline, "edgeworth, order 2", "estimate", "not audited", "smoke_test_flag"]
+    headline = "guarantee: (2.998, 1e-05)-differential privacy per example"
+    privacy = [headline, "edgeworth, order 2", "estimated ε", "not audited", "delta >= 1/N"]
     for fact in (path.name, "done", "accuracy", "0.976", *privacy, "train", "metrics.jsonl"):
         assert fact in out
 

@@ -1,0 +1,148 @@
+"""report.html: the page of one run in one file that asks nothing of the network and quotes nothing of the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from privlm import files
+from privlm.masking import mask_command, mask_secrets
+from privlm.report.card import READING_COLUMNS, Card, number, privacy_card
+from privlm.report.compare import flatten
+from privlm.report.plots import plots_of, svg
+from privlm.report.store import Result, RunRecord, read_run
+
+TEMPLATES = Path(__file__).parent / "templates"
+REPORT = "report.html"
+NUM_TILES = 2
+SCALES = {
+    "small": "Small scale: not the sizes of the paper. These figures compare with nothing published.",
+    "smoke": "Smoke run: tiny random models. It proves that the plumbing works and says nothing about a method.",
+}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A figure of the first screen, with what it needs to be read rightly."""
+
+    title: str
+    value: str
+    remarks: list[str]
+
+
+def write_report(run_dir: Path) -> Path:
+    """Writes report.html into a run directory, in whatever state the run is, and returns its path.
+
+    An earlier report stays whole if this one cannot be written (OSError).
+    """
+    path = run_dir / REPORT
+    files.write_text(path, render_report(read_run(run_dir)))
+    return path
+
+
+def render_report(run: RunRecord) -> str:
+    """The page as text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+    from omegaconf import OmegaConf
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    card = privacy_card(run.privacy)
+    env = dict(run.env or {})
+    command = mask_command(env.pop("command", ""))
+    artefacts = _artefacts(run)
+    return environment.get_template(REPORT).render(
+        run=run,
+        title=" · ".join(_names(run)) or run.name,
+        banner=SCALES.get(run.scale),
+        state=": ".join(filter(None, [run.state, run.status.get("reason")])),
+        finished=_date(run),
+        tiles=[*_result_tiles(run), _privacy_tile(run.privacy, card)],
+        plots=[(plot.title, Markup(svg(plot))) for plot in plots_of(run)],
+        card=card,
+        number=number,
+        reading_columns=READING_COLUMNS,
+        interval=_interval,
+        notes=(run.result or {}).get("notes", []),
+        stages=run.status.get("stages", {}),
+        command=command,
+        config=OmegaConf.to_yaml(OmegaConf.create(mask_secrets(run.config))),
+        environment=flatten(env),
+        artefacts=artefacts,
+        total_size=_size(sum(size for _, size, _ in artefacts)),
+        size=_size,
+    )
+
+
+def _names(run: RunRecord) -> list[str]:
+    groups = (run.config.get(group) for group in ("task", "model", "data", "adapter"))
+    return [group["name"] for group in groups if isinstance(group, dict)]
+
+
+def _date(run: RunRecord) -> str:
+    finished = (run.result or {}).get("finished")
+    return "" if finished is None else datetime.fromtimestamp(finished, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _result_tiles(run: RunRecord) -> list[Tile]:
+    """The first results that are fractions: runners report what matters most first."""
+    baselines = {row.metric: row.value for row in run.results if row.metric == "majority_class"}
+    rows = [row for row in run.results if row.unit == "fraction" and row.metric not in baselines][:NUM_TILES]
+    tiles = []
+    for row in rows:
+        remarks = [f"interval {_interval(row)}"] if row.ci_low is not None else []
+        remarks += [f"n = {row.n:,}" + (f" ({row.split})" if row.split else "")] if row.n else []
+        if row.metric == "accuracy":
+            remarks += [f"majority class {share:.1%}" for share in baselines.values()]
+        tiles.append(Tile(row.metric.replace("_", " "), f"{row.value:.1%}", remarks))
+    return tiles
+
+
+def _privacy_tile(privacy: dict[str, Any] | None, card: Card) -> Tile:
+    if not card.readings:
+        return Tile("privacy", "none", [card.headline])
+    assert privacy is not None
+    certificate, target = card.readings[0], privacy["target_epsilon"]
+    remarks = [
+        f"guaranteed by {certificate.accountant.upper()}",
+        f"δ = {float(privacy['delta']):g} per {privacy['unit']}",
+    ]
+    remarks += [f"budget {number(target)}"] if target is not None else []
+    return Tile("epsilon", f"{certificate.guaranteed:.3f}", remarks)
+
+
+def _interval(row: Result) -> str:
+    if row.ci_low is None or row.ci_high is None:
+        return ""
+    if row.unit == "fraction":
+        return f"{100 * row.ci_low:.1f} – {row.ci_high:.1%}"
+    return f"{row.ci_low:.4g} – {row.ci_high:.4g}"
+
+
+def _artefacts(run: RunRecord) -> list[tuple[str, int, str]]:
+    """Path, bytes and sha256 of every file but the report; digests that the run has recorded are not computed again."""
+    known = {
+        path: digest for stage in run.status.get("stages", {}).values() for path, digest in stage["outputs"].items()
+    }
+    return [
+        (path, size, known.get(path) or files.sha256_file(run.path / path))
+        for path, size in run.files()
+        if path != REPORT
+    ]
+
+
+def _size(num_bytes: int) -> str:
+    size = float(num_bytes)
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

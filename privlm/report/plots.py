@@ -1,0 +1,124 @@
+"""The curves of a run as inline SVG that takes its colours from the page, so that one drawing serves light and dark."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from privlm.report.store import Metric, RunRecord
+
+INK, GRID = "#000010", "#000011"
+SERIES = ("#000001", "#000002", "#000003", "#000004")
+PAGE_COLOURS = {INK: "var(--quiet)", GRID: "var(--line)"} | {
+    colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, start=1)
+}
+"""Colours that matplotlib is given -> what they become on the page."""
+
+MAX_PLOTS = 6
+
+
+@dataclass(frozen=True)
+class Curve:
+    label: str
+    steps: list[int]
+    values: list[float]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A panel. reference: a horizontal line with its label."""
+
+    title: str
+    curves: list[Curve]
+    reference: tuple[str, float] | None = None
+    starts_at_zero: bool = False
+
+
+def plots_of(run: RunRecord) -> list[Plot]:
+    """Up to six panels: the reported fractions together, the privacy spent, then every other metric by itself."""
+    points = [point for point in run.metrics() if not point.series]
+    fractions = {row.metric for row in run.results if row.unit == "fraction"}
+    evaluation = _curves([point for point in points if point.name in fractions])
+    spent = _curves([point for point in points if point.name == "epsilon"])
+    others = dict.fromkeys(point.name for point in points if point.name not in fractions | {"epsilon"})
+    plots = [
+        Plot("Evaluation", evaluation, _baseline(run)),
+        Plot("Privacy spent: certified ε", [_spent(curve) for curve in spent], _target(run), starts_at_zero=True),
+        *(Plot(name, _curves([point for point in points if point.name == name])) for name in others),
+    ]
+    return [plot for plot in plots if plot.curves][:MAX_PLOTS]
+
+
+def _curves(points: Sequence[Metric]) -> list[Curve]:
+    """One curve for each stage, split and name; the label says only what tells them apart."""
+    groups: dict[tuple[str, str, str], list[Metric]] = {}
+    for point in points:
+        groups.setdefault((point.stage, point.split, point.name), []).append(point)
+    varying = [position for position in range(3) if len({key[position] for key in groups}) > 1] or [1]
+    curves = []
+    for key, members in groups.items():
+        members.sort(key=lambda point: point.step)
+        values = [point.value if math.isfinite(point.value) else math.nan for point in members]
+        if not all(map(math.isnan, values)):
+            label = " ".join(key[position] for position in varying)
+            curves.append(Curve(label, [point.step for point in members], values))
+    return curves[: len(SERIES)]
+
+
+def _spent(curve: Curve) -> Curve:
+    """Nothing is spent before the first step."""
+    return Curve("spent", [0, *curve.steps], [0.0, *curve.values])
+
+
+def _baseline(run: RunRecord) -> tuple[str, float] | None:
+    shares = [row.value for row in run.results if row.metric == "majority_class"]
+    return ("accuracy of the majority class", shares[0]) if shares else None
+
+
+def _target(run: RunRecord) -> tuple[str, float] | None:
+    target = (run.privacy or {}).get("target_epsilon")
+    return None if target is None else (f"budget {float(target):g}", float(target))
+
+
+def svg(plot: Plot) -> str:
+    """The panel as an `<svg>` element without fixed size, without a reference to anything outside it."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": plot.title, "font.size": 9}):
+        figure = Figure(figsize=(4.8, 2.7), layout="constrained")
+        axes = figure.subplots()
+        for colour, curve in zip(SERIES, plot.curves, strict=False):
+            axes.plot(
+                curve.steps, curve.values, color=colour, linewidth=2, marker="o", markersize=3.5, label=curve.label
+            )
+        if plot.reference is not None:
+            label, level = plot.reference
+            axes.axhline(level, color=INK, linewidth=1, linestyle=(0, (4, 3)), label=label)
+        if plot.starts_at_zero:
+            axes.set_ylim(bottom=0)
+        axes.set_xlabel("step", color=INK)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+        axes.tick_params(colors=INK, length=0)
+        axes.grid(axis="y", color=GRID, linewidth=0.8)
+        for side in ("top", "left", "right"):
+            axes.spines[side].set_visible(False)
+        axes.spines["bottom"].set_color(GRID)
+        figure.legend(loc="outside upper left", ncols=3, frameon=False, labelcolor=INK, borderpad=0, handlelength=1.4)
+        out = io.StringIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(out, format="svg", transparent=True, metadata=nothing)
+    return _for_page(out.getvalue())
+
+
+def _for_page(drawing: str) -> str:
+    """Leaves out the document type, the namespaces and the size, and names the colours of the page."""
+    head, _, body = drawing[drawing.index("<svg") :].partition(">")
+    view_box = head.partition('viewBox="')[2].partition('"')[0]
+    for colour, name in PAGE_COLOURS.items():
+        body = body.replace(colour, name)
+    return f'<svg viewBox="{view_box}">{body}'

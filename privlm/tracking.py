@@ -1,0 +1,121 @@
+"""Trackers repeat the metrics of a run elsewhere. metrics.jsonl is the truth; a failing tracker never fails the run."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from omegaconf import OmegaConf
+
+from privlm.errors import UsageError
+from privlm.masking import mask_secrets
+
+logger = logging.getLogger("privlm")
+
+
+class Backend(Protocol):
+    """What a tracker offers: points `<split>/<name>` at a step, and an end."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Tracker:
+    """Hands metrics to a backend until it fails once; the failure is logged and the run goes on without it."""
+
+    def __init__(self, name: str, open_backend: Callable[[], Backend] | None) -> None:
+        self.name = name
+        self._backend: Backend | None = None
+        if open_backend is not None:
+            self._attempt(lambda: setattr(self, "_backend", open_backend()))
+
+    def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Repeats one evaluation: the listener that a Job calls for each metrics row it writes."""
+        backend = self._backend
+        if backend is not None:
+            self._attempt(lambda: backend.log(step, {f"{split}/{name}": value for name, value in values.items()}))
+
+    def close(self) -> None:
+        backend, self._backend = self._backend, None
+        if backend is not None:
+            self._attempt(backend.close)
+
+    def _attempt(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except UsageError:
+            raise
+        except Exception as error:  # whatever a tracker's library raises
+            self._backend = None
+            logger.warning("tracker=%s failed and is off for the rest of the run: %s", self.name, error)
+
+
+def open_tracker(config: Any, run_id: str, run_dir: Path) -> Tracker:
+    """The tracker that `config.tracker` names, for the run in `run_dir`.
+
+    config: the whole configuration of the run; the values of its secret keys are masked.
+    run_id: the run hash, so that a requeued job continues the same run.
+
+    Raises UsageError for an unknown tracker or one whose package is not installed.
+    """
+    tracker = config.tracker
+    openers: dict[str, Callable[[], Backend] | None] = {
+        "none": None,
+        "wandb": lambda: WandbBackend(tracker.project, tracker.mode, run_id, run_dir, config),
+        "tensorboard": lambda: TensorboardBackend(run_dir),
+    }
+    if tracker.name not in openers:
+        raise UsageError(f"tracker.name={tracker.name}: the trackers are {', '.join(openers)}")
+    return Tracker(tracker.name, openers[tracker.name])
+
+
+class WandbBackend:
+    """Weights & Biases, offline unless `mode` or the environment variable WANDB_MODE says otherwise.
+
+    Steps are an ordinary value, `step`: wandb's own counter drops what a resumed run logs for a step a second time.
+    """
+
+    def __init__(self, project: str, mode: str, run_id: str, run_dir: Path, config: Any) -> None:
+        import wandb
+
+        self._run = wandb.init(
+            project=project,
+            id=run_id,
+            name=run_dir.name,
+            resume="allow",
+            dir=run_dir,
+            mode=os.environ.get("WANDB_MODE", mode),  # type: ignore[arg-type]
+            config=mask_secrets(OmegaConf.to_container(config, resolve=True)),
+            settings=wandb.Settings(console="off"),
+        )
+        self._run.define_metric("*", step_metric="step")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log({**values, "step": step})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class TensorboardBackend:
+    """Event files in RUN_DIR/tensorboard. Of a step that a resumed run logs again, readers take the last value."""
+
+    def __init__(self, run_dir: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UsageError(
+                "tracker=tensorboard needs the package tensorboard: pip install 'privlm[tensorboard]'"
+            ) from error
+        self._writer = SummaryWriter(run_dir / "tensorboard")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
