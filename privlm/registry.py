@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from privlm.errors import UsageError
 
 ENTRY_POINT_GROUP = "privlm.tasks"
 
@@ -73,6 +76,35 @@ def configs_dir() -> Path:
         if (candidate / "config.yaml").is_file():
             return candidate
     raise FileNotFoundError(f"no configs/config.yaml beside {package}: the installation is incomplete")
+
+
+def user_config_dirs(given: Sequence[Path] = ()) -> list[Path]:
+    """The user's folders of YAML files: those of `--config-dir`, then PRIVLM_CONFIG_DIR.
+
+    Raises UsageError for a folder that is not there.
+    """
+    from_environment = os.environ.get("PRIVLM_CONFIG_DIR")
+    named = [("--config-dir", folder) for folder in given]
+    named += [("PRIVLM_CONFIG_DIR", Path(from_environment))] if from_environment else []
+    for source, folder in named:
+        if not folder.is_dir():
+            raise UsageError(f"{source}: no folder {folder}")
+    return [folder.resolve() for _, folder in named]
+
+
+def config_dirs(given: Sequence[Path] = ()) -> list[Path]:
+    """Every folder of YAML files in the order of search: the user's, the shipped one, those of outside tasks."""
+    outside = [task.config_dir for task in tasks().values() if task.config_dir is not None]
+    return [*user_config_dirs(given), configs_dir(), *outside]
+
+
+def config_files(group: str, given: Sequence[Path] = ()) -> dict[str, Path]:
+    """The YAML files of a group by name, sorted; the first folder that has a name wins."""
+    found: dict[str, Path] = {}
+    for folder in config_dirs(given):
+        for path in (folder / group).glob("*.yaml"):
+            found.setdefault(path.stem, path)
+    return dict(sorted(found.items()))
 
 
 @cache

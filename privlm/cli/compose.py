@@ -8,7 +8,6 @@ then again with `recipe=<task>_<scale>` as an override like any other: what the 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,8 +117,7 @@ def task_entry(config: DictConfig) -> registry.TaskEntry:
     return entry
 
 
-# --- what Hydra has to know
-# ---------------------------------------------------------------------------------------------
+# --- what Hydra has to know -----------------------------------------------------------------------------------------
 
 
 class UserConfigs(SearchPathPlugin):
@@ -140,13 +138,7 @@ def prepare(config_dirs: Sequence[Path] = ()) -> None:
 
     Raises UsageError for a folder that is not there.
     """
-    folders = list(config_dirs)
-    if from_environment := os.environ.get("PRIVLM_CONFIG_DIR"):
-        folders.append(Path(from_environment))
-    for folder in folders:
-        if not folder.is_dir():
-            raise UsageError(f"--config-dir: no folder {folder}")
-    UserConfigs.folders = tuple(folder.resolve() for folder in folders)
+    UserConfigs.folders = tuple(registry.user_config_dirs(config_dirs))
     Plugins.instance().register(UserConfigs)
     store = ConfigStore.instance()
     schemas = dict(core.SCHEMAS)
