@@ -115,7 +115,7 @@ def _edgeworth_guess(target_epsilon: float, delta: float, sampling_rate: float, 
             accountant="edgeworth",
         ).noise_multiplier
     except UsageError:
-        return 1.0  # only a place to start from: where the expansion fails, the search takes a few steps more
+        return MAX_NOISE_MULTIPLIER  # only a place to start from, and all accountants are at their best there
 
 
 def _solve(epsilon_of: Callable[[float], float], target: float, guess: float, tolerance: float = TOLERANCE) -> float:

@@ -67,7 +67,7 @@ def _cumulants(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def _tail(epsilon: np.ndarray, cumulant: np.ndarray, order: int) -> np.ndarray:
     """P[S > epsilon] for a sum S with these cumulants."""
     deviation = np.sqrt(cumulant[1])
-    if deviation < 1e-50:  # S is a constant
+    if deviation < max(1e-50, 1e-12 * abs(cumulant[0])):  # S is a constant
         return (epsilon < cumulant[0]).astype(float)
     z = (epsilon - cumulant[0]) / deviation
     l3, l4, l5 = cumulant[2:] / deviation ** np.array([3, 4, 5])

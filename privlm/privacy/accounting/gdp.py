@@ -9,30 +9,30 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import log_ndtr, ndtr
+from scipy.special import erfcx, ndtr
 
 from privlm.privacy.accounting.types import Curve, Segment
 
 
 def curve(segments: Sequence[Segment]) -> Curve:
-    """epsilon(delta) in the central limit; inf where mu exceeds the range of floats."""
+    """epsilon(delta) in the central limit; inf where it exceeds the range of floats."""
     with np.errstate(over="ignore"):
         mu_squared = sum(s.sampling_rate**2 * s.steps * np.expm1(s.noise_multiplier**-2.0) for s in segments)
     return lambda delta: gaussian_epsilon(math.sqrt(mu_squared), delta)
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:
-    """Exact epsilon of telling N(0, 1) from N(mu, 1) at `delta` (Balle and Wang, arXiv 1805.06530, Theorem 5)."""
-    if math.isinf(mu):
-        return math.inf
+    """Exact epsilon of telling N(0, 1) from N(mu, 1) at `delta` (Balle and Wang, arXiv 1805.06530, Theorem 5).
 
-    def excess(epsilon: float) -> float:
-        # e^eps Phi(-mu/2 - eps/mu) <= 1, so the exponent is negative; only its round-off can be positive.
-        dual = np.exp(min(0.0, epsilon + log_ndtr(-mu / 2 - epsilon / mu)))
-        return ndtr(mu / 2 - epsilon / mu) - dual - delta
+    With epsilon = mu^2/2 + mu t, delta = Phi(-t) - e^epsilon Phi(-mu - t), and e^epsilon Phi(-mu - t) is written as
+    exp(-t^2/2) erfcx((mu + t)/sqrt 2)/2, in which nothing overflows or cancels.
+    """
 
-    if mu == 0 or excess(0.0) <= 0:
-        return 0.0
-    # The first term alone is below delta here: Phi(-x) <= exp(-x^2 / 2).
-    ceiling = mu**2 / 2 + mu * math.sqrt(-2 * math.log(delta))
-    return float(brentq(excess, 0.0, ceiling, xtol=1e-12))
+    def excess(t: float) -> float:
+        return ndtr(-t) - math.exp(-(t**2) / 2) * erfcx((mu + t) / math.sqrt(2)) / 2 - delta
+
+    low = max(-mu / 2, -40.0)  # epsilon 0, or where Phi(-t) is 1
+    if excess(low) <= 0:
+        return mu * (mu / 2 + low)
+    high = math.sqrt(-2 * math.log(delta))  # Phi(-t) <= exp(-t^2/2), so the first term alone is below delta
+    return mu * (mu / 2 + brentq(excess, low, high, xtol=1e-14))

@@ -58,10 +58,9 @@ def _check_grid(segments: Sequence[Segment], interval: float) -> None:
     deviation = math.sqrt(max(sum(s.steps * pair[side][1] for s, pair in moments) for side in (0, 1)))
     points = (widest + 20 * deviation) / interval
     if points > _MAX_GRID_POINTS:
-        smallest = min(segment.noise_multiplier for segment in segments)
         raise UsageError(
-            f"accountant pld: at noise_multiplier {smallest:.3g} and discretization {interval:g} the privacy loss "
-            f"needs a grid of {points:.1e} points; add noise, or take accountant rdp"
+            f"noise_multiplier is too small for accountant pld, whose grid would hold {points:.1e} points at "
+            f"discretization {interval:g}; raise it, or take accountant rdp"
         )
 
 
