@@ -1,0 +1,21 @@
+"""The printed table that all tables share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Table:
+    """Rows of text under column titles, ready to print.
+
+    notes: footer lines. values: one dictionary per row with the same facts at full precision.
+    """
+
+    name: str
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str] = field(default_factory=list)
+    values: list[dict[str, Any]] = field(default_factory=list)
