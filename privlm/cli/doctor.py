@@ -1,4 +1,4 @@
-"""`privlm doctor`: what this machine can do. One line each; exit status 1 if `privlm run task=ewtune model=tiny` cannot."""
+"""`privlm doctor`: what this machine can do; exit status 1 if it cannot run `privlm run task=ewtune model=tiny`."""
 
 from __future__ import annotations
 
