@@ -26,7 +26,7 @@ def estimate_parameters(
         UsageError: as `lora_targets`.
     """
     architecture = read_architecture(model, files)
-    if architecture["model_type"] not in BERT_FAMILY:
+    if architecture.get("model_type") not in BERT_FAMILY:
         return None
     encoder = num_encoder_parameters(architecture)
     hidden = architecture["hidden_size"]

@@ -10,27 +10,40 @@ from ..errors import UsageError
 from .files import ModelFiles
 from .wordpiece import word_pieces
 
-BERT_FAMILY = ("bert", "roberta", "xlm-roberta")
+ROBERTA_LIKE = ("roberta", "xlm-roberta")  # these count positions from pad_token_id + 1
+BERT_FAMILY = ("bert", *ROBERTA_LIKE)
+SHAPE_FIELDS = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "max_position_embeddings", "type_vocab_size"
+)  # fmt: skip
 
 
 def read_architecture(config: ModelConfig, files: ModelFiles) -> dict[str, Any]:
-    """The content of config.json, or of model.random with the vocabulary that such a model gets."""
+    """The content of config.json, or of model.random with the vocabulary that such a model gets.
+
+    Raises:
+        UsageError: config.json is not JSON, or lacks a shape of the BERT family.
+    """
     if files.directory is None:
         assert config.random is not None
         return {**config.random, "vocab_size": len(word_pieces()), "pad_token_id": 0}
     path = files.directory / "config.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        architecture = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError):
         raise UsageError(f"{path}: not JSON") from None
+    required = {"bert": SHAPE_FIELDS, **dict.fromkeys(ROBERTA_LIKE, (*SHAPE_FIELDS, "pad_token_id"))}
+    missing = [field for field in required.get(architecture.get("model_type"), ()) if field not in architecture]
+    if missing:
+        raise UsageError(f"{path}: no {', '.join(missing)}")
+    return architecture
 
 
 def max_tokens(architecture: dict[str, Any]) -> int | None:
-    """Tokens of the longest input, special ones included; None if positions are not embedded."""
+    """Tokens of the longest input, special ones included; None where config.json sets no limit."""
     positions = architecture.get("max_position_embeddings")
-    if positions is None or architecture.get("model_type") in (None, "bert"):
-        return positions
-    return positions - architecture["pad_token_id"] - 1  # RoBERTa counts positions from pad_token_id + 1
+    if architecture.get("model_type") in ROBERTA_LIKE:
+        return positions - architecture["pad_token_id"] - 1
+    return positions
 
 
 def weight_shapes(architecture: dict[str, Any]) -> dict[str, tuple[int, int]]:

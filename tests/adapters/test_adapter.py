@@ -118,6 +118,12 @@ def test_estimate_of_roberta_base_from_its_config_alone(tmp_path):
     assert estimate_parameters(roberta, files, adapter("head"), 2) == ParameterCount(592_130, 124_647_170)
 
 
+def test_config_without_a_shape_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "roberta", "hidden_size": 768}')
+    with pytest.raises(UsageError, match=r"config\.json: no vocab_size, .*pad_token_id"):
+        estimate_parameters(tiny(random=None), ModelFiles("hub", tmp_path, "hub:x@0"), adapter("full"), 2)
+
+
 def test_estimate_is_silent_about_other_architectures(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "distilbert", "dim": 768}')
     files = ModelFiles("hub", tmp_path, "hub:distilbert@0")
