@@ -30,7 +30,7 @@ PRIVACY = {
     "accountant": "pld",
     "rng": "secure",
     "repeated_releases": 0,
-    "certificate": {"accountant": "pld"},
+    "noise_set_by": "pld",
     "order": 2,
     "estimates": {"gdp": 2.9, "edgeworth": 3.18},
     "bounds": {"rdp": 3.33},

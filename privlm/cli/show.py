@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from privlm.cli.arguments import ArgumentParser, add_runs_option, runs_folder
-from privlm.report.card import READING_COLUMNS, privacy_card
+from privlm.report.card import READING_COLUMNS, number, privacy_card
 from privlm.report.render import console, print_table, to_json
 from privlm.report.store import RunRecord, find_run, life_sign
 from privlm.report.table import Table
@@ -72,7 +72,7 @@ def _results(run: RunRecord) -> Table:
     rows = [
         [
             row.metric,
-            f"{row.value:.4g}",
+            number(row.value),
             row.unit,
             "" if row.ci_low is None else f"[{row.ci_low:.4g}, {row.ci_high:.4g}]",
             "" if row.n is None else str(row.n),
@@ -82,7 +82,7 @@ def _results(run: RunRecord) -> Table:
         for row in run.results
     ]
     return Table(
-        "results", "results", ["metric", "value", "unit", "interval", "n", "split", "provenance"], rows, [], []
+        "results", "results", ["metric", "value", "unit", "95 % interval", "n", "split", "provenance"], rows, [], []
     )
 
 

@@ -13,8 +13,8 @@ from privlm.errors import UsageError
 from privlm.report.render import FORMATS, console, print_table, to_json
 from privlm.report.store import Store, find_runs
 from privlm.report.table import Table
-from privlm.report.table_file import parse_table, read_yaml, select_tables, table_paths
-from privlm.report.tables import build_table
+from privlm.report.table_file import parse_table, read_yaml, select_tables
+from privlm.report.tables import Resolve, build_table
 
 EPILOG = """\
 examples:
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     if arguments.json and arguments.format:
         raise UsageError("give --json or --format, not both")
-    paths = table_paths([*(folder / "table" for folder in arguments.config_dir), registry.configs_dir() / "table"])
+    paths = registry.config_files("table", arguments.config_dir)
     if arguments.name is None:
         tables = [_list(paths)]
     else:
@@ -70,9 +70,15 @@ def _table(name: str, path: Path, store: Store, scale: str | None, config_dirs: 
         return noise_table({"name": name, **spec}, progress=_progress)
     if spec["kind"] != "runs":
         raise UsageError(f"{path}: kind must be runs or noise_multipliers, not '{spec['kind']}'")
-    from privlm.cli.compose import cell_hash_of
+    return build_table(parse_table(name, spec), store, cell_hasher(config_dirs), scale=scale, progress=_progress)
 
-    return build_table(parse_table(name, spec), store, cell_hash_of, scale=scale, progress=_progress)
+
+def cell_hasher(config_dirs: Sequence[Path]) -> Resolve:
+    """Overrides -> the cell hash of the run they make, with the user's folders searched for configs."""
+    from privlm.cli.compose import Words, compose
+    from privlm.identity import cell_hash
+
+    return lambda overrides: cell_hash(compose(Words(tuple(overrides), tuple(config_dirs))).config)
 
 
 def _progress(done: int, total: int) -> None:

@@ -57,15 +57,17 @@ def privacy_card(privacy: dict[str, Any] | None) -> Card:
     return Card(headline, _readings(privacy), _facts(privacy, delta), list(privacy["flags"]))
 
 
-def number(value: Any, digits: int = 4) -> str:
-    """A number of a JSON file (infinities are text there) with up to `digits` significant digits."""
-    return "—" if value is None else f"{float(value):.{digits}g}"
+def number(value: Any) -> str:
+    """A number of a JSON file (infinities are text there): four significant digits, of large integers all."""
+    if value is None:
+        return "—"
+    real = float(value)
+    return f"{real:,.0f}" if real.is_integer() and abs(real) >= 1000 else f"{real:.4g}"
 
 
 def _readings(privacy: dict[str, Any]) -> list[Reading]:
     sigma = privacy["noise_multipliers"]
-    certifier = privacy["certificate"]["accountant"]
-    guarantees = {certifier: privacy["epsilon"], **privacy["bounds"]}
+    guarantees = {privacy["accountant"]: privacy["epsilon"], **privacy["bounds"]}
     titles = {"edgeworth": f"edgeworth, order {privacy['order']}"}
     return [
         *(Reading(name, float(epsilon), None, sigma.get(name)) for name, epsilon in guarantees.items()),
@@ -91,7 +93,7 @@ def _facts(privacy: dict[str, Any], delta: float) -> list[tuple[str, str]]:
         ("expected batch size", number(privacy["expected_batch_size"])),
         ("steps T", f"{privacy['steps']:,}"),
         ("noise multiplier σ", number(privacy["noise_multiplier"])),
-        ("σ was set by", privacy["accountant"] if privacy["noise_multipliers"] else "the user"),
+        ("σ was set by", privacy["noise_set_by"] if privacy["noise_multipliers"] else "the user"),
         ("clipping norm C", number(privacy["clipping_norm"])),
         ("clipping", privacy["clipping"]),
         ("randomness", privacy["rng"]),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from privlm.report.card import number
 from privlm.report.store import Result, RunRecord
 from privlm.report.table import Table
 from privlm.report.tables import SPREAD_NOTE, mean_and_sd, spread_text
@@ -13,7 +14,7 @@ from privlm.report.tables import SPREAD_NOTE, mean_and_sd, spread_text
 NOT_A_DIFFERENCE = ("command",)
 """Keys of env.json that differ between any two runs and explain nothing."""
 
-INTERVAL_NOTE = "[low, high] is the confidence interval of the run itself, where it reports one"
+INTERVAL_NOTE = "[low, high] is the 95 % interval of the run itself, where it reports one"
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def _figure(rows: Sequence[Result]) -> str:
         return f"{spread_text(mean, sd, 4)} ({len(rows)} seeds)"
     row = rows[0]
     interval = "" if row.ci_low is None else f" [{row.ci_low:.4g}, {row.ci_high:.4g}]"
-    return f"{row.value:.4g}{interval}"
+    return f"{number(row.value)}{interval}"
 
 
 def _differences(

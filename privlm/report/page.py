@@ -98,7 +98,7 @@ def _result_tiles(run: RunRecord) -> list[Tile]:
     rows = [row for row in run.results if row.unit == "fraction" and row.metric not in baselines][:NUM_TILES]
     tiles = []
     for row in rows:
-        remarks = [f"interval {_interval(row)}"] if row.ci_low is not None else []
+        remarks = [f"95% interval {_interval(row)}"] if row.ci_low is not None else []
         remarks += [f"n = {row.n:,}" + (f" ({row.split})" if row.split else "")] if row.n else []
         if row.metric == "accuracy":
             remarks += [f"majority class {share:.1%}" for share in baselines.values()]

@@ -115,7 +115,8 @@ def print_table(table: Table, console: Console) -> None:
         grid.add_column(Text(column), overflow="fold")
     for row in table.rows:
         grid.add_row(*(Text(cell, style=STATUS_STYLES.get(cell, "")) for cell in row))
-    console.print(Text(f"\n{table.title}", style="bold"))
+    if table.title:
+        console.print(Text(f"\n{table.title}", style="bold"))
     if table.rows:
         console.print(grid)
     for note in table.notes:

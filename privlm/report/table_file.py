@@ -85,15 +85,6 @@ class TableFile:
         return [cell for row in self.rows.values() for cell in row.values()]
 
 
-def table_paths(folders: Iterable[Path]) -> dict[str, Path]:
-    """Table files by name, sorted; the first folder that has a name wins."""
-    found: dict[str, Path] = {}
-    for folder in folders:
-        for path in folder.glob("*.yaml"):
-            found.setdefault(path.stem, path)
-    return dict(sorted(found.items()))
-
-
 def select_tables(word: str, paths: dict[str, Path]) -> list[str]:
     """The names of the tables that `word` asks for: one table, or all tables of a task."""
     names = [word] if word in paths else [name for name in paths if name.startswith(f"{word}_")]

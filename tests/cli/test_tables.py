@@ -6,10 +6,10 @@ import pytest
 import yaml
 
 from privlm import registry
-from privlm.cli import compose
+from privlm.cli import tables
 from privlm.cli.tables import main
 from privlm.errors import UsageError
-from privlm.report.table_file import parse_table, read_yaml, table_paths
+from privlm.report.table_file import parse_table, read_yaml
 
 pytestmark = pytest.mark.torch_free
 
@@ -22,7 +22,7 @@ SPEC = {
 @pytest.fixture
 def configs(tmp_path, monkeypatch):
     """A user's config folder with one table, whose cell is that of `make_run`."""
-    monkeypatch.setattr(compose, "cell_hash_of", lambda overrides: "cell")
+    monkeypatch.setattr(tables, "cell_hasher", lambda config_dirs: lambda overrides: "cell")
     (tmp_path / "configs" / "table").mkdir(parents=True)
     (tmp_path / "configs" / "table" / "mine_toy.yaml").write_text(yaml.safe_dump(SPEC))
     return ["--config-dir", str(tmp_path / "configs")]
@@ -73,16 +73,20 @@ def test_a_repeated_key_is_refused(configs, tmp_path):
 
 
 def shipped_runs_tables():
-    paths = table_paths([registry.configs_dir() / "table"])
-    return {name: spec for name, path in paths.items() if (spec := read_yaml(path))["kind"] == "runs"}
+    return {
+        name: spec
+        for name, path in registry.config_files("table").items()
+        if (spec := read_yaml(path))["kind"] == "runs"
+    }
 
 
 def test_every_override_of_the_shipped_tables_composes():
-    tables = shipped_runs_tables()
-    assert "ewtune_small" in tables
+    specs = shipped_runs_tables()
+    assert "ewtune_small" in specs
+    cell_hash = tables.cell_hasher([])
     hashes = {
-        cell.run: compose.cell_hash_of(list(cell.run))
-        for name, spec in tables.items()
+        cell.run: cell_hash(list(cell.run))
+        for name, spec in specs.items()
         for cell in parse_table(name, spec).cells
         if cell.run is not None
     }
