@@ -33,8 +33,6 @@ accountants:
 exit status: 0, or 2 for a wrong argument.
 """
 
-_ESTIMATES = ("gdp", "edgeworth")
-
 
 def main(argv: list[str]) -> int:
     """Runs `privlm accountant ARGV`; prints to stdout and returns 0. Raises UsageError naming the option at fault."""
@@ -161,7 +159,7 @@ def _eps(options: argparse.Namespace) -> None:
     answers = []
     for choice in _choices(options):
         answer = answer_of(**choice).to_dict()
-        if choice["accountant"] in _ESTIMATES:
+        if choice["accountant"] in accounting.ESTIMATES:
             answer["certified_pld"] = answer_of(accountant="pld").to_dict()["epsilon"]
         answers.append(answer)
     _print(options, answers, notes, columns=("epsilon",))
@@ -182,7 +180,7 @@ def _sigma(options: argparse.Namespace) -> None:
             **choice,
         )
         answer = found.to_dict()
-        if choice["accountant"] in _ESTIMATES:
+        if choice["accountant"] in accounting.ESTIMATES:
             segments = [accounting.Segment(rate, found.noise_multiplier, steps)]
             certified = accounting.epsilon(segments, delta, adjacency=options.adjacency)
             answer["certified_pld"] = certified.to_dict()["epsilon"]

@@ -43,7 +43,7 @@ def test_sigma_of_an_estimate_carries_its_certified_price(capsys):
 
 
 def test_directions_and_orders(capsys):
-    setting = ["eps", *PLAIN, "--noise-multiplier", "1"]
+    setting = ["eps", *PLAIN, "--noise-multiplier", "4"]
     both, add, remove = (answer(capsys, *setting, "--direction", d)["epsilon"] for d in ("both", "add", "remove"))
     assert both == max(add, remove) > min(add, remove)
     orders = [answer(capsys, *setting, "--accountant", "edgeworth", "--order", str(k)) for k in range(4)]
@@ -59,7 +59,7 @@ def test_no_noise_costs_inf(capsys):
 
 
 def test_all_accountants_side_by_side(capsys):
-    found = answer(capsys, "eps", *PLAIN, "--noise-multiplier", "1", "--all")
+    found = answer(capsys, "eps", *PLAIN, "--noise-multiplier", "4", "--all")
     assert [(a["accountant"], a["order"]) for a in found] == [
         *(("pld", None), ("rdp", None), ("gdp", None)),
         *(("edgeworth", 1), ("edgeworth", 2), ("edgeworth", 3)),
@@ -69,22 +69,22 @@ def test_all_accountants_side_by_side(capsys):
 
 @pytest.mark.medium
 def test_the_noise_of_all_accountants_side_by_side(capsys):
-    assert main(["sigma", *PLAIN, "--epsilon", "2", "--all"]) == 0
+    assert main(["sigma", *PLAIN, "--epsilon", "0.1", "--all"]) == 0
     rows = capsys.readouterr().out.splitlines()
     assert [row.split()[0] for row in rows if row.rstrip().endswith(" certified")] == ["pld", "rdp"]
     assert [row.split()[0] for row in rows if row.rstrip().endswith(" not a guarantee")] == ["gdp"] + 3 * ["edgeworth"]
 
 
 def test_text_promises_no_more_than_was_computed(capsys):
-    found = answer(capsys, "sigma", *PLAIN, "--epsilon", "2")
-    assert main(["sigma", *PLAIN, "--epsilon", "2"]) == 0
+    found = answer(capsys, "sigma", *PLAIN, "--epsilon", "0.1")
+    assert main(["sigma", *PLAIN, "--epsilon", "0.1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert float(lines[0].removeprefix("noise multiplier ")) >= found["noise_multiplier"]
     assert float(lines[1].removeprefix("epsilon ")) >= found["epsilon"]
     assert lines[2].startswith("certified (pld, dp-accounting")
     assert "adjacency add_remove, direction both" in lines[3]
     assert lines[4] == "note: delta not checked against 1/N: no --dataset-size"
-    main(["eps", *PLAIN, "--noise-multiplier", "1", "--accountant", "edgeworth"])
+    main(["eps", *PLAIN, "--noise-multiplier", "4", "--accountant", "edgeworth"])
     text = capsys.readouterr().out
     assert "not a guarantee (edgeworth order 2" in text
     assert "certified by pld: epsilon" in text
@@ -180,7 +180,7 @@ def test_help_teaches_without_loading_the_accountants():
 
 def test_accounting_needs_no_torch():
     code = "import sys\nfrom privlm.cli.accountant import main\nmain(sys.argv[1:])\nassert 'torch' not in sys.modules"
-    argv = ["eps", *PLAIN, "--noise-multiplier", "1", "--all", "--json"]
+    argv = ["eps", *PLAIN, "--noise-multiplier", "4", "--all", "--json"]
     done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True)
     assert all(math.isfinite(answer["epsilon"]) for answer in json.loads(done.stdout))
     assert done.stderr == ""

@@ -12,6 +12,7 @@ from privlm.privacy.accounting.types import (
     ACCOUNTANTS,
     ADJACENCIES,
     DIRECTIONS,
+    ESTIMATES,
     ORDERS,
     Curve,
     Guarantee,
@@ -77,9 +78,9 @@ def epsilon(
             notes.append("replace_one: group privacy from add_remove")
 
     if not active:
-        answer = _Answer(0.0, certified=accountant in ("pld", "rdp"))
+        answer = _Answer(0.0, certified=accountant not in ESTIMATES)
     elif min(segment.noise_multiplier for segment in active) < _NO_NOISE:
-        answer = _Answer(math.inf, certified=accountant in ("pld", "rdp"))
+        answer = _Answer(math.inf, certified=accountant not in ESTIMATES)
     elif accountant == "pld":
         answer = _pld(active, delta, direction, discretization, reading)
     elif accountant == "rdp":
@@ -91,7 +92,7 @@ def epsilon(
 
     if not answer.epsilon >= 0:
         raise UsageError(f"accountant {accountant} failed on these steps (epsilon {answer.epsilon}); take another")
-    if accountant in ("gdp", "edgeworth"):
+    if accountant in ESTIMATES:
         notes.append("estimate, not a guarantee: accountant pld certifies")
     if direction != "both":
         notes.append(f"bounds the direction {direction} only, not the other one")

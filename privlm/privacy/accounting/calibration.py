@@ -11,7 +11,7 @@ from scipy.optimize import brentq
 from privlm.errors import UsageError
 from privlm.privacy.accounting import pld
 from privlm.privacy.accounting.accountant import epsilon
-from privlm.privacy.accounting.types import Guarantee, Segment, json_number
+from privlm.privacy.accounting.types import ESTIMATES, Guarantee, Segment
 
 MIN_NOISE_MULTIPLIER, MAX_NOISE_MULTIPLIER = 1e-2, 1e4
 TOLERANCE = 1e-3
@@ -36,10 +36,7 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """Strict JSON: the fields of the achieved guarantee, the noise multiplier and the target."""
-        found = {
-            "noise_multiplier": json_number(self.noise_multiplier),
-            "target_epsilon": self.target_epsilon,
-        }
+        found = {"noise_multiplier": self.noise_multiplier, "target_epsilon": self.target_epsilon}
         return found | self.achieved.to_dict()
 
 
@@ -53,11 +50,11 @@ def noise_multiplier(
     order: int = 2,
     adjacency: str = "add_remove",
 ) -> Calibration:
-    """Noise multiplier with epsilon just within `target_epsilon`: never above it, and at most 1e-3 below.
+    """Noise multiplier whose epsilon is never above `target_epsilon` and at most 1e-3 below it.
 
-    (An estimate that jumps over this window gives the noise on its lower side.) With pld the search runs
-    on the coarse grid and the result is certified on the fine one. Nothing to hide (no steps, or a sampling rate of
-    0) needs no noise. Raises UsageError where no noise multiplier between 0.01 and 10000 meets the target.
+    (Further below only where an estimate jumps.) With pld the search runs on the coarse grid and the result is
+    certified on the fine one. Nothing to hide (no steps, or a sampling rate of 0) needs no noise. Raises UsageError
+    where no noise multiplier between 0.01 and 10000 meets the target.
     """
     if not 0 < target_epsilon < math.inf:
         raise UsageError(f"privacy.epsilon must be positive and finite, got {target_epsilon}")
@@ -81,7 +78,7 @@ def noise_multiplier(
             f"privacy.delta = {delta:g} covers the chance that a record is ever drawn: "
             "any noise_multiplier meets any epsilon; lower delta"
         )
-    if accountant in ("gdp", "edgeworth"):
+    if accountant in ESTIMATES:
         found = _solve(lambda sigma: certify(sigma).epsilon, target_epsilon, guess=1.0, tolerance=TOLERANCE / 1000)
         return Calibration(found, target_epsilon, certify(found))
     guess = _edgeworth_guess(target_epsilon, delta, sampling_rate, steps)

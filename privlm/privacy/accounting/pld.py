@@ -52,7 +52,7 @@ def _join_gaussians(segments: Sequence[Segment]) -> list[Segment]:
 
 
 def _check_grid(segments: Sequence[Segment], interval: float) -> None:
-    """The grid spans one step's losses, at most 20 standard deviations of noise out, and the spread of their sum."""
+    """The grid spans one step's losses, mu^2 + 20 mu wide with mu = 1 / sigma, and the spread of their sum."""
     moments = [(segment, edgeworth.cumulants(segment)) for segment in segments]
     widest = max(20 / s.noise_multiplier + s.noise_multiplier**-2.0 for s in segments)
     deviation = math.sqrt(max(sum(s.steps * pair[side][1] for s, pair in moments) for side in (0, 1)))

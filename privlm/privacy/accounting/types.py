@@ -10,6 +10,7 @@ from typing import Any
 from privlm.errors import UsageError
 
 ACCOUNTANTS = ("pld", "rdp", "gdp", "edgeworth")
+ESTIMATES = ("gdp", "edgeworth")  # the others certify
 ADJACENCIES = ("add_remove", "zero_out", "replace_one")
 DIRECTIONS = ("both", "add", "remove")
 ORDERS = (0, 1, 2, 3)
