@@ -154,3 +154,12 @@ def test_budget_stops_before_the_step_that_would_exceed_it(monkeypatch: pytest.M
     # Less noise costs more, more noise costs less: another kind of step is another question.
     assert not ledger.budget_allows(Segment(0.01, 0.5, 1), target_epsilon=target, delta=delta, accountant="rdp")
     assert ledger.budget_allows(next_step, target_epsilon=2 * target, delta=delta, accountant="rdp")
+
+
+def test_releases_of_earlier_steps() -> None:
+    ledger = write(None, 5)
+    ledger.record(2, SETTING, "a2")
+    ledger.record(2, SETTING, "fresh")
+    assert len(ledger) == 7
+    assert ledger.segments(through_step=2) == [Segment(0.01, 1.0, 4)]
+    assert ledger.segments(through_step=5) == ledger.segments() == [Segment(0.01, 1.0, 6)]

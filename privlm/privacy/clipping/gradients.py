@@ -37,9 +37,9 @@ class OuterProducts:
         return OuterProducts(_zero(self.left_BTm, dropped_B), _zero(self.right_BTn, dropped_B))
 
     def smallest_form(self) -> OuterProducts | Instantiated:
-        """G_i itself where it holds fewer numbers than its factors; then its norm is the cheaper one, too."""
+        """G_i itself where it holds no more numbers than its factors; then its norm and its sum are cheaper, too."""
         num_positions, m, n = self.left_BTm.shape[1], self.left_BTm.shape[2], self.right_BTn.shape[2]
-        if num_positions * (m + n) <= m * n:
+        if num_positions * (m + n) < m * n:
             return self
         return Instantiated(self.left_BTm.mT @ self.right_BTn)
 
