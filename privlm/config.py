@@ -162,6 +162,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "trainer.schedule": ("constant", "linear", "cosine"),
     "trainer.precision": ("fp32", "bf16"),
     "trainer.name": ("single", "ddp"),
+    "data.format": ("sms", "glue"),
+    "adapter.name": ("head", "lora", "full"),
     "model.pooling": ("mean", "cls"),
     "model.head": ("linear", "mlp"),
     "tracker.mode": ("offline", "online", "disabled"),

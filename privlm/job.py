@@ -229,7 +229,9 @@ class Job:
     def close(self) -> None:
         """Leaves the world of processes, if one was joined."""
         if "accelerator" in self.__dict__:
-            self.accelerator.end_training()
+            from privlm.training.accelerator import leave_world
+
+            leave_world()
 
     def _is_finished(self, record: dict[str, Any] | None) -> bool:
         if record is None or record["state"] != "done":

@@ -22,13 +22,10 @@ from typing import Any
 from privlm import files, registry
 from privlm.errors import PrivLMError
 from privlm.job import Job
-from privlm.signals import Interrupted
+from privlm.signals import EXIT_INTERRUPTED, Interrupted
 from privlm.tracking import open_tracker
 
 logger = logging.getLogger("privlm")
-
-STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)
-"""Exit statuses of a run that was asked to stop and has saved its state."""
 
 
 def outer_world() -> int | None:
@@ -58,10 +55,11 @@ def decide(function: Callable[[], str]) -> str:
     """
     if outer_world() is None:
         return function()
-    from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    PartialState()  # joins the world
+    from privlm.training.accelerator import join_world
+
+    join_world()
     message: list[Any] = [None]
     error: PrivLMError | None = None
     if is_main():
@@ -171,7 +169,7 @@ def _spawn(directory: Path, processes: int) -> int:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    if status not in (0, *STOPPED):
+    if status not in (0, *EXIT_INTERRUPTED):
         _tell_first_failure(directory, workers)
     return status
 
@@ -202,7 +200,7 @@ def _wait(workers: list[Any]) -> int:
             waiting.remove(worker)
             worker.join()
             status = status or _exit_status(worker.exitcode)
-        if status not in (0, *STOPPED):
+        if status not in (0, *EXIT_INTERRUPTED):
             for worker in waiting:
                 worker.kill()
     return status
@@ -224,10 +222,7 @@ def _worker(rank: int, directory: Path, processes: int, port: int, parent: int) 
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )
-    if "OMP_NUM_THREADS" not in os.environ:
-        import torch
-
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))  # before torch is imported
     status = work(directory, rank)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -10,6 +10,9 @@ from types import FrameType
 
 logger = logging.getLogger("privlm")
 
+EXIT_INTERRUPTED = (128 + signal.SIGTERM, 128 + signal.SIGINT)
+"""Exit statuses of a run that was asked to stop and has saved its state."""
+
 
 class Interrupted(BaseException):
     """Leaves the run at a step boundary, its state saved.

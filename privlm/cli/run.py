@@ -58,9 +58,9 @@ def main(argv: list[str]) -> int:
     return start(composed, force=arguments.force, as_json=arguments.json)
 
 
-def parser(command: str = "run") -> ArgumentParser:
+def parser(command: str = "run", epilog: str = EPILOG) -> ArgumentParser:
     """The options of run and sweep: ours, and those of Hydra that are passed on."""
-    result = ArgumentParser(prog=f"privlm {command}", description=__doc__, epilog=EPILOG)
+    result = ArgumentParser(prog=f"privlm {command}", description=__doc__ if command == "run" else None, epilog=epilog)
     result.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides; task=NAME is required")
     result.add_argument("--dry-run", action="store_true", help="print what the run would do and cost, train nothing")
     result.add_argument("--force", action="store_true", help="start again from nothing, even if the run is finished")
@@ -79,8 +79,8 @@ def parser(command: str = "run") -> ArgumentParser:
     return result
 
 
-def parse(argv: list[str], command: str = "run") -> argparse.Namespace:
-    return parser(command).parse_intermixed_args(argv)
+def parse(argv: list[str], command: str = "run", epilog: str = EPILOG) -> argparse.Namespace:
+    return parser(command, epilog).parse_intermixed_args(argv)
 
 
 def words_of(arguments: argparse.Namespace) -> Words:
@@ -92,8 +92,11 @@ def words_of(arguments: argparse.Namespace) -> Words:
     return Words(tuple(overrides), tuple(arguments.config_dir), arguments.config_name)
 
 
-def start(composed: Composed, *, force: bool, as_json: bool, report_line: bool = True) -> int:
-    """Runs a composed configuration in its directory, or says that it is done; returns the exit status."""
+def start(composed: Composed, *, force: bool, as_json: bool, show: bool = True) -> int:
+    """Runs a composed configuration in its directory, or says that it is done; returns the exit status.
+
+    show: print the results on stdout at the end.
+    """
     config = composed.config
     _require_outer_world(config)
     fingerprints = inputs(config)
@@ -123,7 +126,7 @@ def start(composed: Composed, *, force: bool, as_json: bool, report_line: bool =
     if launch.is_main():
         if decision == "work" and status == 0:
             write_report(directory)
-        if status == 0:
+        if status == 0 and show:
             _print_results(directory, as_json)
     return status
 
@@ -146,8 +149,16 @@ def dry_run(composed: Composed, *, as_json: bool) -> int:
     else:
         width = max(len(name) for name in plan)
         for name, value in plan.items():
-            print(f"{name:<{width}}  {value}")
+            print(f"{name:<{width}}  {_readable(value)}")
     return 0
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    if isinstance(value, list):
+        return "; ".join(value) or "-"
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _hydra(arguments: argparse.Namespace, words: Words) -> None:

@@ -109,10 +109,7 @@ def account(plan: PrivacyPlan, ledger: Ledger, *, steps: int, flags: Sequence[st
         "guarantee": certified.guarantee,
         "certificate": certified.to_dict(),
         "bounds": {"rdp": spent("rdp")},
-        "estimates": {
-            "edgeworth": {"order": plan.order, "epsilon": spent("edgeworth")},
-            "gdp": {"order": None, "epsilon": spent("gdp")},
-        },
+        "estimates": {"edgeworth": spent("edgeworth"), "gdp": spent("gdp")},
         "flags": [*flags, *large_delta],
     }
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from accelerate import Accelerator
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
 from privlm.errors import PrivLMError, UsageError
@@ -21,7 +23,9 @@ def make_accelerator(config: Any) -> Accelerator:
     Raises UsageError for a keyword in trainer.accelerate that accelerate does not know, PrivLMError when the world is
     not the one that the config asks for (accelerate itself falls back to one process without a word).
     """
-    keywords = {"mixed_precision": PRECISION[config.precision]} | dict(config.accelerate)
+    # Without an accelerator accelerate must be told to use the CPU, else it ignores the other processes.
+    cpu = not torch.accelerator.is_available()
+    keywords = {"mixed_precision": PRECISION[config.precision], "cpu": cpu} | dict(config.accelerate)
     try:
         inspect.signature(Accelerator).bind(**keywords)
     except TypeError as error:
@@ -35,3 +39,15 @@ def make_accelerator(config: Any) -> Accelerator:
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise UsageError("FSDP and DeepSpeed are not supported: use trainer=single or trainer=ddp")
     return accelerator
+
+
+def join_world() -> None:
+    """Joins the processes of an outer launcher, before there is a configuration to make an Accelerator from."""
+    PartialState(cpu=not torch.accelerator.is_available())
+
+
+def leave_world() -> None:
+    """Ends the process group and forgets the Accelerator, so that another run may make its own in this process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -1,15 +1,17 @@
-"""Which examples a step sees, as a function of (seed, step): a resumed run needs no sampler state."""
+"""Which examples a step sees, as a function of (seed, step): a resumed run needs no sampler state. No torch."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from privlm.privacy import keyed_random
-from privlm.training.objective import Batch
+
+if TYPE_CHECKING:
+    from privlm.training.objective import Batch
 
 Indices = npt.NDArray[np.int64]
 

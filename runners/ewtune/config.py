@@ -17,6 +17,7 @@ class TrainingPreset:
     steps: int | None = MISSING
     epochs: float | None = MISSING
     schedule: str = MISSING
+    micro_batch_size: int = MISSING
 
 
 @dataclass
@@ -49,7 +50,7 @@ def check(config: Any) -> list[str]:
     return [
         f"task.presets: no training preset for adapter '{config.adapter.name}' (there are {known}); add "
         f"'+task.presets.{config.adapter.name}={{optimizer: adamw, learning_rate: 1e-3, steps: 60, epochs: null, "
-        "schedule: linear}'"
+        "schedule: linear, micro_batch_size: 32}'"
     ]
 
 

@@ -169,7 +169,7 @@ def _save(model: EncoderClassifier, outcome: Outcome, folder: Path) -> None:
 def _privacy_results(plan: PrivacyPlan, spent: dict[str, Any]) -> list[Result]:
     results = [
         Result("epsilon", spent["epsilon"], "epsilon"),
-        Result("epsilon_edgeworth", spent["estimates"]["edgeworth"]["epsilon"], "epsilon (estimate)"),
+        Result("epsilon_edgeworth", spent["estimates"]["edgeworth"], "epsilon (estimate)"),
         Result("noise_multiplier", plan.noise_multiplier, "clipping norms"),
     ]
     for accountant, noise_multiplier in plan.noise_multipliers.items():

@@ -1,0 +1,65 @@
+"""What a run of EW-Tune would do and cost, for `--dry-run`. No torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from privlm.adapters.estimate import estimate_parameters
+from privlm.config import Config, is_private
+from privlm.data.text_classification import load
+from privlm.models.architecture import read_architecture
+from privlm.models.files import locate_model
+from privlm.privacy.plan import make_plan
+from privlm.training.batches import num_steps
+from privlm.training.memory import encoder_activations, peak_memory
+
+
+def plan(config: Config) -> dict[str, Any]:
+    """Name -> value, under the names of result.json where there is one."""
+    data = load(config.data)
+    steps = num_steps(config.trainer, len(data.train))
+    return {
+        "training_examples": len(data.train),
+        "steps": steps,
+        "batch_size": config.trainer.batch_size,
+        **(_privacy(config, len(data.train), steps) if is_private(config) else {"epsilon": None}),
+        **_size(config, len(data.labels)),
+    }
+
+
+def _privacy(config: Config, dataset_size: int, steps: int) -> dict[str, Any]:
+    private = make_plan(config.privacy, dataset_size=dataset_size, batch_size=config.trainer.batch_size, steps=steps)
+    by_accountant = {f"noise_multiplier_{name}": value for name, value in private.noise_multipliers.items()}
+    return {
+        "sampling_rate": private.sampling_rate,
+        "delta": private.delta,
+        "noise_multiplier": private.noise_multiplier,
+        **by_accountant,
+        "epsilon": private.epsilon,
+        "epsilon_edgeworth": private.estimates["edgeworth"],
+        "saving_vs_rdp": private.saving_vs_rdp,
+        "warnings": list(private.warnings),
+    }
+
+
+def _size(config: Config, num_labels: int) -> dict[str, int | None]:
+    """Exact parameter counts and a memory estimate, None for an architecture whose shapes are not known."""
+    files = locate_model(config.model)
+    parameters = estimate_parameters(config.model, files, config.adapter, num_labels)
+    if parameters is None:
+        return {"trainable_parameters": None, "parameters": None, "peak_memory_bytes": None}
+    architecture = read_architecture(config.model, files)
+    activations = encoder_activations(
+        num_layers=architecture["num_hidden_layers"],
+        hidden_size=architecture["hidden_size"],
+        intermediate_size=architecture["intermediate_size"],
+        num_tokens=config.trainer.micro_batch_size * config.model.max_length,
+        backward=config.adapter.name != "head",  # whose encoder only computes features
+        private=is_private(config),
+    )
+    memory = peak_memory(parameters, config.trainer, activations=activations, private=is_private(config))
+    return {
+        "trainable_parameters": parameters.trainable,
+        "parameters": parameters.total,
+        "peak_memory_bytes": memory,
+    }
