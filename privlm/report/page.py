@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from privlm import files
-from privlm.masking import mask_command, mask_secrets
+from privlm.masking import mask_command
 from privlm.report.card import READING_COLUMNS, Card, number, privacy_card
 from privlm.report.compare import flatten
 from privlm.report.plots import plots_of, svg
@@ -74,7 +74,7 @@ def render_report(run: RunRecord) -> str:
         notes=(run.result or {}).get("notes", []),
         stages=run.status.get("stages", {}),
         command=command,
-        config=OmegaConf.to_yaml(OmegaConf.create(mask_secrets(run.config))),
+        config=OmegaConf.to_yaml(OmegaConf.create(run.config)),
         environment=flatten(env),
         artefacts=artefacts,
         total_size=_size(sum(size for _, size, _ in artefacts)),

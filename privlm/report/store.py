@@ -19,6 +19,7 @@ from typing import Any
 
 from privlm import files
 from privlm.errors import UsageError
+from privlm.masking import mask_secrets
 
 SCHEMA = 1
 """Newest schema of status.json and result.json that is understood here."""
@@ -111,7 +112,7 @@ class RunRecord:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The resolved configuration; {} where config.yaml is absent or damaged."""
+        """The resolved configuration, secrets masked; {} where config.yaml is absent or damaged."""
         from omegaconf import OmegaConf
 
         try:
@@ -121,7 +122,7 @@ class RunRecord:
         except Exception as error:  # PyYAML and OmegaConf share no base class
             self.problems.append(f"config.yaml cannot be read: {_first_line(error)}")
             return {}
-        return {str(key): value for key, value in config.items()} if isinstance(config, dict) else {}
+        return mask_secrets(config) if isinstance(config, dict) else {}
 
     @cached_property
     def overrides(self) -> list[str]:

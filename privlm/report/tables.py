@@ -115,15 +115,11 @@ def build_table(
 def _match(overrides: tuple[str, ...], cell_hash: str, store: Store, *, smoke: bool) -> CellRuns:
     group = CellRuns(overrides, cell_hash)
     by_seed: dict[Any, list[RunRecord]] = {}
+    outdated = []
     for run in store.runs:
-        if not run.cell_hash:
-            continue
         if run.cell_hash != cell_hash:
             if _meaning(run.overrides) == _meaning(overrides):
-                group.remarks.append(
-                    f"{run.name} has the same overrides but another configuration "
-                    f"(cell {run.cell_hash[:8]}, now {cell_hash[:8]}): not counted"
-                )
+                outdated.append(run)
         elif (run.scale == "smoke") != smoke:
             continue
         elif run.finished:
@@ -135,6 +131,12 @@ def _match(overrides: tuple[str, ...], cell_hash: str, store: Store, *, smoke: b
         group.finished.append(newest)
         if older:
             group.remarks.append(f"seed {seed} was run {len(older) + 1} times; the newest, {newest.path}, counts")
+    if outdated:
+        cells = ", ".join(sorted({run.cell_hash[:8] for run in outdated}))
+        group.remarks.append(
+            f"not counted: {len(outdated)} runs with the overrides {' '.join(overrides)} but another configuration "
+            f"(cell {cells}, now {cell_hash[:8]}), such as {outdated[0].name}"
+        )
     group.remarks.extend(_mixed_inputs(group.finished))
     return group
 
@@ -354,7 +356,8 @@ def _privacy(run: RunRecord) -> str:
 
 
 def _because(run: RunRecord) -> str:
-    return f" ({run.status['reason']})" if run.status.get("reason") else ""
+    reasons = "; ".join(filter(None, [run.status.get("reason"), *run.problems]))
+    return f" ({reasons})" if reasons else ""
 
 
 def _joined(texts: Iterable[str]) -> str:

@@ -35,6 +35,11 @@ def test_only_keys_that_differ_are_listed(tmp_path, make_run):
     assert environment.notes == ["no difference"]
 
 
+def test_secrets_that_differ_stay_secret(tmp_path, make_run):
+    runs = [read_run(make_run(tmp_path, seed=seed, config={"llm": {"api_key": f"canary-{seed}"}})) for seed in (0, 1)]
+    assert "canary" not in str(compare(runs))
+
+
 def test_seeds_of_a_cell_become_one_column(tmp_path, make_run):
     runs = runs_of(tmp_path, make_run, [0, 1, 2]) + runs_of(tmp_path, make_run, [7], cell="other")
     results = compare(runs, by_cell=True)[0]

@@ -93,6 +93,13 @@ def test_a_failed_run_gives_no_figure(tmp_path, make_run):
     assert any("failed (out of memory)" in note for note in table.notes)
 
 
+def test_a_damaged_result_is_named_in_the_footer(tmp_path, make_run):
+    (make_run(tmp_path) / "result.json").write_text('{"rows": [')
+    table = table_of(tmp_path)
+    assert table.values[0]["status"] == "not run"
+    assert any("done (result.json cannot be read" in note for note in table.notes)
+
+
 def test_an_empty_store_and_a_cell_that_is_not_run(tmp_path):
     assert only_cell(tmp_path)["status"] == "not run"
     assert only_cell(tmp_path, changed(run=None))["status"] == "not run"
