@@ -13,6 +13,8 @@ from privlm.privacy.plan import make_plan
 from privlm.training.batches import num_steps
 from privlm.training.memory import encoder_activations, peak_memory
 
+FEATURES_AT_A_TIME = 32  # examples, as run.py passes them through the frozen encoder
+
 
 def plan(config: Config) -> dict[str, Any]:
     """Name -> value, under the names of result.json where there is one."""
@@ -48,18 +50,17 @@ def _size(config: Config, num_labels: int) -> dict[str, int | None]:
     parameters = estimate_parameters(config.model, files, config.adapter, num_labels)
     if parameters is None:
         return {"trainable_parameters": None, "parameters": None, "peak_memory_bytes": None}
-    architecture = read_architecture(config.model, files)
+    only_features = config.adapter.name == "head"  # the encoder's; the head's own activations are nothing beside them
     activations = encoder_activations(
-        num_layers=architecture["num_hidden_layers"],
-        hidden_size=architecture["hidden_size"],
-        intermediate_size=architecture["intermediate_size"],
-        num_tokens=config.trainer.micro_batch_size * config.model.max_length,
-        backward=config.adapter.name != "head",  # whose encoder only computes features
+        read_architecture(config.model, files),
+        adapter=config.adapter.name,
+        num_examples=FEATURES_AT_A_TIME if only_features else config.trainer.micro_batch_size,
+        length=config.model.max_length,
+        dropout=config.model.dropout != 0,
         private=is_private(config),
     )
-    memory = peak_memory(parameters, config.trainer, activations=activations, private=is_private(config))
     return {
         "trainable_parameters": parameters.trainable,
         "parameters": parameters.total,
-        "peak_memory_bytes": memory,
+        "peak_memory_bytes": peak_memory(parameters, config.trainer, activations),
     }
