@@ -50,15 +50,11 @@ class Figure:
     """A cell of the printed table, at full precision. sd is the sample standard deviation, None for one run."""
 
     cell: Cell
-    runs: CellRuns | None
     status: str
+    num_seeds: int = 0
     mean: float | None = None
     sd: float | None = None
     replayed: bool = False
-
-    @property
-    def num_seeds(self) -> int:
-        return len(self.runs.finished) if self.runs else 0
 
     @property
     def delta(self) -> float | None:
@@ -99,7 +95,10 @@ def build_table(
         if progress is not None:
             progress(number, len(lists))
     figures = {
-        row: {key: _figure(cell, groups[cell.run] if cell.run else None, file.seeds) for key, cell in cells.items()}
+        row: {
+            key: _figure(cell, None if cell.run is None else groups[cell.run], file.seeds)
+            for key, cell in cells.items()
+        }
         for row, cells in file.rows.items()
     }
     layout = _own_layout if file.is_own else _published_layout
@@ -167,7 +166,7 @@ def _finished_at(run: RunRecord) -> float:
 def _figure(cell: Cell, runs: CellRuns | None, seeds: int) -> Figure:
     if runs is None or not runs.finished:
         failed = runs is not None and any(run.state == "failed" for run in runs.unfinished)
-        return Figure(cell, runs, "failed" if failed else "not run")
+        return Figure(cell, "failed" if failed else "not run")
     rows = [row for row in (_reported(run, cell) for run in runs.finished) if row is not None]
     if not rows:
         known = sorted({row.metric for run in runs.finished for row in run.results})
@@ -179,7 +178,7 @@ def _figure(cell: Cell, runs: CellRuns | None, seeds: int) -> Figure:
     mean, sd = mean_and_sd(values)
     replayed = any(row.provenance == "replayed" for row in rows)
     status = _status(cell, mean, runs.finished[0].scale, complete=len(rows) >= seeds)
-    return Figure(cell, runs, status, mean, sd, replayed)
+    return Figure(cell, status, len(rows), mean, sd, replayed)
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
