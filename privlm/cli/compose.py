@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from privlm import config as core
 from privlm import identity, registry
-from privlm.cli.explain import explain
+from privlm.cli.explain import explain, no_key
 from privlm.errors import UsageError
 
 GROUPS = ("scale", "task", "model", "data", "adapter", "privacy", "trainer", "tracker")
@@ -67,13 +67,17 @@ def compose(words: Words) -> Composed:
         complete = words.with_overrides([*words.overrides, *_recipe(first, words.overrides)])
         config = _compose(complete)
         chosen_by = _chosen_by(words.overrides, before=first, after=config)
-    config = OmegaConf.masked_copy(config, [key for key in config if key not in ("hydra", "recipe")])
-    _require_values(config)
+    config = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("hydra", "recipe")])
+    _refuse_extra_keys(config, core.Config)
+    try:
+        _require_values(config)
+        OmegaConf.resolve(config)
+    except OmegaConfBaseException as error:  # an interpolation of something that is not there
+        raise UsageError(explain(error, complete.overrides, _composed_without(complete))) from error
     problems = core.check(config) + task_entry(config).check(config)
     if problems:
         head = "the configuration has a problem:" if len(problems) == 1 else "the configuration has problems:"
         raise UsageError("\n".join([head, *(f"  {problem}" for problem in problems)]))
-    OmegaConf.resolve(config)
     OmegaConf.set_readonly(config, True)
     return Composed(config, complete, chosen_by)
 
@@ -162,7 +166,7 @@ def composer() -> Iterator[None]:
 def _compose(words: Words) -> DictConfig:
     try:
         return hydra_compose(words.config_name, list(words.overrides), return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, AssertionError) as error:
         raise UsageError(explain(error, words.overrides, _composed_without(words))) from error
 
 
@@ -220,3 +224,14 @@ def _require_values(config: DictConfig) -> None:
             f"no value for {', '.join(missing)}: add {' '.join(f'{key}=VALUE' for key in missing)}, or choose a config "
             "that sets it"
         )
+
+
+def _refuse_extra_keys(config: DictConfig, schema: type | None, prefix: str = "") -> None:
+    """Hydra's `+key=value` adds a key to a schema too, where nothing would read it."""
+    known = [field.name for field in fields(schema)] if schema is not None and is_dataclass(schema) else list(config)
+    for key in config:
+        if key not in known:
+            raise UsageError(no_key(f"{prefix}{key!s}", [f"{prefix}{name!s}" for name in known]))
+        node = config._get_node(key)
+        if isinstance(node, DictConfig) and not (node._is_none() or node._is_interpolation() or node._is_missing()):
+            _refuse_extra_keys(node, OmegaConf.get_type(node), f"{prefix}{key!s}.")

@@ -7,8 +7,9 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import MissingConfigException
+from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 ComposeWithout = Callable[[str], DictConfig | None]
 
@@ -19,18 +20,26 @@ def explain(error: Exception, overrides: Sequence[str], compose_without: Compose
     compose_without: composes the overrides without the one of a given key, None if that fails too.
     """
     text = str(error)
-    if isinstance(error, MissingConfigException) and (found := re.search(r"Could not find '([^']+)/([^'/]+)'", text)):
-        group, name = found.groups()
-        return no_such(name, GlobalHydra.instance().config_loader().get_group_options(group), group)
+    if isinstance(error, MissingConfigException):
+        return _missing_config(text)
+    if (unreadable := _unreadable(error)) is not None:
+        return unreadable
     if (key := _unknown_key(text)) is not None:
         config = compose_without(key)
-        near = difflib.get_close_matches(key, flat_keys(config) if config is not None else (), n=1, cutoff=0.6)
-        hint = f"; did you mean '{near[0]}'?" if near else " (add --cfg job to see them all)"
-        return f"no key '{key}'{hint}"
-    for cause in (error, error.__cause__):
-        if cause is not None and (refused := re.search(r"(Value '.*'.*)|(Cannot convert .*)", str(cause))):
-            return f"{_refused_key(text, str(cause))}: {refused.group(0).splitlines()[0]}"
+        return no_key(key, flat_keys(config) if config is not None else ())
+    if isinstance(error, AssertionError):  # of omegaconf, whose message names no key
+        deep = [word for word in overrides if word.partition("=")[0].count(".") > 1]
+        return f"{' or '.join(deep)} lies below a key that is null: give the whole, as KEY={{a: 1, b: 2}}"
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(cause, OmegaConfBaseException):
+        return f"{_refused_key(text, str(cause))}: {str(cause).splitlines()[0]}"
     return _first_lines(text)
+
+
+def no_key(key: str, keys: Iterable[str]) -> str:
+    """`no key 'name'; did you mean 'near'?`"""
+    near = difflib.get_close_matches(key, list(keys), n=1, cutoff=0.6)
+    return f"no key '{key}'" + (f"; did you mean '{near[0]}'?" if near else " (--cfg job shows them all)")
 
 
 def no_such(name: str, available: Iterable[str], kind: str) -> str:
@@ -45,11 +54,31 @@ def flat_keys(config: DictConfig, prefix: str = "") -> list[str]:
     """Dotted names of all keys of a configuration, containers included."""
     keys = []
     for key in config:
-        keys.append(f"{prefix}{key}")
+        keys.append(f"{prefix}{key!s}")
         node = config._get_node(key)
         if isinstance(node, DictConfig) and not (node._is_none() or node._is_interpolation() or node._is_missing()):
-            keys += flat_keys(node, f"{prefix}{key}.")
+            keys += flat_keys(node, f"{prefix}{key!s}.")
     return keys
+
+
+def _missing_config(text: str) -> str:
+    if found := re.search(r"Could not (?:find|load) '([^'/]+)/([^']*)'", text):
+        group, name = found.groups()
+        return no_such(name, GlobalHydra.instance().config_loader().get_group_options(group), group)
+    found = re.search(r"Cannot find primary config '([^']*)'", text)
+    return (
+        f"--config-name: no file {found.group(1)}.yaml in configs/ or a --config-dir" if found else _first_lines(text)
+    )
+
+
+def _unreadable(error: Exception) -> str | None:
+    """For an override against Hydra's grammar, or one that only a sweep can take; None for another kind of error."""
+    if isinstance(error, OverrideParseException):
+        return f"cannot read the override '{error.override}': write KEY=VALUE, and a value with special signs in quotes"
+    if found := re.search(r"Ambiguous value for argument '([^=]+)=([^']*)'", str(error)):
+        key, values = found.groups()
+        return f"{key} has several values: privlm sweep runs each of them; one list is written {key}=[{values}]"
+    return None
 
 
 def _unknown_key(text: str) -> str | None:
