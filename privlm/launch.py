@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import logging
 import os
 import signal
@@ -26,6 +27,8 @@ from privlm.signals import EXIT_INTERRUPTED, Interrupted
 from privlm.tracking import open_tracker
 
 logger = logging.getLogger("privlm")
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 
 def outer_world() -> int | None:
@@ -112,14 +115,19 @@ def _failed(job: Job, error: Exception) -> int:
     """Records a failure; the launching process, or this one if it is alone, tells it as the last line of its output."""
     if isinstance(error, PrivLMError):
         message, status = str(error), error.exit_code
+    elif isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        message, status = f"cannot write {error.filename or job.directory}: {error.strerror}; the last state is kept", 1
     else:
         message, status = f"{type(error).__name__}: {error} (traceback in {job.directory / 'run.log'})", 1
-        with open(job.directory / "run.log", "a", encoding="utf-8") as log:
-            log.write(f"process {job.rank}\n{traceback.format_exc()}")
-    if _spawned():
-        files.write_json(job.directory / f".failure-{job.rank}.json", {"time": time.time(), "message": message})
-    else:
-        job.pause("failed", message)
+    with contextlib.suppress(OSError):  # the disk may be what failed: the message below must come out all the same
+        if not isinstance(error, PrivLMError):
+            with open(job.directory / "run.log", "a", encoding="utf-8") as log:
+                log.write(f"process {job.rank}\n{traceback.format_exc()}")
+        if _spawned():
+            files.write_json(job.directory / f".failure-{job.rank}.json", {"time": time.time(), "message": message})
+        else:
+            job.pause("failed", message)
+    if not _spawned():
         print(f"privlm: {message}", file=sys.stderr, flush=True)
     return status
 

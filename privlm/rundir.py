@@ -7,7 +7,7 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,17 @@ SCHEMA = 1
 
 
 def create(
-    directory: Path, config: DictConfig, overrides: Sequence[str], *, run_hash: str, cell_hash: str
+    directory: Path,
+    config: DictConfig,
+    overrides: Sequence[str],
+    *,
+    run_hash: str,
+    cell_hash: str,
+    inputs: Mapping[str, str],
 ) -> dict[str, Any]:
     """Makes the run directory, or takes up that of an earlier try; returns its status.
 
-    The caller holds the lock. Raises UsageError when the directory cannot be written.
+    The caller holds the lock. inputs: fingerprints of what the run reads. Raises UsageError when the directory cannot be written.
     """
     try:
         status = files.read_json(directory / "status.json")
@@ -40,10 +46,13 @@ def create(
             "heartbeat": time.time(),
             "run_hash": run_hash,
             "cell_hash": cell_hash,
+            "inputs": dict(inputs),
         }
         files.write_text(directory / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
         files.write_text(directory / "overrides.txt", "".join(f"{word}\n" for word in overrides))
         files.write_json(directory / "env.json", environment.describe())
+        if not (directory / "privacy.json").exists():
+            files.write_json(directory / "privacy.json", {"mechanism": "none"})  # a private run replaces it by its plan
         files.write_json(directory / "status.json", status)
     except OSError as error:
         raise UsageError(f"cannot write the run directory {directory}: {error.strerror}; set runs=FOLDER") from error

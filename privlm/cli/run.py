@@ -19,7 +19,7 @@ from privlm.cli.arguments import ArgumentParser
 from privlm.cli.compose import Composed, Words, compose, prepare, task_entry, with_recipe
 from privlm.errors import UsageError
 from privlm.report import store
-from privlm.report.card import privacy_card
+from privlm.report.card import number, privacy_card
 from privlm.report.page import write_report
 from privlm.report.render import console, print_table
 from privlm.report.table import Table
@@ -111,8 +111,14 @@ def start(composed: Composed, *, force: bool, as_json: bool, show: bool = True) 
                 return "skip"
             if force:
                 _clear(directory)
-            hashes = {"run_hash": run_hash, "cell_hash": identity.cell_hash(config)}
-            status = rundir.create(directory, config, composed.words.overrides, **hashes)
+            status = rundir.create(
+                directory,
+                config,
+                composed.words.overrides,
+                run_hash=run_hash,
+                cell_hash=identity.cell_hash(config),
+                inputs=fingerprints,
+            )
             _introduce(composed, directory, restarts=status["restarts"])
             return "work"
 
@@ -124,11 +130,18 @@ def start(composed: Composed, *, force: bool, as_json: bool, show: bool = True) 
             if launch.is_main():
                 _say_skipped(directory)
     if launch.is_main():
-        if decision == "work" and status == 0:
-            write_report(directory)
+        if status == 0 and (decision == "work" or not (directory / "report.html").exists()):
+            _write_report(directory)
         if status == 0 and show:
             _print_results(directory, as_json)
     return status
+
+
+def _write_report(directory: Path) -> None:
+    try:
+        write_report(directory)
+    except OSError as error:  # the results stand; the same command writes the report when there is room again
+        print(f"privlm: cannot write {directory / 'report.html'}: {error.strerror}", file=sys.stderr)
 
 
 def inputs(config: DictConfig) -> Mapping[str, str]:
@@ -199,7 +212,7 @@ def _print_results(directory: Path, as_json: bool) -> None:
     rows = [
         [
             row.metric,
-            f"{row.value:.4g}",
+            number(row.value),
             "" if row.ci_low is None else f"[{row.ci_low:.4f}, {row.ci_high:.4f}]",
             row.unit,
             " ".join(filter(None, [row.split, f"n={row.n}" if row.n else ""])),

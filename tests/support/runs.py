@@ -1,0 +1,70 @@
+"""Small experiments for tests, and what must be equal between two runs of the same one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+NONSENSE = ("lorem", "ipsum", "dolor", "sit", "amet", "win", "cash", "now", "call", "free")
+
+
+def write_messages(path: Path, num_messages: int = 120) -> Path:
+    """A file of made-up messages in the format of the SMS Spam Collection."""
+    rng = random.Random(0)
+    lines = []
+    for number in range(num_messages):
+        label = "spam" if number % 3 == 0 else "ham"
+        words = NONSENSE[5:] if label == "spam" else NONSENSE[:5]
+        lines.append(f"{label}\t{' '.join(rng.choices(words, k=rng.randint(2, 9)))} {number}\n")
+    path.write_text("".join(lines))
+    return path
+
+
+def tiny_run(messages: Path, runs: Path, *overrides: str) -> list[str]:
+    """Words of a run of a second: 6 steps of a tiny model, checkpoints every 2."""
+    return [
+        "run",
+        "task=ewtune",
+        "model=tiny",
+        f"data.path={messages}",
+        f"runs={runs}",
+        "trainer.steps=6",
+        "trainer.batch_size=16",
+        "trainer.checkpoint_every=2",
+        "trainer.evaluate_every=2",
+        "privacy.epsilon=null",
+        "privacy.noise_multiplier=1.0",
+        "privacy.delta=1e-3",
+        *overrides,
+    ]
+
+
+def only_run(runs: Path) -> Path:
+    """The one run directory below `runs`."""
+    (directory,) = (runs / "ewtune").iterdir()
+    return directory
+
+
+def outcome(directory: Path) -> dict[str, Any]:
+    """What a resumed run must share with the uninterrupted one: weights, metrics, privacy, results."""
+    weights = {
+        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted((directory / "model").rglob("*.safetensors"))
+    }
+    assert weights
+    metrics = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    for row in metrics:
+        del row["time"]
+    result = json.loads((directory / "result.json").read_text())
+    privacy = json.loads((directory / "privacy.json").read_text())
+    return {
+        "weights": weights,
+        "metrics": metrics,
+        "rows": result["rows"],
+        "status": result["status"],
+        "epsilon": privacy.get("epsilon"),
+        "steps": privacy.get("steps"),
+    }
