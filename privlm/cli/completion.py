@@ -13,7 +13,6 @@ from pathlib import Path
 
 from privlm import registry
 from privlm.cli import COMMANDS
-from privlm.config import CHOICES
 from privlm.errors import PrivLMError, UsageError
 
 INSTALL = """\
@@ -84,6 +83,7 @@ def _overrides(before: list[str], word: str) -> list[str]:
 
     from privlm.cli.compose import composer, prepare
     from privlm.cli.run import parse
+    from privlm.config import CHOICES
 
     key, is_value, _ = word.partition("=")
     if is_value and key in CHOICES and "." in key:
