@@ -38,7 +38,7 @@ OPTIONS = {
     "sweep": ("--dry-run", "--force", "--json", "--config-dir"),
     "list": ("--json", "--config-dir"),
     "show": ("--json", "--runs"),
-    "compare": ("--json", "--runs", "--format"),
+    "compare": ("--json", "--runs"),
     "tables": ("--json", "--runs", "--format", "--scale", "--config-dir"),
     "cp": ("--force",),
     "doctor": ("--json",),

@@ -44,18 +44,24 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(("words", "names", "remedy"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_one_message(words, names, remedy, capsys, monkeypatch, tmp_path):
+@pytest.fixture
+def empty_folder(tmp_path, monkeypatch):
+    """The working directory of the test."""
     monkeypatch.chdir(tmp_path)
-    task = [] if "which" in names or words[:1] == ["task=ewtun"] else ["task=ewtune"]
+    return tmp_path
+
+
+@pytest.mark.parametrize(("words", "at_fault", "remedy"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_message(words, at_fault, remedy, empty_folder, capsys):
+    task = [] if at_fault.startswith(("which task", "no task")) else ["task=ewtune"]
     assert main(["run", *task, *words, "--dry-run"]) == 2
     out, err = capsys.readouterr()
-    assert names in err
+    assert at_fault in err
     assert remedy in err
     assert err.startswith("privlm: ")
     assert len(err.splitlines()) <= 8
     assert out == ""
-    assert list(tmp_path.iterdir()) == []
+    assert list(empty_folder.iterdir()) == []
 
 
 def test_all_problems_of_meaning_are_told_at_once(capsys):

@@ -1,0 +1,135 @@
+"""The shipped YAML files, and who decides when several of them have a say."""
+
+import dataclasses
+import re
+
+import pytest
+from omegaconf import OmegaConf
+
+from privlm import config as core
+from privlm import registry
+from privlm.cli.compose import GROUPS, Words, compose, expand, options
+from privlm.errors import UsageError
+
+pytestmark = pytest.mark.torch_free
+
+CONFIGS = registry.configs_dir()
+FILES = {str(path.relative_to(CONFIGS).with_suffix("")): path for path in sorted(CONFIGS.rglob("*.yaml"))}
+OPTIONS = [
+    (group, path.stem)
+    for group in GROUPS
+    for path in FILES.values()
+    if path.parent.name == group and group not in ("task", "scale")
+]
+RECIPES = [path.stem for path in FILES.values() if path.parent.name == "recipe"]
+
+
+def chosen(*words):
+    return compose(Words(words)).config
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_and_passes_its_schema(group, option):
+    extra = {"paper": ["adapter=lora"]}.get(option, [])
+    assert chosen("task=ewtune", f"{group}={option}", *extra)[group] is not None
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_composes_with_its_task(recipe):
+    task, _, scale = recipe.rpartition("_")
+    config = chosen(f"task={task}", f"scale={scale}")
+    assert (config.task.name, config.scale) == (task, scale)
+
+
+def test_every_task_has_its_three_scales():
+    shipped = {task.name for task in registry.tasks().values() if task.config_dir is None}
+    assert set(RECIPES) == {f"{task}_{scale}" for task in shipped for scale in ("smoke", "small", "paper")}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_opens_with_what_it_is_and_a_command(name):
+    comment = []
+    for line in FILES[name].read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        if not line.startswith("# @package"):
+            comment.append(line)
+    assert comment, "no opening comment"
+    assert re.search(r"privlm (run|tables|sweep) ", " ".join(comment))
+
+
+def written_keys(group):
+    """Keys of a group's files, which a file of the package `_global_` holds below the group's name."""
+    contents = [OmegaConf.load(path) for path in FILES.values() if path.parent.name == group]
+    return {key for content in contents for key in content.get(group, content)}
+
+
+SCHEMAS = [
+    *((group, schema) for group, by_name in core.SCHEMAS.items() if group != "run" for schema in by_name.values()),
+    *(("task", task.config_module().Task) for task in registry.tasks().values() if task.config_dir is None),
+]
+
+
+@pytest.mark.parametrize(("group", "schema"), SCHEMAS, ids=lambda value: getattr(value, "__name__", value))
+def test_every_field_has_its_value_in_a_file(group, schema):
+    """No default hides in a dataclass."""
+    assert {field.name for field in dataclasses.fields(schema)} <= written_keys(group)
+    assert OmegaConf.missing_keys(OmegaConf.structured(schema)) == {field.name for field in dataclasses.fields(schema)}
+
+
+def test_schemas_are_no_options():
+    for group in GROUPS:
+        assert options(group) == sorted(path.stem for path in FILES.values() if path.parent.name == group)
+
+
+def test_a_model_brings_its_natural_scale_and_the_recipe_its_data():
+    composed = compose(Words(("task=ewtune", "model=roberta")))
+    assert (composed.config.scale, composed.config.data.name, composed.config.adapter.name) == ("paper", "sst2", "lora")
+    assert composed.chosen_by["scale"] == "paper (natural to model=roberta)"
+    assert composed.chosen_by["data"] == "sst2 (recipe)"
+    assert composed.chosen_by["model"] == "roberta (given)"
+    assert "recipe=ewtune_paper" in composed.words.overrides
+
+
+@pytest.mark.parametrize(
+    ("word", "key", "value"),
+    [
+        ("trainer.batch_size=7", "trainer.batch_size", 7),
+        ("data=sms_spam", "data.name", "sms_spam"),
+        ("scale=small", "scale", "small"),
+        ("privacy.epsilon=1", "privacy.epsilon", 1.0),
+        ("adapter=full", "adapter.name", "full"),
+    ],
+)
+def test_the_command_line_wins(word, key, value):
+    assert OmegaConf.select(chosen("task=ewtune", "model=roberta", word), key) == value
+
+
+def test_a_recipe_of_another_scale_can_be_asked_for():
+    config = chosen("task=ewtune", "recipe=ewtune_smoke")
+    assert (config.scale, config.trainer.batch_size, config.data.max_train_examples) == ("smoke", 32, 512)
+
+
+def test_a_task_without_the_recipe_of_a_scale_says_which_it_has(tmp_path):
+    (tmp_path / "scale").mkdir()
+    (tmp_path / "scale" / "huge.yaml").write_text("# @package _global_\nscale: huge\n")
+    with pytest.raises(UsageError, match="no recipe for scale=huge; it has paper, small, smoke"):
+        compose(Words(("task=ewtune", "scale=huge"), (tmp_path,)))
+
+
+def test_the_composed_configuration_is_resolved_and_read_only():
+    config = chosen("task=ewtune", "adapter=lora")
+    assert config.trainer.optimizer == "adamw"
+    assert "${" not in OmegaConf.to_yaml(config)
+    assert OmegaConf.is_readonly(config)
+    assert set(config) == {field.name for field in dataclasses.fields(core.Config)}
+
+
+def test_a_sweep_expands_to_its_product():
+    runs = expand(Words(("task=ewtune", "privacy.epsilon=1,3", "seed=range(0,3)")))
+    assert len({run.overrides for run in runs}) == 6
+    assert {compose(run).config.seed for run in runs[:3]} == {0, 1, 2}
+
+
+def test_composing_twice_gives_the_same():
+    assert chosen("task=ewtune", "model=tiny") == chosen("task=ewtune", "model=tiny")
