@@ -50,7 +50,12 @@ class TaskEntry:
         return function(config) if function else []
 
     def plan(self, config: Any) -> dict[str, Any]:
-        """What a dry run prints: name -> value, from the task's own `plan.py`."""
+        """What a dry run prints: name -> value, from the task's own `plan.py`.
+
+        Raises UsageError for a task without one.
+        """
+        if not (self.folder / "plan.py").is_file():
+            raise UsageError(f"--dry-run: task '{self.name}' has no plan.py that could say what it would do")
         return importlib.import_module(f"{self.package}.plan").plan(config)
 
     def run_function(self) -> Callable[[Any, Any], None]:
