@@ -267,8 +267,13 @@ class Trainer:
         return per_example
 
     def _add_penalty(self) -> None:
-        if isinstance(self.objective, HasPenalty):
-            self.objective.penalty(self.model).backward()
+        if not isinstance(self.objective, HasPenalty):
+            return
+        parameters = list(self.parameters.values())
+        gradients = torch.autograd.grad(self.objective.penalty(self.model), parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
     def _direct(self) -> None:
         if isinstance(self.objective, HasDirection):
@@ -324,7 +329,8 @@ class Trainer:
                 f"the checkpoint in {self.save.directory} was made by {processes} process(es), not "
                 f"{self.accelerator.num_processes}: go on with the same number"
             )
-        if self.private and len(self.private.ledger) < checkpoint.progress.get("releases", 0):
+        main = self.accelerator.is_main_process  # the others have no ledger
+        if self.private and main and len(self.private.ledger) < checkpoint.progress["releases"]:
             raise PrivLMError(
                 "the privacy ledger holds fewer releases than the checkpoint: the privacy spent is unknown, so the run "
                 "cannot go on; restore privacy_ledger.jsonl, or start again with --force"

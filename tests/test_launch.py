@@ -1,0 +1,172 @@
+"""Several processes: their own, torchrun's, killed, interrupted, and two that want the same run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.runs import only_run, outcome, tiny_run, write_messages
+
+pytestmark = pytest.mark.medium
+
+LONG = ("trainer.steps=200", "trainer.checkpoint_every=25", "trainer.evaluate_every=0", "trainer.log_every=1")
+TWO = ("trainer=ddp", "trainer.processes=2")
+PRIVATE = ("privacy.rng=reproducible",)
+NON_PRIVATE = ("privacy=none",)
+
+
+@pytest.fixture(scope="module")
+def messages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_messages(tmp_path_factory.mktemp("data") / "messages.txt")
+
+
+def start(words: list[str], launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *launcher, "-m", "privlm", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )
+
+
+def run(words: list[str], launcher: tuple[str, ...] = ()) -> str:
+    """Runs to the end; returns what was printed on stderr."""
+    process = start(words, launcher)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return errors
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+
+
+def num_lines(runs: Path, name: str) -> int:
+    found = list(runs.glob(f"ewtune/*/{name}"))
+    return found[0].read_bytes().count(b"\n") if found else 0
+
+
+def losses(runs: Path) -> list[float]:
+    rows = [json.loads(line) for line in (only_run(runs) / "metrics.jsonl").read_text().splitlines()]
+    return [row["value"] for row in rows if row["name"] == "loss"]
+
+
+def workers_of(parent: int) -> list[int]:
+    stats = [path.read_text() for path in Path("/proc").glob("[0-9]*/stat") if _is_readable(path)]
+    return [int(stat.split()[0]) for stat in stats if int(stat.rpartition(")")[2].split()[1]) == parent]
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        return bool(path.read_text())
+    except OSError:
+        return False
+
+
+def test_one_process_two_and_torchrun_agree(messages: Path, tmp_path: Path) -> None:
+    short = (*NON_PRIVATE, "adapter=lora", "trainer.log_every=1", "trainer.micro_batch_size=4")
+    one, two, torchrun = tmp_path / "one", tmp_path / "two", tmp_path / "torchrun"
+    run(tiny_run(messages, one, *short))
+    run(tiny_run(messages, two, *short, *TWO))
+    run(tiny_run(messages, torchrun, *short), ("-m", "torch.distributed.run", "--nproc-per-node", "2"))
+    assert len(losses(one)) == 6
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    assert losses(torchrun) == losses(two)
+    assert only_run(torchrun).name == only_run(two).name  # the same run: it would be resumed, or skipped
+
+
+def test_two_processes_spend_the_same_epsilon(messages: Path, tmp_path: Path) -> None:
+    spent = {}
+    for name, trainer in {"one": (), "two": TWO}.items():
+        run(tiny_run(messages, tmp_path / name, *PRIVATE, *trainer))
+        spent[name] = outcome(only_run(tmp_path / name))
+    assert spent["one"]["epsilon"] == spent["two"]["epsilon"]
+    assert spent["one"]["steps"] == spent["two"]["steps"] == 6
+    assert spent["one"]["weights"] != spent["two"]["weights"]  # each process draws noise of its own
+
+
+@pytest.mark.parametrize("privacy", [PRIVATE, NON_PRIVATE], ids=["private", "non-private"])
+@pytest.mark.parametrize("trainer", [(), TWO], ids=["one process", "two processes"])
+def test_killed_in_the_middle_of_training(
+    privacy: tuple[str, ...], trainer: tuple[str, ...], messages: Path, tmp_path: Path
+) -> None:
+    settings = (*LONG, *privacy, *trainer, "adapter=lora")
+    progress = "privacy_ledger.jsonl" if privacy == PRIVATE else "metrics.jsonl"
+    run(tiny_run(messages, tmp_path / "whole", *settings))
+    words = tiny_run(messages, tmp_path / "killed", *settings)
+    process = start(words)
+    wait_for(lambda: num_lines(tmp_path / "killed", progress) > 60, process)
+    workers = workers_of(process.pid)
+    process.kill()
+    process.communicate()
+    assert not [pid for pid in workers if _is_readable(Path(f"/proc/{pid}/cmdline"))], "a worker outlived the run"
+    assert num_lines(tmp_path / "killed", progress) < 200
+    assert "resuming" in run(words)
+    assert outcome(only_run(tmp_path / "killed")) == outcome(only_run(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("trainer", [(), TWO], ids=["one process", "two processes"])
+def test_signal_saves_at_the_step_boundary(
+    signum: int, status: int, trainer: tuple[str, ...], messages: Path, tmp_path: Path
+) -> None:
+    words = tiny_run(messages, tmp_path, *LONG, *PRIVATE, *trainer, "trainer.checkpoint_every=0")
+    process = start(words)
+    wait_for(lambda: num_lines(tmp_path, "privacy_ledger.jsonl") > 20, process)
+    process.send_signal(signum)
+    _, errors = process.communicate()
+    assert process.returncode == status, errors
+    directory = only_run(tmp_path)
+    state = json.loads((directory / "status.json").read_text())
+    assert (state["state"], state["reason"]) == ("interrupted", signal.Signals(signum).name)
+    (checkpoint,) = (directory / "checkpoints" / "train").iterdir()
+    taken = int(checkpoint.name.removeprefix("step-"))
+    assert taken == num_lines(tmp_path, "privacy_ledger.jsonl")  # no release was lost
+    run(words)
+    assert outcome(directory)["steps"] == 200
+    assert num_lines(tmp_path, "privacy_ledger.jsonl") == 200  # and none was made twice
+
+
+def test_lost_process_is_named_and_nothing_is_left_behind(messages: Path, tmp_path: Path) -> None:
+    process = start(tiny_run(messages, tmp_path, *LONG, *PRIVATE, *TWO))
+    wait_for(lambda: num_lines(tmp_path, "privacy_ledger.jsonl") > 20, process)
+    workers = [pid for pid in workers_of(process.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(workers) == 2
+    os.kill(max(workers), signal.SIGKILL)
+    _, errors = process.communicate()
+    assert process.returncode in (1, 137)
+    assert "Traceback" not in errors
+    assert "signal 9" in errors.splitlines()[-1]
+    assert not [pid for pid in workers if _is_readable(Path(f"/proc/{pid}/cmdline"))]
+    assert json.loads((only_run(tmp_path) / "status.json").read_text())["state"] == "failed"
+
+
+def test_second_process_on_a_run_is_told_who_has_it(messages: Path, tmp_path: Path) -> None:
+    words = tiny_run(messages, tmp_path, *LONG, *PRIVATE)
+    first = start(words)
+    wait_for(lambda: num_lines(tmp_path, "privacy_ledger.jsonl") > 0, first)
+    second = start(words)
+    _, errors = second.communicate()
+    assert second.returncode == 1
+    assert f"process {first.pid} on" in errors
+    first.terminate()
+    assert first.wait() == 143
+
+
+def test_outer_launcher_must_start_what_the_config_asks_for(messages: Path, tmp_path: Path) -> None:
+    words = tiny_run(messages, tmp_path, "trainer=ddp", "trainer.processes=3")
+    process = start(words, ("-m", "torch.distributed.run", "--nproc-per-node", "2"))
+    _, errors = process.communicate()
+    assert process.returncode != 0
+    assert "trainer.processes=3, but the outer launcher started 2" in errors
+    assert not (tmp_path / "ewtune").exists()
