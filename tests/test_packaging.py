@@ -98,6 +98,7 @@ LIBRARY = ("privacy", "training", "adapters")
 BLOCKED = ("hydra", "wandb", "submitit", "matplotlib", "diffusers")
 
 
+@pytest.mark.medium
 def test_the_core_is_a_plain_library():
     paths = [path.relative_to(ROOT) for part in LIBRARY for path in sorted((ROOT / "privlm" / part).rglob("*.py"))]
     modules = [".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in paths]

@@ -52,38 +52,38 @@ def test_a_closed_pipe_is_no_error():
     assert process.returncode == 0
 
 
-def hydra_flag(capsys, *argv):
-    """What `privlm run task=ewtune` prints with one of Hydra's own flags."""
-    assert main(["run", "task=ewtune", *argv]) == 0
-    return capsys.readouterr().out
+def hydra_flag(*argv):
+    """What `privlm run task=ewtune` prints with one of Hydra's own flags, which set up logging for their process."""
+    command = [sys.executable, "-m", "privlm", "run", "task=ewtune", *argv]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def test_cfg_prints_the_configuration_with_its_recipe(capsys):
-    config = yaml.safe_load(hydra_flag(capsys, "model=tiny", "--cfg", "job"))
+def test_cfg_prints_the_configuration_with_its_recipe():
+    config = yaml.safe_load(hydra_flag("model=tiny", "--cfg", "job"))
     assert config["trainer"]["batch_size"] == 32
     assert config["trainer"]["optimizer"] == "${task.presets[${adapter.name}].optimizer}"
 
 
-def test_package_and_resolve(capsys):
-    trainer = yaml.safe_load(hydra_flag(capsys, "model=tiny", "--cfg", "job", "-p", "trainer", "--resolve"))
+def test_package_and_resolve():
+    trainer = yaml.safe_load(hydra_flag("model=tiny", "--cfg", "job", "-p", "trainer", "--resolve"))
     assert trainer["optimizer"] == "sgd"
     assert "task" not in trainer
 
 
-def test_info_prints_the_defaults_tree(capsys):
-    out = hydra_flag(capsys, "model=roberta", "--info", "defaults-tree")
+def test_info_prints_the_defaults_tree():
+    out = hydra_flag("model=roberta", "--info", "defaults-tree")
     assert "model: roberta" in out
     assert "recipe: ewtune_paper" in out
 
 
-def test_config_dir_and_config_name(capsys, tmp_path):
+def test_config_dir_and_config_name(tmp_path):
     (tmp_path / "mine.yaml").write_text("defaults:\n  - config\n  - _self_\nseed: 17\n")
     words = ["--cfg", "job", "--config-dir", str(tmp_path), "--config-name", "mine"]
-    assert yaml.safe_load(hydra_flag(capsys, *words))["seed"] == 17
+    assert yaml.safe_load(hydra_flag(*words))["seed"] == 17
 
 
-def test_multirun_is_a_sweep(capsys, tmp_path):
-    out = hydra_flag(capsys, "model=tiny", "seed=0,1", f"runs={tmp_path}", "-m", "--dry-run")
+def test_multirun_is_a_sweep(tmp_path):
+    out = hydra_flag("model=tiny", "seed=0,1", f"runs={tmp_path}", "-m", "--dry-run")
     assert [line.split()[0] for line in out.splitlines()] == ["new", "new"]
     assert "seed0-" in out
     assert "seed1-" in out
