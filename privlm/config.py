@@ -11,9 +11,14 @@ import difflib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from privlm.errors import UsageError
 
 
 @dataclass
@@ -166,8 +171,41 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "adapter.name": ("head", "lora", "full"),
     "model.pooling": ("mean", "cls"),
     "model.head": ("linear", "mlp"),
+    "tracker.name": ("none", "wandb", "tensorboard"),
     "tracker.mode": ("offline", "online", "disabled"),
 }
+
+
+@cache
+def configs_dir() -> Path:
+    """The folder of the shipped YAML files, in a wheel, an editable install or a plain checkout."""
+    package = Path(__file__).resolve().parent
+    for candidate in (package / "configs", package.parent / "configs"):
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    raise FileNotFoundError(f"no configs/config.yaml beside {package}: the installation is incomplete")
+
+
+def defaults(schema: type, group: str, name: str, **changes: Any) -> Any:
+    """The dataclass of a group with the values of its YAML, for use as a library: defaults(TrainerConfig, "trainer",
+    "single").
+
+    Raises UsageError for a change to a field that the schema does not know.
+    """
+    config = OmegaConf.structured(schema)
+    for source in reversed(_chain(group, name)):
+        config = OmegaConf.merge(config, source)
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(config, changes))
+    except OmegaConfBaseException as error:
+        raise UsageError(f"{group}: {str(error).splitlines()[0]}") from error
+
+
+def _chain(group: str, name: str) -> list[Any]:
+    """A YAML and the ones of its own group that it starts from, the most special first."""
+    content: Any = OmegaConf.load(configs_dir() / group / f"{name}.yaml")
+    bases = [base for base in content.pop("defaults") if isinstance(base, str) and base != "_self_"]
+    return [content, *(source for base in bases for source in _chain(group, base))]
 
 
 def check(config: Any) -> list[str]:

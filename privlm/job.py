@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from privlm import files
 from privlm.progress import progress
 from privlm.rundir import SCHEMA
-from privlm.signals import StopFlag
+from privlm.signals import Interrupted, StopFlag
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -110,11 +110,22 @@ class Job:
 
         return make_accelerator(self.config.trainer)
 
+    @contextlib.contextmanager
     def progress(
-        self, description: str, total: int, start: int = 0
-    ) -> contextlib.AbstractContextManager[Callable[[int], None]]:
-        """A progress bar of the main process; see privlm.progress."""
-        return progress(description, total, start=start, visible=self.is_main)
+        self, description: str, total: int, *, start: int = 0, interruptible: bool = False
+    ) -> Iterator[Callable[[int], None]]:
+        """A progress bar of the main process; see privlm.progress.
+
+        interruptible: telling progress also honours a request to stop (the trainer does this itself, after saving).
+        """
+        with progress(description, total, start=start, visible=self.is_main) as show:
+
+            def tick(done: int) -> None:
+                show(done)
+                if interruptible and self.stop.signum:
+                    raise Interrupted(self.stop.signum)
+
+            yield tick
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[Stage]:

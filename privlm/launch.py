@@ -230,7 +230,9 @@ def _worker(rank: int, directory: Path, processes: int, port: int, parent: int) 
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))  # before torch is imported
+    os.environ.setdefault(
+        "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes))
+    )  # before torch is imported
     status = work(directory, rank)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from privlm.config import configs_dir
 from privlm.errors import UsageError
 
 ENTRY_POINT_GROUP = "privlm.tasks"
@@ -71,16 +72,6 @@ def tasks() -> dict[str, TaskEntry]:
         if (folder / "config.py").is_file():
             found[folder.name] = TaskEntry(folder.name, f"privlm.runners.{folder.name}", folder)
     return dict(sorted(found.items()))
-
-
-@cache
-def configs_dir() -> Path:
-    """The folder of the shipped YAML files, in a wheel, an editable install or a plain checkout."""
-    package = Path(__file__).resolve().parent
-    for candidate in (package / "configs", package.parent / "configs"):
-        if (candidate / "config.yaml").is_file():
-            return candidate
-    raise FileNotFoundError(f"no configs/config.yaml beside {package}: the installation is incomplete")
 
 
 def user_config_dirs(given: Sequence[Path] = ()) -> list[Path]:

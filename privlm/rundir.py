@@ -30,7 +30,8 @@ def create(
 ) -> dict[str, Any]:
     """Makes the run directory, or takes up that of an earlier try; returns its status.
 
-    The caller holds the lock. inputs: fingerprints of what the run reads. Raises UsageError when the directory cannot be written.
+    The caller holds the lock. inputs: fingerprints of what the run reads. Raises UsageError when the directory cannot
+    be written.
     """
     try:
         status = files.read_json(directory / "status.json")

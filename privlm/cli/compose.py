@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from privlm import config as core
 from privlm import identity, registry
 from privlm.cli.explain import explain, no_key
+from privlm.config import configs_dir
 from privlm.errors import UsageError
 
 GROUPS = ("scale", "task", "model", "data", "adapter", "privacy", "trainer", "tracker")
@@ -159,7 +160,7 @@ def prepare(config_dirs: Sequence[Path] = ()) -> None:
 def composer() -> Iterator[None]:
     """Hydra's Compose API on our folder, whatever state an earlier use has left."""
     GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir=str(registry.configs_dir()), version_base="1.3", job_name="privlm"):
+    with initialize_config_dir(config_dir=str(configs_dir()), version_base="1.3", job_name="privlm"):
         yield
 
 

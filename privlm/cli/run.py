@@ -14,9 +14,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from privlm import files, identity, launch, registry, rundir
+from privlm import files, identity, launch, rundir
 from privlm.cli.arguments import ArgumentParser
 from privlm.cli.compose import Composed, Words, compose, prepare, task_entry, with_recipe
+from privlm.config import configs_dir
 from privlm.errors import UsageError
 from privlm.report import store
 from privlm.report.card import number, privacy_card
@@ -187,7 +188,7 @@ def _hydra(arguments: argparse.Namespace, words: Words) -> None:
     flags += ["--resolve"] if arguments.resolve else []
     flags += ["--hydra-help"] if arguments.hydra_help else []
     sys.argv = ["privlm", *flags, *words.overrides]
-    hydra.main(config_path=str(registry.configs_dir()), config_name="config", version_base="1.3")(lambda config: None)()
+    hydra.main(config_path=str(configs_dir()), config_name="config", version_base="1.3")(lambda config: None)()
 
 
 def _introduce(composed: Composed, directory: Path, *, restarts: int) -> None:

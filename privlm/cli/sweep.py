@@ -1,7 +1,7 @@
 """`privlm sweep`: every combination of the given values, one run after another.
 
-All combinations are composed and checked before the first one starts. Each is a run like any other, in its own directory: the
-same sweep again skips what is finished and resumes what was interrupted.
+All combinations are composed and checked before the first one starts. Each is a run like any other, in its own
+directory: the same sweep again skips what is finished and resumes what was interrupted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ examples:
   privlm sweep task=ewtune privacy.epsilon=1,3,8 'seed=range(0,5)'
   privlm sweep task=ewtune adapter=head,lora --dry-run       the runs and which of them are done
 
-Results are shown as mean and standard deviation over seeds. Exit status: 0 all done, else that of the first run that failed.
+Results are shown as mean and standard deviation over seeds. Exit status: 0 all done, else that of the first run that
+failed.
 """
 
 

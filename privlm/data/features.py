@@ -39,12 +39,12 @@ def compute_features(
     model: EncoderClassifier,
     split: EncodedSplit,
     micro_batch_size: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
     """Pooled features of every example, float32 [N, H] on the CPU, in evaluation mode.
 
     Args:
-        progress: called with (examples done, N) after each micro-batch.
+        progress: called with the number of examples done after each micro-batch.
     """
     was_training = model.training
     model.eval()
@@ -55,7 +55,7 @@ def compute_features(
         batch = split.batch(order[start : start + micro_batch_size], device)
         del batch["labels"]
         pieces.append(model.features(**batch).float().cpu())
-        progress(min(start + micro_batch_size, len(order)), len(order))
+        progress(min(start + micro_batch_size, len(order)))
     model.train(was_training)
     features = torch.cat(pieces)
     return features[np.argsort(order)].clone()

@@ -66,7 +66,7 @@ def share(indices: Indices, rank: int, size: int) -> Indices:
     return indices[rank::size]
 
 
-def micro_batches(indices: Indices, lengths: Sequence[int] | None, micro_batch_size: int) -> list[Indices]:
+def micro_batches(indices: Indices, lengths: Sequence[int] | Indices | None, micro_batch_size: int) -> list[Indices]:
     """Cuts a batch into pieces of at most `micro_batch_size` records; no pieces for an empty batch.
 
     `lengths` (tokens of every record of the data set, [N]) puts records of similar length together, which

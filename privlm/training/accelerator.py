@@ -33,7 +33,7 @@ def make_accelerator(config: Any) -> Accelerator:
     accelerator = Accelerator(**keywords)
     if accelerator.num_processes != config.processes:
         raise PrivLMError(
-            f"trainer.processes={config.processes}, but accelerate runs {accelerator.num_processes} process(es): start the "
+            f"trainer.processes={config.processes}, but accelerate runs {accelerator.num_processes}: start the "
             "run without an outer launcher, or with `torchrun --nproc-per-node N -m privlm run ...`"
         )
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):

@@ -22,7 +22,8 @@ class TrainingData(Protocol):
     lengths: tokens of each example, [N], or None; only used to put examples of similar length together.
     """
 
-    lengths: npt.NDArray[np.int64] | None
+    @property
+    def lengths(self) -> npt.NDArray[np.int64] | None: ...
 
     def __len__(self) -> int: ...
 

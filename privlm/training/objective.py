@@ -67,14 +67,22 @@ class Objective(Protocol):
 class HasPenalty(Protocol):
     """An objective with a term that reads no example of the step (EWC, SI, FedProx).
 
-    Its gradient is added after clipping and noise.
+    Its gradient is added after clipping and noise. private_state: names of what it carries over from private data
+    without a recorded release (a Fisher matrix, say); a private run refuses them by name.
     """
+
+    private_state: tuple[str, ...]
 
     def penalty(self, model: nn.Module) -> Tensor: ...
 
 
 @runtime_checkable
 class HasDirection(Protocol):
-    """An objective that changes the released gradient (A-GEM, SCAFFOLD): receives and returns name -> gradient."""
+    """An objective that changes the released gradient (A-GEM, SCAFFOLD): receives and returns name -> gradient.
+
+    private_state: as for HasPenalty (a replay memory, say).
+    """
+
+    private_state: tuple[str, ...]
 
     def direct(self, gradient: dict[str, Tensor]) -> dict[str, Tensor]: ...

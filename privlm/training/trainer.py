@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from privlm.errors import PrivLMError
+from privlm.errors import PrivLMError, UsageError
 from privlm.privacy import accounting, keyed_random
 from privlm.privacy.engine import PrivacyEngine, World
 from privlm.privacy.ledger import Ledger
@@ -26,9 +26,10 @@ from privlm.privacy.noise import ReproducibleNoise, SecureNoise
 from privlm.privacy.plan import PrivacyPlan
 from privlm.privacy.sampling import PoissonSampler, micro_batches, share
 from privlm.signals import Interrupted
+from privlm.training.accelerator import make_accelerator
 from privlm.training.batches import Indices, ShuffledBatches, TrainingData
 from privlm.training.checkpoint import CheckpointStore
-from privlm.training.objective import ExampleRandom, HasDirection, HasPenalty, Objective
+from privlm.training.objective import ExampleRandom, HasDirection, HasPenalty, Objective, PerExample
 from privlm.training.schedule import learning_rate_factor
 
 logger = logging.getLogger("privlm")
@@ -98,9 +99,11 @@ class Trainer:
     config: a TrainerConfig (privlm.config) or any object with its fields.
     accelerator: device, precision and processes; one is made where none is handed in.
     private: differential privacy, or None.
-    log, save, stop, tick: where metrics and checkpoints go, a function that returns the number of a signal to stop (or
-    0), and one that is
-        told each finished step.
+    log, save: where metrics and checkpoints go.
+    stop: returns the number of a signal that asks to stop, or 0.
+    tick: told each finished step.
+
+    Raises UsageError for an objective whose penalty or direction carries private data over, under privacy.
     """
 
     def __init__(
@@ -119,7 +122,9 @@ class Trainer:
         stop: Callable[[], int] = lambda: 0,
         tick: Callable[[int], None] = lambda step: None,
     ) -> None:
-        self.accelerator = accelerator or Accelerator(mixed_precision="no")
+        if private is not None:
+            _refuse_private_state(objective)
+        self.accelerator = accelerator or make_accelerator(config)
         self.model = model.to(self.accelerator.device)
         self.objective = objective
         self.data = data
@@ -220,7 +225,7 @@ class Trainer:
         sampler = PoissonSampler(
             plan.dataset_size, plan.sampling_rate, self.seed if reproducible else None, broadcast=_broadcast
         )
-        losses, num_clipped, num_seen = 0.0, 0, 0
+        totals = torch.zeros(3)  # loss, clipped records, records
         for piece in self._pieces(sampler.indices(step)):
             with engine.recording():
                 per_example = self._losses(step, piece)
@@ -230,9 +235,7 @@ class Trainer:
                         "use an objective without weights or privacy=none"
                     )
                 statistics = engine.backward(per_example.loss)
-            losses += float(per_example.loss.detach().sum())
-            num_clipped += statistics.num_clipped
-            num_seen += len(piece)
+            totals += torch.tensor([float(per_example.loss.detach().sum()), statistics.num_clipped, len(piece)])
         main = self.accelerator.is_main_process
         engine.release(
             ReproducibleNoise(self.seed) if reproducible else SecureNoise(),
@@ -247,15 +250,16 @@ class Trainer:
         self._direct()
         if not self.private.log_diagnostics:
             return {}
-        seen = max(1, num_seen)
-        return {"loss": losses / seen, "clipped_fraction": num_clipped / seen, "batch_size": num_seen}
+        loss, num_clipped, num_records = self._sum_over_processes(totals.to(self.accelerator.device)).tolist()
+        seen = max(1.0, num_records)
+        return {"loss": loss / seen, "clipped_fraction": num_clipped / seen, "batch_size": num_records}
 
     def _pieces(self, indices: Indices) -> list[Indices]:
         """This process's micro-batches of a logical batch."""
         mine = share(indices, self.accelerator.process_index, self.accelerator.num_processes)
         return micro_batches(mine, self.data.lengths, self.config.micro_batch_size)
 
-    def _losses(self, step: int, piece: Indices) -> Any:
+    def _losses(self, step: int, piece: Indices) -> PerExample:
         # Dropout draws from torch's global generator: seeded by the first example, it is the same after a resume.
         torch.manual_seed(keyed_random.key_bits("dropout", self.seed, step, int(piece[0])) >> 65)
         device = self.accelerator.device
@@ -376,6 +380,16 @@ class Trainer:
     def _cuda_devices(self) -> list[torch.device]:
         device = self.accelerator.device
         return [device] if device.type == "cuda" else []
+
+
+def _refuse_private_state(objective: Objective) -> None:
+    if not isinstance(objective, HasPenalty | HasDirection):
+        return
+    if objective.private_state:
+        raise UsageError(
+            f"privacy: {', '.join(objective.private_state)} of {type(objective).__name__} comes from private data "
+            "outside the ledger; use an objective without it, or privacy=none"
+        )
 
 
 def _broadcast(value: Any) -> Any:

@@ -7,6 +7,9 @@ from typing import Any
 
 from omegaconf import MISSING
 
+FEATURE_BATCH = 32
+"""Texts that pass the frozen encoder at a time when their features are cached (adapter=head)."""
+
 
 @dataclass
 class TrainingPreset:

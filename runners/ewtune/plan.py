@@ -13,7 +13,7 @@ from privlm.privacy.plan import make_plan
 from privlm.training.batches import num_steps
 from privlm.training.memory import encoder_activations, peak_memory
 
-FEATURES_AT_A_TIME = 32  # examples, as run.py passes them through the frozen encoder
+from .config import FEATURE_BATCH
 
 
 def plan(config: Config) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def _size(config: Config, num_labels: int) -> dict[str, int | None]:
     activations = encoder_activations(
         read_architecture(config.model, files),
         adapter=config.adapter.name,
-        num_examples=FEATURES_AT_A_TIME if only_features else config.trainer.micro_batch_size,
+        num_examples=FEATURE_BATCH if only_features else config.trainer.micro_batch_size,
         length=config.model.max_length,
         dropout=config.model.dropout != 0,
         private=is_private(config),

@@ -33,6 +33,8 @@ from privlm.training.checkpoint import CheckpointStore
 from privlm.training.classification import Classification, predict
 from privlm.training.trainer import Evaluation, Outcome, Private, Trainer
 
+from .config import FEATURE_BATCH
+
 Examples = EncodedSplit | FeatureSplit
 
 
@@ -81,10 +83,8 @@ def _features(
             model.to(job.accelerator.device)
             features = {}
             for name, split in {"train": train, "test": test}.items():
-                with job.progress(f"features of the {name} split", len(split)) as tick:
-                    features[name] = compute_features(
-                        model, split, micro_batch_size=32, progress=lambda done, total, tick=tick: tick(done)
-                    )
+                with job.progress(f"features of the {name} split", len(split), interruptible=True) as tick:
+                    features[name] = compute_features(model, split, FEATURE_BATCH, progress=tick)
             files.write_file(path, lambda temporary: save_file(features, temporary))
             stage.output(path)
     job.accelerator.wait_for_everyone()

@@ -9,11 +9,12 @@ from omegaconf import OmegaConf
 from privlm import config as core
 from privlm import registry
 from privlm.cli.compose import GROUPS, Words, compose, expand, options
+from privlm.config import configs_dir
 from privlm.errors import UsageError
 
 pytestmark = pytest.mark.torch_free
 
-CONFIGS = registry.configs_dir()
+CONFIGS = configs_dir()
 FILES = {str(path.relative_to(CONFIGS).with_suffix("")): path for path in sorted(CONFIGS.rglob("*.yaml"))}
 OPTIONS = [
     (group, path.stem)

@@ -2,9 +2,9 @@ import re
 
 import pytest
 
-from privlm import registry
 from privlm.cli.compose import Words, compose
 from privlm.cli.cp import main
+from privlm.config import configs_dir
 from privlm.errors import UsageError
 
 pytestmark = pytest.mark.torch_free
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.torch_free
 def test_copies_a_file_byte_for_byte_and_says_how_to_use_it(tmp_path, capsys):
     assert main(["recipe/ewtune_small", str(tmp_path / "my")]) == 0
     copy = tmp_path / "my" / "recipe" / "ewtune_small.yaml"
-    assert copy.read_bytes() == (registry.configs_dir() / "recipe" / "ewtune_small.yaml").read_bytes()
+    assert copy.read_bytes() == (configs_dir() / "recipe" / "ewtune_small.yaml").read_bytes()
     path, usage = capsys.readouterr().out.splitlines()
     assert path == str(copy)
     assert usage.endswith(f"--config-dir {tmp_path / 'my'}")

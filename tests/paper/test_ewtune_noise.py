@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from privlm import registry
+from privlm.config import configs_dir
 from privlm.report.noise_table import noise_table
 from privlm.report.table_file import read_yaml
 
@@ -37,7 +37,7 @@ FAST = [("RGP", "SST-2", 3), ("Li", "SST-2", 8)]
 
 @pytest.fixture(scope="module")
 def spec():
-    return {"name": "ewtune_noise"} | read_yaml(registry.configs_dir() / "table" / "ewtune_noise.yaml")
+    return {"name": "ewtune_noise"} | read_yaml(configs_dir() / "table" / "ewtune_noise.yaml")
 
 
 def short(setting: str) -> str:

@@ -1,7 +1,7 @@
 """Runs commands of privlm in forks of a process that has imported everything: many short runs, torch imported once.
 
-The parent never computes with torch, so a fork is as good as a new process. A fault kills the fork, or makes a write fail, at a
-chosen write.
+The parent never computes with torch, so a fork is as good as a new process. A fault kills the fork, or makes a write
+fail, at a chosen write.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class Zygote:
         )
 
     def run(self, *words: str, fault: tuple[str, int] | None = None) -> Finished:
-        """`privlm WORDS`; fault: (kind, number of the write) with kind kill, torn (half written, then killed) or full."""
+        """`privlm WORDS`; fault: (kind, number of the write) with kind kill, torn (half written, then killed) or
+        full.
+        """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         log, count = self.folder / "output.txt", self.folder / "writes.txt"
@@ -64,12 +66,7 @@ _TESTS = Path(__file__).resolve().parents[1]
 
 
 def _serve() -> None:
-    import matplotlib.pyplot
-    import peft
     import transformers  # noqa: F401
-
-    import privlm.cli.run
-    import privlm.runners.ewtune.run  # noqa: F401
 
     for line in sys.stdin:
         request = json.loads(line)

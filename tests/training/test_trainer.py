@@ -1,0 +1,282 @@
+"""The training loop as a library: exact gradients, privacy, resume, early stop, schedules."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from privlm.config import TrainerConfig, defaults
+from privlm.errors import PrivLMError, UsageError
+from privlm.privacy.ledger import Ledger
+from privlm.privacy.plan import PrivacyPlan, make_plan
+from privlm.signals import Interrupted
+from privlm.training.checkpoint import CheckpointStore
+from privlm.training.objective import ExampleRandom, PerExample
+from privlm.training.trainer import Evaluation, Private, Trainer
+
+NUM_EXAMPLES = 50
+
+
+class Points:
+    """y = 2 x + 1 with a little noise, as a data set of the trainer."""
+
+    lengths = None
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        self.x = torch.from_numpy(rng.normal(size=(NUM_EXAMPLES, 3)).astype(np.float32))
+        self.y = 2 * self.x.sum(1) + 1 + 0.1 * torch.from_numpy(rng.normal(size=NUM_EXAMPLES).astype(np.float32))
+
+    def __len__(self) -> int:
+        return NUM_EXAMPLES
+
+    def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
+        return {"x": self.x[indices], "y": self.y[indices], "weight": torch.from_numpy(1.0 + indices % 3).float()}
+
+
+class Squares:
+    """Squared error of a linear model; optionally weighted."""
+
+    def __init__(self, weighted: bool = False) -> None:
+        self.weighted = weighted
+
+    def losses(self, model: nn.Module, batch: Any, rng: ExampleRandom) -> PerExample:
+        loss = (model(batch["x"]).squeeze(-1) - batch["y"]) ** 2
+        return PerExample(loss, batch["weight"] if self.weighted else None)
+
+
+class Pulled(Squares):
+    """Adds a penalty that pulls the weights to 1."""
+
+    private_state: tuple[str, ...] = ()
+
+    def penalty(self, model: nn.Module) -> Tensor:
+        return sum(((parameter - 1) ** 2).sum() for parameter in model.parameters())  # type: ignore[return-value]
+
+
+class Turned(Squares):
+    """Replaces the gradient by its negative."""
+
+    private_state: tuple[str, ...] = ()
+
+    def direct(self, gradient: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: -value for name, value in gradient.items()}
+
+
+def settings(**changes: Any) -> TrainerConfig:
+    base = {"optimizer": "sgd", "learning_rate": 0.05, "batch_size": 10, "micro_batch_size": 4, "log_every": 1}
+    return defaults(TrainerConfig, "trainer", "single", **(base | changes))
+
+
+def linear() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Linear(3, 1)
+
+
+@cache
+def plan(steps: int = 20) -> PrivacyPlan:
+    privacy = {
+        "delta": 1e-3, "allow_large_delta": False, "adjacency": "add_remove", "noise_multiplier": 1.0, "epsilon": None,
+        "accountant": "pld", "order": 2, "strict": True, "clipping": "flat", "clipping_norm": 1.0,
+        "sampling": "poisson", "rng": "reproducible",
+    }  # fmt: skip
+    return make_plan(SimpleNamespace(**privacy), dataset_size=NUM_EXAMPLES, batch_size=10, steps=steps)
+
+
+def private(plan: PrivacyPlan, path: Path | None = None, **changes: Any) -> Private:
+    return Private(plan, Ledger(path), **changes)
+
+
+def weights(model: nn.Module) -> list[float]:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()]).tolist()
+
+
+def trained(objective: Squares | None = None, steps: int = 20, model: nn.Module | None = None, **options: Any) -> Any:
+    model = model or linear()
+    config = options.pop("config", settings())
+    rows: list[tuple[int, str, dict[str, float]]] = []
+
+    def log(step: int, split: str, **values: float) -> None:
+        rows.append((step, split, values))
+
+    outcome = Trainer(model, objective or Squares(), Points(), config, log=log, **options).run(steps)
+    return SimpleNamespace(model=model, outcome=outcome, rows=rows, weights=weights(model))
+
+
+def test_learns_and_logs_every_step() -> None:
+    run = trained(steps=100)
+    assert run.outcome.steps == 100
+    losses = [values["loss"] for _, _, values in run.rows]
+    assert len(losses) == 100
+    assert losses[-1] < 0.05 < losses[0]
+    assert run.weights == pytest.approx([2, 2, 2, 1], abs=0.1)
+
+
+def test_step_minimises_the_weighted_mean_over_the_logical_batch() -> None:
+    config = settings(batch_size=NUM_EXAMPLES, micro_batch_size=7)
+    run = trained(Squares(weighted=True), steps=1, config=config)
+    model, points = linear(), Points()
+    batch = points.batch(np.arange(NUM_EXAMPLES))
+    loss = Squares().losses(model, batch, ExampleRandom(0, 1, np.arange(NUM_EXAMPLES))).loss
+    (loss @ batch["weight"] / batch["weight"].sum()).backward()
+    expected = torch.cat([(p - 0.05 * p.grad).detach().flatten() for p in model.parameters()])  # type: ignore[operator]
+    assert run.weights == pytest.approx(expected.tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("privately", [False, True])
+def test_micro_batch_size_changes_nothing(privately: bool) -> None:
+    found = [
+        trained(config=settings(micro_batch_size=size), private=private(plan()) if privately else None).weights
+        for size in (1, 7, 32)
+    ]
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+    assert found[0] == pytest.approx(found[2], abs=1e-6)
+
+
+def test_private_run_keeps_its_training_loss_to_itself() -> None:
+    quiet = trained(private=private(plan()))
+    assert [set(values) for _, _, values in quiet.rows] == [{"epsilon"}]
+    open_ = trained(private=private(plan(), log_diagnostics=True))
+    assert {"loss", "clipped_fraction", "batch_size"} <= set(open_.rows[0][2])
+
+
+def test_private_release_is_recorded_each_step_and_epsilon_is_the_plans(tmp_path: Path) -> None:
+    mechanism = private(plan(), tmp_path / "ledger.jsonl")
+    run = trained(private=mechanism)
+    assert len(mechanism.ledger) == 20
+    assert mechanism.ledger.epsilon(1e-3).epsilon == mechanism.plan.epsilon
+    assert run.rows[-1][2]["epsilon"] == pytest.approx(mechanism.plan.epsilon, abs=2e-3)
+
+
+def test_budget_stop_refuses_the_step_that_would_exceed_epsilon() -> None:
+    affordable = plan(steps=8)
+    mechanism = private(replace(plan(steps=20), steps=8, target_epsilon=affordable.epsilon, epsilon=affordable.epsilon))
+    run = trained(steps=20, private=mechanism)
+    assert run.outcome.status == "budget_reached"
+    assert run.outcome.steps == 8
+    assert mechanism.ledger.epsilon(1e-3).epsilon <= affordable.epsilon
+
+
+def test_weights_are_refused_under_privacy() -> None:
+    with pytest.raises(PrivLMError, match="weighs its examples"):
+        trained(Squares(weighted=True), private=private(plan()))
+
+
+@pytest.mark.parametrize("privately", [False, True])
+def test_penalty_is_added_beside_the_examples(privately: bool) -> None:
+    def mechanism() -> Private | None:
+        return private(plan(steps=1)) if privately else None
+
+    start = torch.tensor(weights(linear()))
+    plain = torch.tensor(trained(steps=1, private=mechanism()).weights)
+    pulled = torch.tensor(trained(Pulled(), steps=1, private=mechanism()).weights)
+    assert (pulled - plain).tolist() == pytest.approx((-0.05 * 2 * (start - 1)).tolist(), abs=1e-6)
+
+
+def test_direction_replaces_the_released_gradient() -> None:
+    start = torch.tensor(weights(linear()))
+    plain = torch.tensor(trained(steps=1, private=private(plan(steps=1))).weights)
+    turned = torch.tensor(trained(Turned(), steps=1, private=private(plan(steps=1))).weights)
+    assert (turned - start).tolist() == pytest.approx((start - plain).tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize("objective", [Pulled(), Turned()])
+def test_state_from_private_data_is_refused_by_name(objective: Pulled | Turned) -> None:
+    objective.private_state = ("Fisher information",)
+    with pytest.raises(UsageError, match="Fisher information of"):
+        trained(objective, private=private(plan()))
+    assert trained(objective).outcome.status == "done"
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("privately", [False, True])
+def test_resume_is_bit_exact(optimizer: str, privately: bool, tmp_path: Path) -> None:
+    config = settings(optimizer=optimizer, checkpoint_every=5, schedule="cosine", warmup_steps=3)
+
+    def run(folder: str, steps: int, stop_at: int = 0) -> Any:
+        seen = [0]
+        return trained(
+            config=config,
+            steps=steps,
+            private=private(plan(), tmp_path / f"{folder}.jsonl") if privately else None,
+            save=CheckpointStore(tmp_path / folder),
+            tick=lambda step: seen.__setitem__(0, step),
+            stop=lambda: 15 if seen[0] == stop_at and stop_at else 0,
+        )
+
+    whole = run("whole", 20)
+    with pytest.raises(Interrupted):
+        run("parts", 20, stop_at=7)
+    parts = run("parts", 20)
+    assert parts.weights == whole.weights
+    assert parts.rows[0][0] == 8 or privately
+    if privately:
+        assert len(Ledger(tmp_path / "parts.jsonl")) == 20
+
+
+def test_damaged_newest_checkpoint_gives_way_to_the_last(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = CheckpointStore(tmp_path)
+    whole = trained(config=settings(checkpoint_every=5), save=store)
+    (tmp_path / "step-20" / "model.safetensors").write_bytes(b"half")
+    again = trained(config=settings(checkpoint_every=5), save=store)
+    assert again.weights == whole.weights
+    assert again.rows[0][0] == 16
+    assert "cannot be read" in caplog.text
+
+
+def test_checkpoint_with_more_releases_than_the_ledger_is_refused(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints")
+    trained(steps=5, private=private(plan(), tmp_path / "ledger.jsonl"), save=store)
+    with pytest.raises(PrivLMError, match="fewer releases"):
+        trained(steps=10, private=private(plan(), tmp_path / "another.jsonl"), save=store)
+
+
+def test_early_stop_after_patience() -> None:
+    scores = iter([0.1, 0.5, 0.4, 0.3, 0.2, 0.9])
+    evaluation = Evaluation("dev", lambda model: {"accuracy": next(scores)}, early_stop_metric="accuracy")
+    run = trained(config=settings(evaluate_every=1, early_stop_patience=2), evaluation=evaluation, steps=6)
+    assert run.outcome.status == "early_stop"
+    assert run.outcome.steps == 4
+
+
+def test_loss_that_is_not_finite_stops_the_run() -> None:
+    with pytest.raises(PrivLMError, match=r"lower trainer\.learning_rate"):
+        trained(config=settings(learning_rate=1e20), steps=50)
+
+
+def test_gradient_norm_is_clipped_to_max_grad_norm() -> None:
+    run = trained(config=settings(max_grad_norm=1e-3, learning_rate=1.0), steps=1)
+    moved = torch.tensor(run.weights) - torch.tensor(weights(linear()))
+    assert float(moved.norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_objective_that_averages_is_refused() -> None:
+    class Mean(Squares):
+        def losses(self, model: nn.Module, batch: Any, rng: ExampleRandom) -> PerExample:
+            return PerExample(super().losses(model, batch, rng).loss.mean())
+
+    with pytest.raises(ValueError, match="losses of shape"):
+        trained(Mean())
+
+
+def test_unknown_setting_is_refused_by_name() -> None:
+    with pytest.raises(UsageError, match="batchsize"):
+        settings(batchsize=3)
+
+
+def test_example_random_is_keyed_by_example_not_by_neighbours() -> None:
+    together = ExampleRandom(1, 2, np.array([4, 7, 9])).normal((2,))
+    alone = ExampleRandom(1, 2, np.array([7])).normal((2,))
+    assert torch.equal(together[1], alone[0])
+    assert not torch.equal(ExampleRandom(1, 3, np.array([7])).normal((2,)), alone)
+    uniform = ExampleRandom(1, 2, np.arange(2000)).uniform()
+    assert math.isclose(float(uniform.mean()), 0.5, abs_tol=0.03)
