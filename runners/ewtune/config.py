@@ -60,9 +60,18 @@ def check(config: Any) -> list[str]:
 def inputs(config: Any) -> dict[str, str]:
     """Fingerprints of what the run reads, found before anything heavy is imported.
 
-    Raises UsageError when the model or the data are not at hand.
+    Raises UsageError for what is not at hand, model and data in one message.
     """
     from privlm.data.files import locate
+    from privlm.errors import UsageError
     from privlm.models.files import locate_model
 
-    return {"data": locate(config.data).fingerprint, "model": locate_model(config.model).fingerprint}
+    found, missing = {}, []
+    for name, look in {"model": locate_model, "data": locate}.items():
+        try:
+            found[name] = look(config[name]).fingerprint
+        except UsageError as error:
+            missing.append(str(error))
+    if missing:
+        raise UsageError("\n".join(missing))
+    return found
