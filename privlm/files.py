@@ -24,7 +24,7 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -39,7 +39,7 @@ def write_file(path: Path, fill: Callable[[Path], None]) -> None:
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
 def read_json(path: Path) -> Any:
@@ -64,7 +64,7 @@ def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
     if path.exists():
         shutil.rmtree(path)
     os.replace(temporary, path)
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
 def append_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -108,7 +108,8 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Makes names in a directory durable: of new files, and of renamed ones."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

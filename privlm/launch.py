@@ -134,21 +134,26 @@ def _failed(job: Job, error: Exception) -> int:
 
 @contextlib.contextmanager
 def _logging(directory: Path, rank: int) -> Iterator[None]:
-    """Messages of the main process go to run.log and stderr, those of the others nowhere."""
-    handlers: list[logging.Handler] = [logging.NullHandler()]
+    """Messages of the main process go to run.log and stderr, warnings of libraries to run.log alone."""
+    handlers: list[tuple[logging.Logger, logging.Handler]] = [
+        (logger, logging.NullHandler()),
+        (logging.getLogger("py.warnings"), logging.NullHandler()),
+    ]
     if rank == 0:
-        handlers = [logging.FileHandler(directory / "run.log", encoding="utf-8"), logging.StreamHandler(sys.stderr)]
-        handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        handlers[1].setFormatter(logging.Formatter("%(message)s"))
-    for handler in handlers:
-        logger.addHandler(handler)
+        file = logging.FileHandler(directory / "run.log", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handlers = [(source, file) for source, _ in handlers] + [(logger, logging.StreamHandler(sys.stderr))]
+    for source, handler in handlers:
+        source.addHandler(handler)
+        source.propagate = False
     logger.setLevel(logging.INFO)
-    logger.propagate = False
+    logging.captureWarnings(True)
     try:
         yield
     finally:
-        for handler in handlers:
-            logger.removeHandler(handler)
+        logging.captureWarnings(False)
+        for source, handler in handlers:
+            source.removeHandler(handler)
             handler.close()
 
 

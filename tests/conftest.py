@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from support.runs import write_messages
+from support.zygote import Zygote
 
 PRIVACY = {
     "mechanism": "dp_sgd",
@@ -37,6 +39,20 @@ PRIVACY = {
     "noise_multipliers": {"pld": 1.388, "rdp": 1.49, "gdp": 1.36, "edgeworth": 1.44},
     "flags": ["seeded_noise", "delta >= 1/N"],
 }
+
+
+@pytest.fixture(scope="session")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    """Runs many short commands without importing torch for each."""
+    zygote = Zygote(tmp_path_factory.mktemp("zygote"))
+    yield zygote
+    zygote.close()
+
+
+@pytest.fixture(scope="session")
+def messages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of made-up messages."""
+    return write_messages(tmp_path_factory.mktemp("messages") / "messages.txt")
 
 
 @pytest.fixture

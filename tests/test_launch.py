@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.runs import only_run, outcome, tiny_run, write_messages
+from support.runs import only_run, outcome, tiny_run
 
 pytestmark = pytest.mark.medium
 
@@ -20,11 +20,6 @@ LONG = ("trainer.steps=200", "trainer.checkpoint_every=25", "trainer.evaluate_ev
 TWO = ("trainer=ddp", "trainer.processes=2")
 PRIVATE = ("privacy.rng=reproducible",)
 NON_PRIVATE = ("privacy=none",)
-
-
-@pytest.fixture(scope="module")
-def messages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_messages(tmp_path_factory.mktemp("data") / "messages.txt")
 
 
 def start(words: list[str], launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.runs import only_run, outcome, tiny_run, write_messages
+from support.runs import only_run, outcome, tiny_run
 from support.zygote import Finished, Zygote
 
 NUM_POINTS = 4  # of each kind in the medium tier; the slow tier takes all
@@ -17,18 +17,6 @@ SETTINGS = {
     "private lora": ["privacy.rng=reproducible", "adapter=lora"],
     "non-private full": ["privacy=none", "adapter=full"],
 }
-
-
-@pytest.fixture(scope="module")
-def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    zygote = Zygote(tmp_path_factory.mktemp("zygote"))
-    yield zygote
-    zygote.close()
-
-
-@pytest.fixture(scope="module")
-def messages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_messages(tmp_path_factory.mktemp("data") / "messages.txt")
 
 
 Uninterrupted = tuple[Finished, dict[str, Any]]

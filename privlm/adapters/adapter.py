@@ -9,11 +9,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..config import AdapterConfig
-from ..errors import UsageError
-from ..models.encoder import EncoderClassifier
-from .estimate import ParameterCount
-from .targets import lora_targets
+from privlm.adapters.estimate import ParameterCount
+from privlm.adapters.targets import lora_targets
+from privlm.config import AdapterConfig
+from privlm.errors import UsageError
+from privlm.models.encoder import EncoderClassifier
 
 
 def apply_adapter(model: EncoderClassifier, config: AdapterConfig, seed: int) -> EncoderClassifier:

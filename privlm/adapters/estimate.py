@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..config import AdapterConfig, ModelConfig
-from ..models.architecture import BERT_FAMILY, num_encoder_parameters, read_architecture, weight_shapes
-from ..models.files import ModelFiles
-from .targets import lora_targets
+from privlm.adapters.targets import lora_targets
+from privlm.config import AdapterConfig, ModelConfig
+from privlm.models.architecture import BERT_FAMILY, num_encoder_parameters, read_architecture, weight_shapes
+from privlm.models.files import ModelFiles
 
 
 class ParameterCount(NamedTuple):

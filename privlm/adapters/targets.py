@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..config import AdapterConfig
-from ..errors import UsageError
+from privlm.config import AdapterConfig
+from privlm.errors import UsageError
 
 PRESETS = {
     "bert": ["query", "value"],

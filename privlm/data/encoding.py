@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .text_classification import Split
+from privlm.data.text_classification import Split
 
 CHUNK = 10_000  # texts tokenised at a time; bounds the memory of the tokenizer's own records
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..models.encoder import EncoderClassifier
-from .encoding import EncodedSplit
+from privlm.data.encoding import EncodedSplit
+from privlm.models.encoder import EncoderClassifier
 
 
 @dataclass(frozen=True)

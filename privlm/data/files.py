@@ -6,9 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import hub
-from ..config import DataConfig
-from ..errors import UsageError
+from privlm import hub
+from privlm.config import DataConfig
+from privlm.errors import UsageError
 
 EMBEDDED_SMS = Path(__file__).parent / "embedded" / "sms_spam" / "SMSSpamCollection"
 EMBEDDED_SMS_SHA256 = "7d039a24a6083ed9ef0f806ebad56bbb976e3aeb8de05669173bfdc4996c239d"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
+from privlm.errors import UsageError
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
 """(number of the line, or of the row in a parquet file, counted from 1; field -> value)."""

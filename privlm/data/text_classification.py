@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import DataConfig
-from ..errors import UsageError
-from .files import DataFiles, locate
-from .readers import read_rows
+from privlm.config import DataConfig
+from privlm.data.files import DataFiles, locate
+from privlm.data.readers import read_rows
+from privlm.errors import UsageError
 
 SMS_FIELDS = ("label", "text")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..config import ModelConfig
-from ..errors import UsageError
-from .files import ModelFiles
-from .wordpiece import word_pieces
+from privlm.config import ModelConfig
+from privlm.errors import UsageError
+from privlm.models.files import ModelFiles
+from privlm.models.wordpiece import word_pieces
 
 ROBERTA_LIKE = ("roberta", "xlm-roberta")  # these count positions from pad_token_id + 1
 BERT_FAMILY = ("bert", *ROBERTA_LIKE)

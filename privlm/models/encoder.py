@@ -24,12 +24,12 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from .. import hub
-from ..config import ModelConfig
-from ..errors import UsageError
-from .architecture import max_tokens, read_architecture
-from .files import HUB_PATTERNS, ModelFiles, missing_files, require_files
-from .wordpiece import word_piece_tokenizer
+from privlm import hub
+from privlm.config import ModelConfig
+from privlm.errors import UsageError
+from privlm.models.architecture import max_tokens, read_architecture
+from privlm.models.files import HUB_PATTERNS, ModelFiles, missing_files, require_files
+from privlm.models.wordpiece import word_piece_tokenizer
 
 INITIAL_STD = 0.02  # of head weights, as BERT's initializer_range
 MLP_DROPOUT = 0.1  # of RoBERTa's classification head

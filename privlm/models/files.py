@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .. import hub
-from ..config import ModelConfig
-from ..errors import UsageError
+from privlm import hub
+from privlm.config import ModelConfig
+from privlm.errors import UsageError
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")

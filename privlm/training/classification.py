@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .objective import Batch, ExampleRandom, PerExample
+from privlm.training.objective import Batch, ExampleRandom, PerExample
 
 
 class ClassificationData(Protocol):

@@ -67,9 +67,12 @@ def inputs(config: Any) -> dict[str, str]:
     from privlm.models.files import locate_model
 
     found, missing = {}, []
-    for name, look in {"model": locate_model, "data": locate}.items():
+    for name, fingerprint in {
+        "model": lambda: locate_model(config.model).fingerprint,
+        "data": lambda: locate(config.data).fingerprint,
+    }.items():
         try:
-            found[name] = look(config[name]).fingerprint
+            found[name] = fingerprint()
         except UsageError as error:
             missing.append(str(error))
     if missing:

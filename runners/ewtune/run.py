@@ -35,6 +35,8 @@ from privlm.training.trainer import Evaluation, Outcome, Private, Trainer
 
 from .config import FEATURE_BATCH
 
+FEATURES = "features.safetensors"
+
 Examples = EncodedSplit | FeatureSplit
 
 
@@ -60,6 +62,8 @@ def run(config: Config, job: Job) -> None:
     truncated = train.num_truncated + test.num_truncated
     notes = [*data.notes, f"{truncated:,} of {len(train) + len(test):,} texts cut to {config.model.max_length} tokens"]
     job.finish(results, status=outcome.status, notes=notes)
+    if job.is_main:
+        (job.directory / FEATURES).unlink(missing_ok=True)  # made from private texts, and of no further use
 
 
 def _plan(config: Config, job: Job, dataset_size: int, steps: int) -> Private:
@@ -77,7 +81,7 @@ def _features(
     job: Job, model: EncoderClassifier, train: EncodedSplit, test: EncodedSplit
 ) -> tuple[FeatureSplit, FeatureSplit]:
     """What the frozen encoder makes of the texts, computed by the main process and kept for a resumed run."""
-    path = job.directory / "features.safetensors"
+    path = job.directory / FEATURES
     with job.stage("features") as stage:
         if stage.needed and job.is_main:
             model.to(job.accelerator.device)
