@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from privlm.errors import UsageError
+from privlm.files import sync_directory
 
 if TYPE_CHECKING:
     from privlm.privacy.accounting import Guarantee, Segment
@@ -179,14 +180,5 @@ class Ledger:
             file.flush()
             os.fsync(file.fileno())
         if is_new:
-            _sync_folder(path.parent)
+            sync_directory(path.parent)
         self._size += len(line)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes the name of a new file durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
