@@ -158,7 +158,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
 CHOICES: dict[str, tuple[str, ...]] = {
     "scale": ("smoke", "small", "paper"),
     "privacy.mechanism": ("none", "dp_sgd"),
-    "privacy.clipping": ("flat", "automatic"),
+    "privacy.clipping": ("flat", "per_layer", "automatic"),
     "privacy.sampling": ("poisson",),
     "privacy.accountant": ("pld", "rdp", "gdp", "edgeworth"),
     "privacy.adjacency": ("add_remove", "zero_out", "replace_one"),

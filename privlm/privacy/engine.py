@@ -95,7 +95,9 @@ class PrivacyEngine:
         self._parameters = _trainable_parameters(model)
         if not self._parameters:
             raise UsageError("the model has no trainable parameters")
-        self._refuse_unsupported_modules()
+        self._rules, problems = _find_rules(model)
+        if problems := problems | _mixing_modes(model):
+            raise UnsupportedModuleError(problems)
 
         self._sums: dict[nn.Parameter, Tensor] = {}  # of clipped gradients, float32, since the last release
         self._calls: list[_Call] = []
@@ -106,10 +108,10 @@ class PrivacyEngine:
         self._last_release: int | None = None
 
         self._names = {module: name for name, module in model.named_modules()}
-        self._trained = {module: names for module in model.modules() if (names := _own_trainable(module))}
+        self._layer_of = _number_layers(self._parameters)
         self._handles: list[Any] = [model.register_forward_pre_hook(self._see_batch, with_kwargs=True)]
-        for module in self._trained:
-            self._handles.append(module.register_forward_pre_hook(self._before))
+        for module in self._rules:
+            self._handles.append(module.register_forward_pre_hook(self._before, with_kwargs=True))
             self._handles.append(module.register_forward_hook(self._after))
         for parameter in self._parameters.values():
             self._handles.append(parameter.register_post_accumulate_grad_hook(_refuse_raw_gradient))
@@ -130,7 +132,8 @@ class PrivacyEngine:
         attached.
         """
         self._refuse_changed_parameters()
-        self._refuse_unsupported_modules()
+        if problems := _mixing_modes(self.model):
+            raise UnsupportedModuleError(problems)
         self._is_recording = self._is_taping = True
         try:
             yield
@@ -161,16 +164,16 @@ class PrivacyEngine:
                 self._require_gradients()
                 self._independence_checked = True
             gradients = self._per_record_gradients(loss_B)
-            squared_norms = [clip.squared_norms(parts) for parts in gradients.values()]
-            norm_B = torch.stack(squared_norms).sum(0).clamp(min=0).sqrt()
+            norm_LB = self._layer_norms(gradients, loss_B)
+            norm_B = torch.linalg.vector_norm(norm_LB, dim=0)
             nonfinite_B = ~norm_B.isfinite()
-            factor_B = self._clip_factors(norm_B, self.clipping_norm).masked_fill(nonfinite_B, 0.0)
+            factor_LB = self._clip_factors(norm_LB, self.clipping_norm).masked_fill(nonfinite_B, 0.0)
             for parameter, parts in gradients.items():
                 kept = clip.without_records(parts, nonfinite_B) if nonfinite_B.any() else parts
-                clip.accumulate(kept, self._sum_of(parameter), factor_B)
+                clip.accumulate(kept, self._sum_of(parameter), factor_LB[self._layer_of[parameter]])
         return ClippingStatistics(
             norms=norm_B,
-            num_clipped=int((~nonfinite_B & (norm_B > self.clipping_norm)).sum()),
+            num_clipped=int((~nonfinite_B & (factor_LB < 1).any(0)).sum()),
             num_nonfinite=int(nonfinite_B.sum()),
         )
 
@@ -237,6 +240,7 @@ class PrivacyEngine:
         edges = [call.output_edge for call in self._calls]
         inputs: list[Any] = [*edges, *self._parameters.values()]
         gradients = torch.autograd.grad(loss_B.sum(), inputs, allow_unused=True)
+        self._is_recording = False  # no layer runs for the model any more; a rule may run one for itself
         used_elsewhere = [
             name
             for name, gradient in zip(self._parameters, gradients[len(edges) :], strict=True)
@@ -248,11 +252,22 @@ class PrivacyEngine:
         for call, gradient in zip(self._calls, gradients, strict=False):
             if gradient is None:  # the losses do not depend on this call
                 continue
-            for name in self._trained[call.module]:
-                part = clip.per_record_gradient(call.module, name, call.input, gradient)
+            for name, rule in self._rules[call.module].items():
+                try:
+                    part = rule(call.module, call.input, gradient)
+                except clip.NoRuleError as error:
+                    raise UnsupportedModuleError({self._names[call.module]: str(error)}) from error
                 parts.setdefault(getattr(call.module, name), []).append(part)
         self._calls = []
         return {parameter: clip.merge(parameter_parts) for parameter, parameter_parts in parts.items()}
+
+    def _layer_norms(self, gradients: dict[nn.Parameter, list[clip.PerRecordGradient]], loss_B: Tensor) -> Tensor:
+        """Norms [L, B] of what each layer contributes to the records' gradients."""
+        num_layers = 1 + max(self._layer_of.values())
+        squared_LB = torch.zeros(num_layers, len(loss_B), device=loss_B.device)
+        for parameter, parts in gradients.items():
+            squared_LB[self._layer_of[parameter]] += clip.squared_norms(parts)
+        return squared_LB.clamp(min=0).sqrt()
 
     # Hooks. Under activation checkpointing layers run again inside `backward`: the same way, but off the tape.
 
@@ -261,20 +276,26 @@ class PrivacyEngine:
             tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim]
             self._batch_size = len(tensors[0]) if tensors else None
 
-    def _before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def _before(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if not self._is_recording:
             return None
-        for name in self._trained[module]:
+        if len(args) != 1 or kwargs:
+            raise UnsupportedModuleError({self._names[module]: "is called with more than its one input, or by keyword"})
+        for name in self._rules[module]:
             getattr(module, name).requires_grad_(False)
-        x, *others = args
+        (x,) = args
         if self._batch_size is not None and len(x) == 1:  # such as position ids that all records share
             x = x.expand(self._batch_size, *x.shape[1:])
-        return x, *others
+        return (x,), {}
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         if not self._is_recording:
             return None
-        for name in self._trained[module]:
+        if not isinstance(output, Tensor):
+            raise UnsupportedModuleError({self._names[module]: "returns more than one tensor"})
+        for name in self._rules[module]:
             getattr(module, name).requires_grad_(True)
         if not torch.is_grad_enabled():
             return None
@@ -288,20 +309,6 @@ class PrivacyEngine:
         return output
 
     # Refusals
-
-    def _refuse_unsupported_modules(self) -> None:
-        problems: dict[str, str] = {}
-        for module_name, module in self.model.named_modules():
-            if isinstance(module, _BatchNorm) and module.training:
-                problems[module_name] = "BatchNorm in train mode mixes the records of a batch"
-            if _checkpoints_reentrantly(module):
-                problems[module_name] = "activation checkpointing needs use_reentrant=False"
-            for name in _own_trainable(module):
-                obstacle = clip.obstacle(module, name)
-                if obstacle is not None:
-                    problems[f"{module_name}.{name}".lstrip(".")] = obstacle
-        if problems:
-            raise UnsupportedModuleError(problems)
 
     def _refuse_changed_parameters(self) -> None:
         now = _trainable_parameters(self.model)
@@ -331,6 +338,11 @@ class PrivacyEngine:
             for call, gradient in zip(self._calls, gradients, strict=True)
             if gradient is not None and gradient[1::2].nan_to_num(0.0, 0.0, 0.0).any()
         }
+        for call in self._calls:
+            if any(map(clip.is_general, self._rules[call.module].values())) and clip.depends_on_others(
+                call.module, call.input
+            ):
+                problems[self._names[call.module]] = "its output for a record depends on other records or on chance"
         if problems:
             raise UnsupportedModuleError(problems)
 
@@ -339,8 +351,38 @@ def _trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def _own_trainable(module: nn.Module) -> list[str]:
-    return [name for name, parameter in module.named_parameters(recurse=False) if parameter.requires_grad]
+def _find_rules(model: nn.Module) -> tuple[dict[nn.Module, dict[str, clip.Rule]], dict[str, str]]:
+    """Rules of all trainable parameters, by the module that holds them; and parameters without one, with the reason."""
+    rules: dict[nn.Module, dict[str, clip.Rule]] = {}
+    problems: dict[str, str] = {}
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            try:
+                rules.setdefault(module, {})[name] = clip.rule_of(module, name)
+            except clip.NoRuleError as error:
+                problems[f"{module_name}.{name}".lstrip(".")] = str(error)
+    return rules, problems
+
+
+def _mixing_modes(model: nn.Module) -> dict[str, str]:
+    """Modules in a mode that rules out exact treatment; such modes can change between steps."""
+    problems: dict[str, str] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.training:
+            problems[name] = "BatchNorm in train mode mixes the records of a batch"
+        if _checkpoints_reentrantly(module):
+            problems[name] = "activation checkpointing needs use_reentrant=False"
+    return problems
+
+
+def _number_layers(parameters: Mapping[str, nn.Parameter]) -> dict[nn.Parameter, int]:
+    """Parameters of one module share a layer; a tied one belongs to the layer where it comes first."""
+    layers: dict[str, int] = {}
+    return {
+        parameter: layers.setdefault(name.rpartition(".")[0], len(layers)) for name, parameter in parameters.items()
+    }
 
 
 def _checkpoints_reentrantly(module: nn.Module) -> bool:

@@ -1,10 +1,15 @@
 """Every clipping rule against one backward pass per record."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from naive import assert_agrees
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.t5.modeling_t5 import T5LayerNorm
 from transformers.pytorch_utils import Conv1D
 
 from privlm.privacy import clipping
@@ -44,6 +49,79 @@ def test_layer_norm(normalized_shape: int | tuple[int, int]) -> None:
     assert_agrees(model, square_losses, square_batch(5, 3, 8, output_features=4))
 
 
+@pytest.mark.parametrize("normalized_shape", [8, (3, 8)])
+@pytest.mark.parametrize("eps", [None, 0.1])
+def test_rms_norm(normalized_shape: int | tuple[int, int], eps: float | None) -> None:
+    model = nn.Sequential(nn.RMSNorm(normalized_shape, eps=eps), nn.Linear(8, 4))
+    nn.init.normal_(model[0].weight)
+    assert_agrees(model, square_losses, square_batch(5, 3, 8, output_features=4))
+
+
+@pytest.mark.parametrize("norm", [LlamaRMSNorm, T5LayerNorm])
+def test_rms_norm_of_transformers_has_a_rule_of_its_own(norm: Callable[[int], nn.Module]) -> None:
+    model = nn.Sequential(norm(8), nn.Linear(8, 4))
+    nn.init.normal_(model[0].weight)
+    assert not clipping.is_general(clipping.rule_of(model[0], "weight"))
+    assert_agrees(model, square_losses, square_batch(5, 8, output_features=4))
+
+
+def test_what_only_looks_like_an_rms_norm_is_differentiated() -> None:
+    class Centred(LlamaRMSNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x - x.mean(-1, keepdim=True))
+
+    assert clipping.is_general(clipping.rule_of(Centred(8), "weight"))
+    assert_agrees(Centred(8), square_losses, square_batch(5, 8, output_features=8))
+
+
+@pytest.mark.parametrize("num_groups", [1, 2, 6])
+@pytest.mark.parametrize("pixels", [(5,), (4, 3)])
+def test_group_norm(num_groups: int, pixels: tuple[int, ...]) -> None:
+    model = nn.Sequential(nn.GroupNorm(num_groups, 6), nn.Tanh(), nn.GroupNorm(2, 6))
+    nn.init.normal_(model[0].weight)
+    torch.manual_seed(1)
+    assert_agrees(model, square_losses, {"x": torch.randn(B, 6, *pixels), "target": 3 * torch.randn(B, 6, *pixels)})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bias": False, "padding": 1, "stride": 2},
+        {"dilation": 2, "padding": (2, 0)},
+        {"groups": 2},
+        {"padding": "valid"},
+        {"padding": 1, "padding_mode": "reflect"},
+    ],
+)
+def test_conv2d(options: dict[str, Any]) -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(4, 6, (3, 2), **options), nn.Tanh(), nn.Conv2d(6, 2, 1))
+    x = torch.randn(B, 4, 9, 8)
+    assert_agrees(model, square_losses, {"x": x, "target": 3 * torch.randn(model(x).shape)})
+
+
+class Scaled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x).tanh()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [Scaled(8, 8), nn.PReLU(3), nn.Conv1d(3, 3, 5, padding=2), nn.BatchNorm1d(3).eval()],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_layer_without_a_rule_is_differentiated_record_by_record(layer: nn.Module) -> None:
+    assert clipping.is_general(clipping.rule_of(layer, "weight"))
+    model = nn.Sequential(nn.Linear(8, 8), layer, nn.Linear(8, 4))
+    assert_agrees(model, square_losses, square_batch(3, 8, output_features=4))
+
+
+def test_layer_without_a_rule_called_twice() -> None:
+    layer = nn.PReLU(3)
+    assert_agrees(nn.Sequential(layer, nn.Linear(8, 8), layer), square_losses, square_batch(3, 8, output_features=8))
+
+
 def test_layer_norm_without_bias_and_positions() -> None:
     assert_agrees(nn.LayerNorm(8, bias=False), square_losses, square_batch(8, output_features=8))
 
@@ -59,7 +137,7 @@ def test_embedding_with_repeated_ids(padding_idx: int | None, ids_shape: tuple[i
 
 def test_padding_row_of_an_embedding_gets_no_gradient() -> None:
     table = nn.Embedding(3, 2, padding_idx=0)
-    part = clipping.per_record_gradient(table, "weight", torch.tensor([[0, 1]]), torch.ones(1, 2, 2))
+    part = clipping.rule_of(table, "weight")(table, torch.tensor([[0, 1]]), torch.ones(1, 2, 2))
     total = torch.zeros(3, 2)
     clipping.accumulate([part], total, torch.ones(1))
     assert total.tolist() == [[0, 0], [1, 1], [0, 0]]
@@ -147,26 +225,25 @@ def test_the_smaller_form_is_chosen() -> None:
 
 @pytest.mark.parametrize("style", sorted(clipping.STYLES))
 def test_no_style_lets_a_norm_exceed_the_bound(style: str) -> None:
-    norm_B = torch.tensor([0.0, 1e-6, 0.3, 0.5, 0.7, 1e4, 1e30])
-    factor_B = clipping.STYLES[style](norm_B, 0.5)
-    assert (factor_B * norm_B <= 0.5 * (1 + 1e-6)).all()
+    norm_LB = torch.tensor([[0.0, 1e-6, 0.3, 0.5, 0.7, 1e4, 1e18], [0.0, 1e4, 0.3, 0.0, 0.1, 1e4, 1e18]])
+    factor_LB = clipping.STYLES[style](norm_LB, 0.5)
+    assert ((factor_LB * norm_LB).norm(dim=0) <= 0.5 * (1 + 1e-6)).all()
 
 
 def test_styles() -> None:
-    norm_B = torch.tensor([0.25, 1.0, 4.0])
-    assert clipping.STYLES["flat"](norm_B, 1.0).tolist() == [1.0, 1.0, 0.25]
-    torch.testing.assert_close(clipping.STYLES["automatic"](norm_B, 1.0), 1 / (norm_B + 0.01))
+    norm_1B = torch.tensor([[0.25, 1.0, 4.0]])
+    assert clipping.STYLES["flat"](norm_1B, 1.0).tolist() == [[1.0, 1.0, 0.25]]
+    assert clipping.STYLES["per_layer"](norm_1B, 1.0).tolist() == [[1.0, 1.0, 0.25]]
+    torch.testing.assert_close(clipping.STYLES["automatic"](norm_1B, 1.0), 1 / (norm_1B + 0.01))
 
 
-def test_a_subclass_with_its_own_forward_has_no_rule() -> None:
-    class Scaled(nn.Linear):
-        def forward(self, x: Tensor) -> Tensor:
-            return 2 * super().forward(x)
-
-    assert clipping.obstacle(nn.Linear(2, 2), "weight") is None
-    assert "Scaled" in str(clipping.obstacle(Scaled(2, 2), "weight"))
+def test_each_layer_has_its_share_of_the_bound() -> None:
+    norm_LB = torch.tensor([[0.25], [2.0], [1.0], [0.0]])
+    assert clipping.STYLES["per_layer"](norm_LB, 1.0).tolist() == [[1.0], [0.25], [0.5], [1.0]]
+    assert clipping.STYLES["flat"](norm_LB, 1.0).unique().numel() == 1
 
 
 @pytest.mark.parametrize("option", [{"scale_grad_by_freq": True}, {"max_norm": 1.0}])
 def test_embedding_options_that_mix_records_are_refused(option: dict[str, object]) -> None:
-    assert "influence each other" in str(clipping.obstacle(nn.Embedding(3, 2, **option), "weight"))
+    with pytest.raises(clipping.NoRuleError, match="influence each other"):
+        clipping.rule_of(nn.Embedding(3, 2, **option), "weight")

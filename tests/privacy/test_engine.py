@@ -105,6 +105,16 @@ def test_half_precision_parameters_get_gradients_of_their_type() -> None:
     assert {parameter.grad.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
+def test_per_layer_clipping_bounds_every_layer() -> None:
+    model, batch = small_model(), small_batch(8)
+    engine = PrivacyEngine(model, clipping_norm=1e-3, clipping="per_layer")
+    (statistics,), sums = clipped_sums(engine, losses, {name: value[:1] for name, value in batch.items()})
+    assert statistics.num_clipped == 1
+    for weight, bias in zip(sums[::2], sums[1::2], strict=True):
+        length = torch.cat([weight.flatten(), bias]).norm()
+        torch.testing.assert_close(float(length), 1e-3 / math.sqrt(3), rtol=1e-5, atol=0)
+
+
 def test_activation_checkpointing_gives_the_same_sum() -> None:
     class Checkpointed(nn.Module):
         def __init__(self) -> None:
@@ -260,7 +270,7 @@ def test_bad_clipping_norm(clipping_norm: float) -> None:
 
 
 def test_bad_style() -> None:
-    with pytest.raises(UsageError, match=r"privacy\.clipping .*automatic, flat|flat, automatic"):
+    with pytest.raises(UsageError, match=r"privacy\.clipping .*flat, per_layer, automatic"):
         PrivacyEngine(small_model(), clipping_norm=1.0, clipping="round")
 
 
@@ -275,16 +285,19 @@ def test_every_unsupported_module_is_named() -> None:
             "attention": nn.MultiheadAttention(8, 2),
             "linear": nn.Linear(2, 2),
             "norm": nn.BatchNorm1d(4),
-            "rms": nn.RMSNorm(4),
+            "recurrent": nn.LSTM(4, 4),
+            "bilinear": nn.Bilinear(2, 2, 2),
             "bare": Bare(),
         }
     )
     with pytest.raises(UnsupportedModuleError) as caught:
         PrivacyEngine(model, clipping_norm=1.0)
     message = str(caught.value)
-    for name in ("attention.in_proj_weight", "attention.in_proj_bias", "norm:", "rms.weight", "bare.scale"):
+    for name in ("attention.in_proj_weight", "attention.in_proj_bias", "norm:", "bilinear.weight", "bare.scale"):
         assert name in message
-    assert "linear" not in message
+    assert "use Linear layers for q, k, v and o" in message
+    assert "recurrent.weight_ih_l0: LSTM hides its steps: use privlm.models.lstm.UnrolledLSTM" in message
+    assert "\n  linear" not in message
 
 
 def test_batch_norm_is_refused_in_train_mode_only() -> None:
@@ -375,6 +388,51 @@ class PositionTable(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x + self.table(torch.arange(x.shape[1])))
+
+
+class Offset(nn.Module):
+    """A module that no exact rule knows, in one of several unsuitable forms."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+        self.bias = nn.Parameter(torch.ones(6))
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor | tuple[Tensor, Tensor]:
+        if self.form == "random":
+            return x + scale * self.bias * torch.rand_like(x)
+        if self.form == "mixing":
+            return x + scale * self.bias * x.mean(0, keepdim=True)
+        if self.form == "branching":
+            return x + self.bias if (x + self.bias).sum() > 0 else x - self.bias
+        return x + self.bias, self.bias
+
+
+class WithOffset(nn.Module):
+    def __init__(self, form: str, **kwargs: float) -> None:
+        super().__init__()
+        self.offset = Offset(form)
+        self.kwargs = kwargs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.offset(x, **self.kwargs)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (WithOffset("random"), "offset: its output for a record depends on other records or on chance"),
+        (WithOffset("mixing"), "offset: its output for a record depends on other records or on chance"),
+        (WithOffset("branching"), "offset: cannot be differentiated record by record"),
+        (WithOffset("tuple"), "offset: returns more than one tensor"),
+        (WithOffset("random", scale=2.0), "offset: is called with more than its one input, or by keyword"),
+    ],
+    ids=lambda value: value.offset.form if isinstance(value, WithOffset) else "",
+)
+def test_module_that_the_general_rule_cannot_treat_is_named(model: nn.Module, message: str) -> None:
+    engine = PrivacyEngine(model, clipping_norm=1.0)
+    with pytest.raises(UnsupportedModuleError, match=message), engine.recording():
+        engine.backward(losses(model, small_batch(8)))
 
 
 @pytest.mark.parametrize(

@@ -15,16 +15,21 @@ from privlm.privacy.clipping.gradients import (
     squared_norms,
     without_records,
 )
-from privlm.privacy.clipping.rules import obstacle, per_record_gradient
+from privlm.privacy.clipping.rules import RULES, NoRuleError, Rule, bias, depends_on_others, is_general, rule_of
 from privlm.privacy.clipping.styles import STYLES
 
 __all__ = [
+    "RULES",
     "STYLES",
+    "NoRuleError",
     "PerRecordGradient",
+    "Rule",
     "accumulate",
+    "bias",
+    "depends_on_others",
+    "is_general",
     "merge",
-    "obstacle",
-    "per_record_gradient",
+    "rule_of",
     "squared_norms",
     "without_records",
 ]

@@ -31,7 +31,8 @@ class OuterProducts:
             left_BTm = left_BTm * weight_B[:, None, None]
         else:
             right_BTn = right_BTn * weight_B[:, None, None]
-        sum_mn.addmm_(left_BTm.flatten(0, 1).T, right_BTn.flatten(0, 1))
+        matrix_mn = sum_mn.view(left_BTm.shape[2], -1)  # the kernel of a convolution has four dimensions
+        matrix_mn.addmm_(left_BTm.flatten(0, 1).T, right_BTn.flatten(0, 1))
 
     def without_records(self, dropped_B: Tensor) -> OuterProducts:
         return OuterProducts(_zero(self.left_BTm, dropped_B), _zero(self.right_BTn, dropped_B))
