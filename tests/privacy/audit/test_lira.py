@@ -52,7 +52,7 @@ def test_confidence_logit_is_the_logit_of_the_probability():
 
 
 def test_a_record_that_every_shadow_run_saw_is_refused():
-    logits, member = simulate(signal=1.0, num_runs=4)
+    logits, member = simulate(signal=1.0)
     member[1:, 7] = True
     with pytest.raises(UsageError, match="1 records were left out by no shadow run"):
         lira_scores(logits[0], logits[1:], member[1:], online=False)
