@@ -53,7 +53,7 @@ def many_run_bound(
         if mass > 0
     ]
     mu = -ndtri(false_positive_rate) - ndtri(false_negative_rate)
-    return ManyRunBound(epsilon=max(0.0, *branches), mu=max(0.0, float(mu)))
+    return ManyRunBound(epsilon=max([0.0, *branches]), mu=max(0.0, float(mu)))
 
 
 def upper_bound(num_events: int, num_trials: int, confidence: float) -> float:
