@@ -26,8 +26,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from privlm.errors import UsageError
 from privlm.privacy import clipping as clip
+from privlm.privacy.checks import ReleaseCheck, ReleaseEvidence
 from privlm.privacy.ledger import Ledger, Setting
 from privlm.privacy.noise import Noise
+
+_NUM_CHECKED = 1024  # noise values of each parameter that the checks look at
 
 _ATTACHED: WeakSet[nn.Module] = WeakSet()
 
@@ -105,7 +108,10 @@ class PrivacyEngine:
         self._is_taping = False
         self._batch_size: int | None = None  # of the forward pass under way
         self._independence_checked = False
+        self._num_records = 0  # in the sums
         self._last_release: int | None = None
+        self._last_noise: Tensor | None = None
+        self._check = ReleaseCheck(clipping_norm)
 
         self._names = {module: name for name, module in model.named_modules()}
         self._layer_of = _number_layers(self._parameters)
@@ -171,6 +177,7 @@ class PrivacyEngine:
             for parameter, parts in gradients.items():
                 kept = clip.without_records(parts, nonfinite_B) if nonfinite_B.any() else parts
                 clip.accumulate(kept, self._sum_of(parameter), factor_LB[self._layer_of[parameter]])
+            self._num_records += len(loss_B)
         return ClippingStatistics(
             norms=norm_B,
             num_clipped=int((~nonfinite_B & (factor_LB < 1).any(0)).sum()),
@@ -200,8 +207,8 @@ class PrivacyEngine:
             world: None in a run of one process.
             ledger: None on ranks other than 0.
 
-        Raises ValueError for a step that was released already, UsageError for ranks that would share their
-        noise.
+        Raises ValueError for a step that was released already, MechanismError where the noise or the sum is not what
+        the ledger says (privlm.privacy.checks).
         """
         world = world or _single_process()
         if self._last_release is not None and step <= self._last_release:
@@ -210,21 +217,46 @@ class PrivacyEngine:
             )
         if world.rank == 0 and ledger is None:
             raise ValueError("rank 0 needs a ledger: no noise is drawn without an account of it")
-        _refuse_shared_noise(noise, step, world, next(iter(self._parameters.values())).device)
 
         if ledger is not None and world.rank == 0:
             setting = Setting(sampling_rate, noise_multiplier, self.clipping_norm, expected_batch_size, unit="record")
             ledger.record(step, setting, noise.noise_id(step))
+        sums = [self._sum_of(parameter) for parameter in self._parameters.values()]
+        clipped_sum = torch.stack([total.norm() for total in sums]).norm()
         std = noise_multiplier * self.clipping_norm / math.sqrt(world.size)
-        for index, parameter in enumerate(self._parameters.values()):
-            noisy_sum = self._sum_of(parameter)
-            z = noise.sample(parameter.shape, step=step, rank=world.rank, index=index, device=parameter.device)
-            noisy_sum.add_(z, alpha=std)
+        drawn, added = [], []
+        for index, total in enumerate(sums):
+            z = noise.sample(total.shape, step=step, rank=world.rank, index=index, device=total.device)
+            before = _first_values(total).clone()
+            total.add_(z, alpha=std)
+            drawn.append(_first_values(z))
+            added.append(_first_values(total) - before)
+        self._check_release(torch.cat(drawn), torch.cat(added), std, clipped_sum, world)
+
+        for parameter, total in zip(self._parameters.values(), sums, strict=True):
             if world.size > 1:
-                world.all_reduce(noisy_sum)
-            parameter.grad = noisy_sum.div_(expected_batch_size).to(parameter.dtype)
+                world.all_reduce(total)
+            parameter.grad = total.div_(expected_batch_size).to(parameter.dtype)
         self._sums = {}
+        self._num_records = 0
         self._last_release = step
+
+    def _check_release(self, drawn: Tensor, added: Tensor, std: float, clipped_sum: Tensor, world: World) -> None:
+        """Every rank sees the evidence of all, so that all of them stop together."""
+        last, self._last_noise = self._last_noise, drawn
+        mine = ReleaseEvidence(
+            num_writers=1,
+            first_noise=float(drawn[0]),
+            second_noise=float(drawn[-1]),
+            squared_noise=float((added / std).double().square().sum()) if std else 0.0,
+            correlation=0.0 if last is None else float(drawn @ last / last.norm()),
+            clipped_sum=float(clipped_sum),
+            num_records=self._num_records,
+        )
+        table = torch.zeros(world.size, len(mine), device=drawn.device)
+        table[world.rank] = torch.tensor(mine)
+        world.all_reduce(table)
+        self._check.see([ReleaseEvidence(*row) for row in table.tolist()], len(added) if std else 0)
 
     def _require_gradients(self) -> None:
         """For layers that were left by an exception, as failures and the recomputation of checkpoints do."""
@@ -408,13 +440,5 @@ def _single_process() -> World:
     return World(rank=0, size=1, all_reduce=lambda tensor: None)
 
 
-def _refuse_shared_noise(noise: Noise, step: int, world: World, device: torch.device) -> None:
-    """Equal noise on all ranks would sum to W times the claimed variance: each rank shows four numbers."""
-    if world.size == 1:
-        return
-    shown_W4 = torch.zeros(world.size, 4, device=device)
-    shown_W4[world.rank] = noise.sample((4,), step=step, rank=world.rank, index=-1, device=device)
-    world.all_reduce(shown_W4)
-    is_missing = bool((shown_W4 == 0).all(1).any())  # two ranks wrote to one row
-    if is_missing or len(shown_W4.unique(dim=0)) < world.size:
-        raise UsageError("ranks share one noise generator: give each rank its own rank number and its own generator")
+def _first_values(x: Tensor) -> Tensor:
+    return x.flatten()[:_NUM_CHECKED]

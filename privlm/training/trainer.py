@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from privlm.errors import PrivLMError, UsageError
 from privlm.privacy import accounting, keyed_random
+from privlm.privacy.checks import SamplingCheck
 from privlm.privacy.engine import PrivacyEngine, World
 from privlm.privacy.ledger import Ledger
 from privlm.privacy.noise import ReproducibleNoise, SecureNoise
@@ -186,8 +187,9 @@ class Trainer:
             return
         plan = self.private.plan
         engine = PrivacyEngine(self.model, clipping_norm=plan.clipping_norm, clipping=plan.clipping)
+        check = SamplingCheck(plan.dataset_size, plan.sampling_rate)
         try:
-            yield lambda step: self._private_step(step, engine)
+            yield lambda step: self._private_step(step, engine, check)
         finally:
             engine.detach()
 
@@ -217,7 +219,7 @@ class Trainer:
         self._direct()
         return {"loss": loss, "learning_rate": self.optimizer.param_groups[0]["lr"]}
 
-    def _private_step(self, step: int, engine: PrivacyEngine) -> dict[str, float]:
+    def _private_step(self, step: int, engine: PrivacyEngine, check: SamplingCheck) -> dict[str, float]:
         """Clipped and noised gradient of a Poisson batch; see privlm.privacy.engine for the guarantee."""
         assert self.private is not None
         plan = self.private.plan
@@ -225,8 +227,10 @@ class Trainer:
         sampler = PoissonSampler(
             plan.dataset_size, plan.sampling_rate, self.seed if reproducible else None, broadcast=_broadcast
         )
+        indices = sampler.indices(step)
+        check.see(indices)
         totals = torch.zeros(3)  # loss, clipped records, records
-        for piece in self._pieces(sampler.indices(step)):
+        for piece in self._pieces(indices):
             with engine.recording():
                 per_example = self._losses(step, piece)
                 if per_example.weight is not None:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from privlm.errors import UsageError
+from privlm.privacy.checks import MechanismError
 from privlm.privacy.engine import PrivacyEngine, UnsupportedModuleError, World
 from privlm.privacy.ledger import Ledger
 from privlm.privacy.noise import ReproducibleNoise, SecureNoise
@@ -162,7 +163,7 @@ def simulate(size: int, work: Callable[[World], None]) -> list[BaseException]:
     def run(rank: int) -> None:
         try:
             work(World(rank, size, lambda tensor: all_reduce(rank, tensor)))
-        except UsageError as error:
+        except MechanismError as error:
             errors.append(error)
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
