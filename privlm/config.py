@@ -73,6 +73,18 @@ class AdapterConfig:
 
 
 @dataclass
+class AuditConfig:
+    """Canaries that an audited run trains with, and the guesses about them, all fixed beforehand."""
+
+    canaries: str = MISSING
+    num_canaries: int = MISSING
+    guesses_in: int = MISSING
+    guesses_out: int = MISSING
+    confidence: float = MISSING
+    seed: int = MISSING
+
+
+@dataclass
 class PrivacyConfig:
     """The privacy mechanism and its accountant (configs/privacy)."""
 
@@ -90,6 +102,7 @@ class PrivacyConfig:
     rng: str = MISSING
     allow_large_delta: bool = MISSING
     log_private_diagnostics: bool = MISSING
+    audit: AuditConfig = MISSING
 
 
 @dataclass
@@ -214,6 +227,7 @@ def check(config: Any) -> list[str]:
         *_choices(config),
         *_check_trainer(config.trainer),
         *_check_privacy(config.privacy, config.trainer),
+        *_check_audit(config.privacy.audit),
         *_check_model(config),
     ]
 
@@ -296,6 +310,20 @@ def _check_privacy(privacy: Any, trainer: Any) -> list[str]:
         problems.append(f"privacy.order must be 0, 1, 2 or 3, not {privacy.order}")
     if trainer.max_grad_norm is not None:
         problems.append("trainer.max_grad_norm has no place under privacy: set privacy.clipping_norm instead")
+    return problems
+
+
+def _check_audit(audit: Any) -> list[str]:
+    problems = one_of("privacy.audit.canaries", audit.canaries, ("none", "dirac", "mislabel", "random_tokens"))
+    if audit.num_canaries < 10:
+        problems.append(f"privacy.audit.num_canaries must be at least 10, not {audit.num_canaries}")
+    if min(audit.guesses_in, audit.guesses_out) < 0 or audit.guesses_in + audit.guesses_out > audit.num_canaries:
+        problems.append(
+            f"privacy.audit.guesses_in={audit.guesses_in}, guesses_out={audit.guesses_out}: together at most "
+            f"num_canaries={audit.num_canaries}, none negative"
+        )
+    if not 0 < audit.confidence < 1:
+        problems.append(f"privacy.audit.confidence must lie between 0 and 1, not {audit.confidence}")
     return problems
 
 

@@ -27,6 +27,8 @@ from privlm.signals import Interrupted, StopFlag
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from privlm.training.canaries import Canaries
+
 HEARTBEAT_SECONDS = 10.0
 
 logger = logging.getLogger("privlm")
@@ -109,6 +111,14 @@ class Job:
         from privlm.training.accelerator import make_accelerator
 
         return make_accelerator(self.config.trainer)
+
+    def canaries(self) -> Canaries | None:
+        """What an audited run hands to its Trainer; None for an ordinary run."""
+        from privlm.training.canaries import make_canaries
+
+        privacy = self.config.privacy
+        folder = self.directory / "audit" if self.is_main else None
+        return make_canaries(privacy.audit, clipping_norm=privacy.clipping_norm, folder=folder)
 
     @contextlib.contextmanager
     def progress(

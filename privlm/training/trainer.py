@@ -29,6 +29,7 @@ from privlm.privacy.sampling import PoissonSampler, micro_batches, share
 from privlm.signals import Interrupted
 from privlm.training.accelerator import make_accelerator
 from privlm.training.batches import Indices, ShuffledBatches, TrainingData
+from privlm.training.canaries import Canaries, Losses
 from privlm.training.checkpoint import CheckpointStore
 from privlm.training.objective import ExampleRandom, HasDirection, HasPenalty, Objective, PerExample
 from privlm.training.schedule import learning_rate_factor
@@ -100,6 +101,7 @@ class Trainer:
     config: a TrainerConfig (privlm.config) or any object with its fields.
     accelerator: device, precision and processes; one is made where none is handed in.
     private: differential privacy, or None.
+    canaries: planted in data and losses for an audit, or None.
     log, save: where metrics and checkpoints go.
     stop: returns the number of a signal that asks to stop, or 0.
     tick: told each finished step.
@@ -117,6 +119,7 @@ class Trainer:
         seed: int = 0,
         accelerator: Accelerator | None = None,
         private: Private | None = None,
+        canaries: Canaries | None = None,
         evaluation: Evaluation | None = None,
         log: Log = lambda step, split, **values: None,
         save: CheckpointStore | None = None,
@@ -129,6 +132,10 @@ class Trainer:
         self.model = model.to(self.accelerator.device)
         self.objective = objective
         self.data = data
+        self.losses: Losses = objective.losses
+        self.canaries = canaries
+        if canaries is not None:
+            self.data, self.losses = canaries.plant(self.model, data, objective.losses)
         self.config = config
         self.seed = seed
         self.private = private
@@ -149,6 +156,8 @@ class Trainer:
         """
         status, step = "done", self._resume()
         saved = step
+        if self.canaries is not None and step == 0:
+            self.canaries.start()
         with self._step_function() as take_step:
             while step < steps:
                 if self._out_of_patience():
@@ -177,6 +186,8 @@ class Trainer:
                     raise Interrupted(signum)
             if saved != step:
                 self._save(step)
+        if self.canaries is not None:
+            self.canaries.finish(self.model)
         return Outcome(status, step)
 
     @contextlib.contextmanager
@@ -269,7 +280,7 @@ class Trainer:
         device = self.accelerator.device
         batch = {name: tensor.to(device) for name, tensor in self.data.batch(piece).items()}
         with self.accelerator.autocast():
-            per_example = self.objective.losses(self.model, batch, ExampleRandom(self.seed, step, piece))
+            per_example = self.losses(self.model, batch, ExampleRandom(self.seed, step, piece))
         if per_example.loss.shape != (len(piece),):
             raise ValueError(f"the objective gave losses of shape {tuple(per_example.loss.shape)}, not ({len(piece)},)")
         return per_example
@@ -284,6 +295,8 @@ class Trainer:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
     def _direct(self) -> None:
+        if self.canaries is not None:
+            self.canaries.collect()
         if isinstance(self.objective, HasDirection):
             gradient = {name: value.grad for name, value in self.parameters.items() if value.grad is not None}
             for name, direction in self.objective.direct(gradient).items():

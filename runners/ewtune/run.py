@@ -132,6 +132,7 @@ def _train_and_test(
                     seed=config.seed,
                     accelerator=job.accelerator,
                     private=private,
+                    canaries=job.canaries(),
                     evaluation=Evaluation(split, values, early_stop_metric="accuracy"),
                     log=stage.log,
                     save=store,
