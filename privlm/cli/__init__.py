@@ -21,6 +21,7 @@ COMMANDS = {
     "compare": "runs side by side:           privlm compare RUN RUN...",
     "tables": "a paper's table and ours:    privlm tables ewtune_noise",
     "accountant": "epsilon and noise:           privlm accountant eps --help",
+    "audit": "test a run's epsilon:        privlm audit RUN",
     "cp": "copy a YAML to edit it:      privlm cp model/minilm myconfigs/",
     "doctor": "what this machine can do:    privlm doctor",
 }

@@ -87,7 +87,7 @@ def _results(run: RunRecord) -> Table:
 
 
 def _privacy(run: RunRecord) -> list[Table]:
-    card = privacy_card(run.privacy)
+    card = privacy_card(run.privacy, run.audit)
     readings = [reading.texts for reading in card.readings]
     facts = [*(list(fact) for fact in card.facts), *(["flag", flag] for flag in card.flags)]
     return [

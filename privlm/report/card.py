@@ -45,8 +45,11 @@ class Card:
     flags: list[str]
 
 
-def privacy_card(privacy: dict[str, Any] | None) -> Card:
-    """The card of a run; `privacy` is the content of privacy.json, None where the run has not written it yet."""
+def privacy_card(privacy: dict[str, Any] | None, audit: dict[str, Any] | None = None) -> Card:
+    """The card of a run.
+
+    privacy: the content of privacy.json, None where the run has not written it yet. audit: that of audit.json.
+    """
     if privacy is None:
         return Card("privacy.json has not been written", [], [], [])
     if privacy["mechanism"] == "none":
@@ -54,7 +57,9 @@ def privacy_card(privacy: dict[str, Any] | None) -> Card:
     assert privacy["guarantee"], "epsilon in privacy.json is certified; estimates have their own place"
     epsilon, delta = float(privacy["epsilon"]), float(privacy["delta"])
     headline = f"guarantee: ({epsilon:.3f}, {delta:g})-differential privacy per {privacy['unit']}"
-    return Card(headline, _readings(privacy), _facts(privacy, delta), list(privacy["flags"]))
+    return Card(
+        headline, _readings(privacy), [*_facts(privacy, delta), ("audit", _audit(audit))], list(privacy["flags"])
+    )
 
 
 def number(value: Any) -> str:
@@ -98,5 +103,11 @@ def _facts(privacy: dict[str, Any], delta: float) -> list[tuple[str, str]]:
         ("clipping", privacy["clipping"]),
         ("randomness", privacy["rng"]),
         ("releases repeated after a resume", str(privacy["repeated_releases"])),
-        ("audit", "not audited"),
     ]
+
+
+def _audit(audit: dict[str, Any] | None) -> str:
+    if audit is None:
+        return "not audited"
+    box = audit["threat_model"].partition(":")[0]
+    return f"{audit['verdict']}: ε ≥ {audit['epsilon_lower_bound']:.3f} at {audit['confidence']:.0%} confidence, {box}"

@@ -9,6 +9,7 @@ from typing import Any
 
 from privlm import files
 from privlm.masking import mask_command
+from privlm.report.audit import audit_section
 from privlm.report.card import READING_COLUMNS, Card, number, privacy_card
 from privlm.report.compare import flatten
 from privlm.report.plots import plots_of, svg
@@ -21,6 +22,9 @@ SCALES = {
     "small": "Small scale: not the sizes of the paper. These figures compare with nothing published.",
     "smoke": "Smoke run: tiny random models. It proves that the plumbing works and says nothing about a method.",
 }
+
+
+AUDITED = "Audited run: canaries stand in place of training records. Its figures are no results of the method."
 
 
 @dataclass(frozen=True)
@@ -55,19 +59,20 @@ def render_report(run: RunRecord) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    card = privacy_card(run.privacy)
+    card = privacy_card(run.privacy, run.audit)
     env = dict(run.env or {})
     command = mask_command(env.pop("command", ""))
     artefacts = _artefacts(run)
     return environment.get_template(REPORT).render(
         run=run,
         title=" · ".join(_names(run)) or run.name,
-        banner=SCALES.get(run.scale),
+        banners=_banners(run),
         state=": ".join(filter(None, [run.state, run.status.get("reason")])),
         finished=_date(run),
         tiles=[*_result_tiles(run), _privacy_tile(run.privacy, card)],
         plots=[(plot.title, Markup(svg(plot))) for plot in plots_of(run)],
         card=card,
+        audit=None if run.audit is None else audit_section(run.audit),
         number=number,
         reading_columns=READING_COLUMNS,
         interval=_interval,
@@ -85,6 +90,11 @@ def render_report(run: RunRecord) -> str:
 def _names(run: RunRecord) -> list[str]:
     groups = (run.config.get(group) for group in ("task", "model", "data", "adapter"))
     return [group["name"] for group in groups if isinstance(group, dict)]
+
+
+def _banners(run: RunRecord) -> list[str]:
+    banners = [SCALES[run.scale]] if run.scale in SCALES else []
+    return banners + ([AUDITED] if run.canaries != "none" else [])
 
 
 def _date(run: RunRecord) -> str:

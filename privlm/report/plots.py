@@ -112,10 +112,10 @@ def svg(plot: Plot) -> str:
         out = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(out, format="svg", transparent=True, metadata=nothing)
-    return _for_page(out.getvalue())
+    return for_page(out.getvalue())
 
 
-def _for_page(drawing: str) -> str:
+def for_page(drawing: str) -> str:
     """Leaves out the document type, the namespaces and the size, and names the colours of the page."""
     head, _, body = drawing[drawing.index("<svg") :].partition(">")
     view_box = head.partition('viewBox="')[2].partition('"')[0]

@@ -137,6 +137,16 @@ class RunRecord:
         return _read_json(self.path / "privacy.json", self.problems)
 
     @cached_property
+    def audit(self) -> dict[str, Any] | None:
+        """What `privlm audit` has found; None for a run that has not been audited."""
+        return _read_json(self.path / "audit.json", self.problems)
+
+    @cached_property
+    def canaries(self) -> str:
+        """The kind of canaries that the run trained with: it is no result of its method unless `none`."""
+        return self.config.get("privacy", {}).get("audit", {}).get("canaries", "none")
+
+    @cached_property
     def env(self) -> dict[str, Any] | None:
         return _read_json(self.path / "env.json", self.problems)
 

@@ -1,0 +1,88 @@
+"""The audit of a run as facts, and as a section of its page."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+from privlm.report.plots import GRID, INK, SERIES, for_page
+from privlm.report.table import Table
+
+
+@dataclass(frozen=True)
+class AuditSection:
+    """What the page shows: the verdict, facts as (name, value), remarks, and the drawing of the scores."""
+
+    verdict: str
+    facts: list[list[str]]
+    remarks: list[str]
+    drawing: str
+
+
+def audit_section(audit: dict[str, Any]) -> AuditSection:
+    """The section of a page from the content of audit.json."""
+    from markupsafe import Markup
+
+    remarks = [*audit["warnings"], audit["note"]]
+    return AuditSection(audit["verdict"], facts(audit), remarks, Markup(scores_svg(audit)))
+
+
+def facts(audit: dict[str, Any]) -> list[list[str]]:
+    """The content of audit.json as (name, value)."""
+    epsilon = float(audit["claimed_epsilon"])
+    has_claim = epsilon != float("inf")
+    rows = [
+        ["claimed ε", f"{epsilon:.3f} at δ {audit['delta']:g} ({audit['accountant']})" if has_claim else "no claim"],
+        ["lower bound on ε", f"{audit['epsilon_lower_bound']:.3f} at {audit['confidence']:.0%} confidence"],
+        ["trade-off curve of the mechanism", "rejected" if audit["curve_rejected"] else "not rejected"],
+        ["threat model", audit["threat_model"]],
+        ["right guesses", f"{audit['num_correct']} of {audit['num_guesses']}, about {audit['num_canaries']} canaries"],
+        ["guessed in, guessed out", f"{audit['guesses_in']}, {audit['guesses_out']}, fixed beforehand"],
+        ["adjacency, unit", f"{audit['adjacency']}, {audit['unit']}"],
+        ["audited run", audit["audited_run"] + (", the twin of this run with canaries" if audit["is_twin"] else "")],
+    ]
+    if audit["epsilon_estimate"] is not None:
+        rows.insert(3, ["ε if the mechanism were Gaussian", f"{audit['epsilon_estimate']:.3f} (estimate)"])
+    if audit["exposure"] is not None:
+        bits = audit["exposure"]
+        rows.insert(3, ["exposure", f"{bits['mean_bits']:.2f} bits on average, at most {bits['max_bits']:.2f}"])
+    return rows
+
+
+def lira_table(lira: dict[str, Any]) -> Table:
+    """The content of lira.json as a table."""
+    rows = []
+    for name, rate in lira["rates"].items():
+        if rate["value"] is None:
+            rows.append([name, "not resolvable", ""])
+        else:
+            rows.append([name, f"{rate['value']:.4f}", f"[{rate['ci_low']:.4f}, {rate['ci_high']:.4f}]"])
+    title = f"{lira['method']}: {lira['num_records']} canaries, {lira['num_shadow_runs']} shadow runs"
+    return Table("lira", title, ["metric", "value", "95 % interval"], rows, [], [])
+
+
+def scores_svg(audit: dict[str, Any]) -> str:
+    """Scores of the canaries that were in and of those that were out, as an `<svg>` element."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    histogram = audit["histogram"]
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "audit", "font.size": 9}):
+        figure = Figure(figsize=(6.4, 2.4), layout="constrained")
+        axes = figure.subplots()
+        for colour, name in zip(SERIES, ("in", "out"), strict=False):
+            axes.stairs(histogram[name], histogram["edges"], color=colour, linewidth=1.8, label=f"canaries {name}")
+        axes.set_xlabel("score", color=INK)
+        axes.set_ylabel("canaries", color=INK)
+        axes.tick_params(colors=INK, length=0)
+        axes.grid(axis="y", color=GRID, linewidth=0.8)
+        for side in ("top", "left", "right"):
+            axes.spines[side].set_visible(False)
+        axes.spines["bottom"].set_color(GRID)
+        figure.legend(loc="outside upper left", ncols=2, frameon=False, labelcolor=INK, borderpad=0, handlelength=1.4)
+        out = io.StringIO()
+        figure.savefig(
+            out, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
+    return for_page(out.getvalue())
