@@ -70,6 +70,8 @@ class AdapterConfig:
     dropout: float | None = MISSING
     target_modules: list[str] | None = MISSING
     train_head: bool = MISSING
+    power_iterations: int | None = MISSING
+    other_params: str | None = MISSING
 
 
 @dataclass
@@ -181,7 +183,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "trainer.precision": ("fp32", "bf16"),
     "trainer.name": ("single", "ddp"),
     "data.format": ("sms", "glue"),
-    "adapter.name": ("head", "lora", "full"),
+    "adapter.name": ("head", "lora", "rgp", "full"),
+    "adapter.other_params": ("train", "freeze"),
     "model.pooling": ("mean", "cls"),
     "model.head": ("linear", "mlp"),
     "tracker.name": ("none", "wandb", "tensorboard"),
@@ -342,4 +345,5 @@ def _check_model(config: Any) -> list[str]:
         problems += positive("model.max_length", model.max_length)
     if adapter is not None and "rank" in adapter:
         problems += positive("adapter.rank", adapter.rank)
+        problems += positive("adapter.power_iterations", adapter.power_iterations)
     return problems

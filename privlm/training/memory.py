@@ -49,5 +49,5 @@ def encoder_activations(
     if dropout:
         kept += 3 * hidden + 3 * architecture["num_attention_heads"] * length
     if private:
-        kept += {"lora": 2 * hidden, "full": 7 * hidden + inner}[adapter]
+        kept += {"lora": 2 * hidden, "rgp": 7 * hidden + inner, "full": 7 * hidden + inner}[adapter]
     return FLOAT * num_examples * length * kept * architecture["num_hidden_layers"]

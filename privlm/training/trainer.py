@@ -25,6 +25,7 @@ from privlm.privacy.engine import PrivacyEngine, World
 from privlm.privacy.ledger import Ledger
 from privlm.privacy.noise import ReproducibleNoise, SecureNoise
 from privlm.privacy.plan import PrivacyPlan
+from privlm.privacy.rgp import Reparametrization
 from privlm.privacy.sampling import PoissonSampler, micro_batches, share
 from privlm.signals import Interrupted
 from privlm.training.accelerator import make_accelerator
@@ -144,7 +145,15 @@ class Trainer:
         self.save = save
         self.stop = stop
         self.tick = tick
-        self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        self.rgp = Reparametrization(model)
+        if self.rgp and isinstance(objective, HasPenalty):
+            raise UsageError(
+                f"adapter=rgp trains weights that the penalty of {type(objective).__name__} cannot reach: "
+                "use adapter=lora or adapter=full"
+            )
+        self.parameters = self.rgp.stepped(
+            {name: value for name, value in model.named_parameters() if value.requires_grad}
+        )
         self.optimizer = _optimizer(config, list(self.parameters.values()))
         self._best = -math.inf
         self._stale = 0
@@ -169,6 +178,7 @@ class Trainer:
                 step += 1
                 self._set_learning_rate(step, steps)
                 self.model.train()
+                self.rgp.choose_factors(self.seed, step)
                 with torch.random.fork_rng(devices=self._cuda_devices()):
                     values = take_step(step)
                 self.optimizer.step()
@@ -220,6 +230,7 @@ class Trainer:
         loss = float(totals[0] / totals[1])
         if not math.isfinite(loss):
             raise PrivLMError(f"the training loss is {loss} at step {step}: lower trainer.learning_rate")
+        self.rgp.take_gradients()
         for parameter in self.parameters.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -261,6 +272,7 @@ class Trainer:
             world=self._world(),
             ledger=self.private.ledger if main else None,
         )
+        self.rgp.take_gradients()
         self._add_penalty()
         self._direct()
         if not self.private.log_diagnostics:

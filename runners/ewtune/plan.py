@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from privlm.adapters.estimate import estimate_parameters
+from privlm.adapters.estimate import estimate_parameters, held_in_memory
 from privlm.config import Config, is_private
 from privlm.data.text_classification import load
 from privlm.models.architecture import read_architecture
@@ -50,6 +50,7 @@ def _size(config: Config, num_labels: int) -> dict[str, int | None]:
     parameters = estimate_parameters(config.model, files, config.adapter, num_labels)
     if parameters is None:
         return {"trainable_parameters": None, "parameters": None, "peak_memory_bytes": None}
+    held = held_in_memory(config.model, files, config.adapter, parameters)
     only_features = config.adapter.name == "head"  # the encoder's; the head's own activations are nothing beside them
     activations = encoder_activations(
         read_architecture(config.model, files),
@@ -62,5 +63,5 @@ def _size(config: Config, num_labels: int) -> dict[str, int | None]:
     return {
         "trainable_parameters": parameters.trainable,
         "parameters": parameters.total,
-        "peak_memory_bytes": peak_memory(parameters, config.trainer, activations),
+        "peak_memory_bytes": peak_memory(held, config.trainer, activations),
     }

@@ -36,7 +36,7 @@ def test_prints_one_line_a_name_below_its_kind(capsys):
     assert main(["adapters"]) == 0
     heading, *lines = capsys.readouterr().out.splitlines()
     assert heading == "adapters (adapter=NAME)"
-    assert [line.split()[0] for line in lines] == ["full", "head", "lora"]
+    assert [line.split()[0] for line in lines] == ["full", "head", "lora", "rgp"]
     assert "LoRA: a low-rank pair" in lines[2]
 
 
