@@ -1,7 +1,7 @@
 """How much privacy a run of Poisson-subsampled Gaussian steps costs, and how much noise a budget needs.
 
 `epsilon` and `noise_multiplier` answer with a `Guarantee`, which says whether its number is certified (pld, rdp) or an
-estimate (gdp, edgeworth).
+estimate (gdp, edgeworth, contour).
 """
 
 from privlm.privacy.accounting.accountant import epsilon
@@ -9,6 +9,7 @@ from privlm.privacy.accounting.calibration import Calibration, noise_multiplier
 from privlm.privacy.accounting.types import (
     ACCOUNTANTS,
     ADJACENCIES,
+    CROSS_CHECKS,
     DIRECTIONS,
     ESTIMATES,
     ORDERS,
@@ -22,6 +23,7 @@ from privlm.privacy.accounting.types import (
 __all__ = [
     "ACCOUNTANTS",
     "ADJACENCIES",
+    "CROSS_CHECKS",
     "DIRECTIONS",
     "ESTIMATES",
     "ORDERS",

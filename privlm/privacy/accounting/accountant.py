@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from privlm.errors import UsageError
-from privlm.privacy.accounting import edgeworth, gdp, pld, rdp
+from privlm.privacy.accounting import contour, edgeworth, gdp, pld, rdp
 from privlm.privacy.accounting.adjacency import doubled_sensitivity, group_privacy
 from privlm.privacy.accounting.types import (
     ACCOUNTANTS,
     ADJACENCIES,
+    CROSS_CHECKS,
     DIRECTIONS,
     ESTIMATES,
     ORDERS,
@@ -24,7 +25,7 @@ from privlm.privacy.accounting.types import (
 # Less noise than this is no noise: infinity is the honest bound long before floating point overflows.
 _NO_NOISE = 1e-6
 
-_LIBRARY = {"pld": "dp-accounting", "rdp": "dp-accounting", "gdp": "privlm", "edgeworth": "privlm"}
+_LIBRARY = {"pld": "dp-accounting", "rdp": "dp-accounting", "gdp": "privlm", "edgeworth": "privlm", "contour": "privlm"}
 
 # (curve, delta) -> (epsilon, the delta at which the curve was read)
 _Reading = Callable[[Curve, float], tuple[float, float]]
@@ -51,9 +52,9 @@ def epsilon(
     """Epsilon at `delta` of Poisson-subsampled Gaussian steps, segments composed in any order.
 
     Args:
-        accountant: pld and rdp certify; gdp and edgeworth estimate (`guarantee` is False).
+        accountant: pld and rdp certify; gdp and edgeworth estimate, contour cross-checks (`guarantee` is False).
         order: groups of Edgeworth corrections, 0 to 3; only edgeworth reads it.
-        direction: both, or only the loss of a record being there ("remove") or not ("add"); pld and edgeworth.
+        direction: both, or only the loss of a record being there ("remove") or not ("add"); pld, edgeworth, contour.
         adjacency: add_remove, zero_out (same numbers), or replace_one (exact where every sampling rate is 1,
             otherwise through group privacy).
         discretization: interval of the PLD grid. None takes 1e-4, and 2e-5 as well where 1e-3 and 1e-4 differ by
@@ -87,6 +88,8 @@ def epsilon(
         answer = _rdp(active, delta, reading)
     elif accountant == "gdp":
         answer = _Answer(reading(gdp.curve(active), delta)[0], certified=False)
+    elif accountant == "contour":
+        answer = _contour(active, delta, direction, reading)
     else:
         answer = _Answer(reading(edgeworth.curve(active, order, direction), delta)[0], certified=False)
 
@@ -113,7 +116,7 @@ def epsilon(
 
 def _check(accountant: str, order: int, direction: str, adjacency: str) -> None:
     for name, value, allowed in (
-        ("accountant", accountant, ACCOUNTANTS),
+        ("accountant", accountant, ACCOUNTANTS + CROSS_CHECKS),
         ("order", order, ORDERS),
         ("direction", direction, DIRECTIONS),
         ("adjacency", adjacency, ADJACENCIES),
@@ -121,7 +124,9 @@ def _check(accountant: str, order: int, direction: str, adjacency: str) -> None:
         if value not in allowed:
             raise UsageError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value}")
     if direction != "both" and accountant in ("rdp", "gdp"):
-        raise UsageError(f"direction={direction} needs accountant pld or edgeworth; {accountant} bounds both at once")
+        raise UsageError(
+            f"direction={direction} needs accountant pld, edgeworth or contour; {accountant} bounds both at once"
+        )
     if direction != "both" and adjacency == "replace_one":
         raise UsageError(f"direction={direction} has no meaning under adjacency=replace_one, which is symmetric")
 
@@ -163,3 +168,9 @@ def _rdp(segments: Sequence[Segment], delta: float, reading: _Reading) -> _Answe
     curve, num_dropped = rdp.curve(segments)
     notes = (f"{num_dropped} orders left out: their series did not converge",) if num_dropped else ()
     return _Answer(reading(curve, delta)[0], certified=True, notes=notes)
+
+
+def _contour(segments: Sequence[Segment], delta: float, direction: str, reading: _Reading) -> _Answer:
+    value, read_at = reading(lambda delta: contour.solve(segments, direction, delta)[0], delta)
+    error = contour.solve(segments, direction, read_at)[1]
+    return _Answer(value, certified=False, notes=(f"estimated quadrature error of epsilon: {error:.1e}",))

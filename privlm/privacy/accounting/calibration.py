@@ -52,17 +52,16 @@ def noise_multiplier(
 ) -> Calibration:
     """Noise multiplier whose epsilon is never above `target_epsilon` and at most 1e-3 below it.
 
-    (Further below only where an estimate jumps.) With pld the search runs on the coarse grid and the result is
-    certified on the fine one. Nothing to hide (no steps, or a sampling rate of 0) needs no noise. Raises UsageError
+    (Further below only where an estimate jumps.) With pld the contour accountant searches and the result is
+    certified by pld. Nothing to hide (no steps, or a sampling rate of 0) needs no noise. Raises UsageError
     where no noise multiplier between 0.01 and 10000 meets the target.
     """
     if not 0 < target_epsilon < math.inf:
         raise UsageError(f"privacy.epsilon must be positive and finite, got {target_epsilon}")
 
-    def certify(sigma: float, discretization: float | None = None) -> Guarantee:
-        segment = Segment(sampling_rate, sigma, steps)
+    def certify(sigma: float, accountant: str = accountant, discretization: float | None = None) -> Guarantee:
         return epsilon(
-            [segment],
+            [Segment(sampling_rate, sigma, steps)],
             delta,
             accountant=accountant,
             order=order,
@@ -89,11 +88,18 @@ def noise_multiplier(
 
 
 def _certified_by_pld(target: float, certify: Callable[..., Guarantee], sigma: float) -> Calibration:
-    """Searches on the coarse grid, ten times cheaper, for a target raised by what that grid overstates."""
-    coarse = functools.cache(lambda sigma: certify(sigma, pld.COARSE).epsilon)
+    """Searches where a query is cheap, for a target raised by what that misses of the certificate."""
+
+    @functools.cache
+    def search(sigma: float) -> float:
+        try:
+            return certify(sigma, accountant="contour").epsilon
+        except UsageError:  # a few steps; the coarse grid is fast there
+            return certify(sigma, discretization=pld.COARSE).epsilon
+
     raised = target
     for _ in range(4):
-        sigma = _solve(coarse, raised, sigma)
+        sigma = _solve(search, raised, sigma)
         achieved = certify(sigma)
         if target - TOLERANCE <= achieved.epsilon <= target:
             return Calibration(sigma, target, achieved)

@@ -11,6 +11,7 @@ from numpy.polynomial.hermite_e import hermeval
 from scipy.optimize import brentq
 from scipy.special import ndtr
 
+from privlm.privacy.accounting.loss import loss
 from privlm.privacy.accounting.types import Curve, Segment
 
 # Trapezoid nodes for expectations over N(0, 1). The privacy loss is analytic up to a distance pi sigma from the real
@@ -39,8 +40,8 @@ def cumulants(segment: Segment) -> tuple[np.ndarray, np.ndarray]:
     P = N(0, 1) and Q = (1 - q) N(0, 1) + q N(mu, 1) with mu = 1 / sigma.
     """
     q, mu = segment.sampling_rate, 1 / segment.noise_multiplier
-    loss_unsampled = _loss(_NODES, q, mu)
-    loss_sampled = _loss(_NODES + mu, q, mu)
+    loss_unsampled = loss(_NODES, q, mu)
+    loss_sampled = loss(_NODES + mu, q, mu)
     absent = _cumulants(loss_unsampled, _WEIGHTS)
     present = _cumulants(
         np.concatenate([loss_unsampled, loss_sampled]), np.concatenate([(1 - q) * _WEIGHTS, q * _WEIGHTS])
@@ -48,19 +49,10 @@ def cumulants(segment: Segment) -> tuple[np.ndarray, np.ndarray]:
     return absent, present
 
 
-def _loss(x: np.ndarray, q: float, mu: float) -> np.ndarray:
-    exponent = mu * x - mu**2 / 2
-    if q == 1:
-        return exponent
-    # log1p and expm1 keep the mean, about -1e-6 for small q; past 50 expm1 could overflow and the 1 no longer matters.
-    small = np.log1p(q * np.expm1(np.minimum(exponent, 50.0)))
-    return np.where(exponent < 50.0, small, np.logaddexp(np.log1p(-q), np.log(q) + exponent))
-
-
 def _cumulants(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     mean = weights @ values
     centred = values - mean
-    c2, c3, c4, c5 = (weights @ centred**power for power in (2, 3, 4, 5))
+    _, c2, c3, c4, c5 = np.cumprod(np.broadcast_to(centred, (5, len(centred))), axis=0) @ weights
     return np.array([mean, c2, c3, c4 - 3 * c2**2, c5 - 10 * c3 * c2])
 
 

@@ -32,23 +32,33 @@ def curve(segments: Sequence[Segment], direction: str, interval: float) -> Curve
     """
     segments = _join_gaussians(segments)
     _check_grid(segments, interval)
-    types = [AdjacencyType.REMOVE, AdjacencyType.ADD]
+
+    def bound(adjacency_type: AdjacencyType, interval: float) -> Curve:
+        return lambda delta: _epsilon(_compose(segments, adjacency_type, interval), delta)
+
     if direction != "both":
-        types = [AdjacencyType[direction.upper()]]
-    elif all(segment.sampling_rate == 1 for segment in segments):
-        types = [AdjacencyType.REMOVE]  # both directions are the same
-    composed = [_compose(segments, adjacency_type, interval) for adjacency_type in types]
-    return lambda delta: max(_epsilon(pmf, delta) for pmf in composed)
+        return bound(AdjacencyType[direction.upper()], interval)
+    remove, add = bound(AdjacencyType.REMOVE, interval), bound(AdjacencyType.ADD, interval)
+    if all(segment.sampling_rate == 1 for segment in segments):
+        return remove  # both directions are the same
+    coarse_add = bound(AdjacencyType.ADD, max(COARSE, interval))
+
+    def larger(delta: float) -> float:
+        """Adding costs less than removing nearly always, so that a coarse bound of it is enough."""
+        removal = remove(delta)
+        return removal if coarse_add(delta) <= removal else max(removal, add(delta))
+
+    return larger
 
 
-def _join_gaussians(segments: Sequence[Segment]) -> list[Segment]:
+def _join_gaussians(segments: Sequence[Segment]) -> tuple[Segment, ...]:
     """Steps on the full data compose exactly: one Gaussian whose 1/sigma^2 is the sum of theirs."""
     full = [segment for segment in segments if segment.sampling_rate == 1]
     sampled = [segment for segment in segments if segment.sampling_rate < 1]
     if full:
         precision = sum(segment.steps / segment.noise_multiplier**2 for segment in full)
         sampled.append(Segment(1.0, precision**-0.5, 1))
-    return sampled
+    return tuple(sampled)
 
 
 def _check_grid(segments: Sequence[Segment], interval: float) -> None:
@@ -64,7 +74,8 @@ def _check_grid(segments: Sequence[Segment], interval: float) -> None:
         )
 
 
-def _compose(segments: Sequence[Segment], adjacency_type: AdjacencyType, interval: float) -> pld_pmf.PLDPmf:
+@functools.lru_cache(maxsize=4)
+def _compose(segments: tuple[Segment, ...], adjacency_type: AdjacencyType, interval: float) -> pld_pmf.PLDPmf:
     runs = [
         _one_step(segment, adjacency_type, interval).self_compose(segment.steps, tail_mass_truncation=1e-15)
         for segment in segments

@@ -10,7 +10,11 @@ from typing import Any
 from privlm.errors import UsageError
 
 ACCOUNTANTS = ("pld", "rdp", "gdp", "edgeworth")
-ESTIMATES = ("gdp", "edgeworth")  # the others certify
+"""Those that may set the noise of a run."""
+CROSS_CHECKS = ("contour",)
+"""Those that only answer questions."""
+ESTIMATES = ("gdp", "edgeworth", "contour")
+"""Those that certify nothing."""
 ADJACENCIES = ("add_remove", "zero_out", "replace_one")
 DIRECTIONS = ("both", "add", "remove")
 ORDERS = (0, 1, 2, 3)
