@@ -32,7 +32,7 @@ test-torch-free:  ## what runs without torch, in an environment of its own: make
 	$(VENV)-torch-free/bin/pip install -q -c constraints.txt hydra-core omegaconf rich dp-accounting scipy matplotlib jinja2 \
 		huggingface_hub pytest pytest-timeout hypothesis
 	$(VENV)-torch-free/bin/pip install -q --no-deps -e .
-	$(VENV)-torch-free/bin/python -m pytest -m torch_free
+	$(VENV)-torch-free/bin/python -m pytest -q -m "torch_free and not medium and not slow" $$(grep -rl torch_free tests --include='test_*.py')
 
 lint: $(VENV)/dev  ## style and types
 	$(BIN)/ruff check .
