@@ -13,7 +13,7 @@ gradients.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,25 +22,23 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from privlm.errors import UsageError
 from privlm.privacy import clipping as clip
 from privlm.privacy.checks import ReleaseCheck, ReleaseEvidence
+from privlm.privacy.inspection import (
+    UnsupportedModuleError,
+    find_rules,
+    mixing_modes,
+    number_layers,
+    trainable_parameters,
+)
 from privlm.privacy.ledger import Ledger, Setting
 from privlm.privacy.noise import Noise
 
 _NUM_CHECKED = 1024  # noise values of each parameter that the checks look at
 
 _ATTACHED: WeakSet[nn.Module] = WeakSet()
-
-
-class UnsupportedModuleError(UsageError):
-    """Per-record clipping cannot treat the model exactly; the message names every place and the reason."""
-
-    def __init__(self, problems: Mapping[str, str]) -> None:
-        lines = "".join(f"\n  {name}: {problem}" for name, problem in problems.items())
-        super().__init__(f"privacy=dp_sgd cannot treat this model exactly; freeze or replace:{lines}")
 
 
 @dataclass(frozen=True)
@@ -95,11 +93,11 @@ class PrivacyEngine:
         self.model = model
         self.clipping_norm = clipping_norm
         self._clip_factors = clip.STYLES[clipping]
-        self._parameters = _trainable_parameters(model)
+        self._parameters = trainable_parameters(model)
         if not self._parameters:
             raise UsageError("the model has no trainable parameters")
-        self._rules, problems = _find_rules(model)
-        if problems := problems | _mixing_modes(model):
+        self._rules, problems = find_rules(model)
+        if problems := problems | mixing_modes(model):
             raise UnsupportedModuleError(problems)
 
         self._sums: dict[nn.Parameter, Tensor] = {}  # of clipped gradients, float32, since the last release
@@ -114,7 +112,7 @@ class PrivacyEngine:
         self._check = ReleaseCheck(clipping_norm)
 
         self._names = {module: name for name, module in model.named_modules()}
-        self._layer_of = _number_layers(self._parameters)
+        self._layer_of = number_layers(self._parameters)
         self._handles: list[Any] = [model.register_forward_pre_hook(self._see_batch, with_kwargs=True)]
         for module in self._rules:
             self._handles.append(module.register_forward_pre_hook(self._before, with_kwargs=True))
@@ -138,7 +136,7 @@ class PrivacyEngine:
         attached.
         """
         self._refuse_changed_parameters()
-        if problems := _mixing_modes(self.model):
+        if problems := mixing_modes(self.model):
             raise UnsupportedModuleError(problems)
         self._is_recording = self._is_taping = True
         try:
@@ -343,7 +341,7 @@ class PrivacyEngine:
     # Refusals
 
     def _refuse_changed_parameters(self) -> None:
-        now = _trainable_parameters(self.model)
+        now = trainable_parameters(self.model)
         changed = [name for name in self._parameters | now if self._parameters.get(name) is not now.get(name)]
         if changed:
             raise UsageError(
@@ -377,52 +375,6 @@ class PrivacyEngine:
                 problems[self._names[call.module]] = "its output for a record depends on other records or on chance"
         if problems:
             raise UnsupportedModuleError(problems)
-
-
-def _trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def _find_rules(model: nn.Module) -> tuple[dict[nn.Module, dict[str, clip.Rule]], dict[str, str]]:
-    """Rules of all trainable parameters, by the module that holds them; and parameters without one, with the reason."""
-    rules: dict[nn.Module, dict[str, clip.Rule]] = {}
-    problems: dict[str, str] = {}
-    for module_name, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad:
-                continue
-            try:
-                rules.setdefault(module, {})[name] = clip.rule_of(module, name)
-            except clip.NoRuleError as error:
-                problems[f"{module_name}.{name}".lstrip(".")] = str(error)
-    return rules, problems
-
-
-def _mixing_modes(model: nn.Module) -> dict[str, str]:
-    """Modules in a mode that rules out exact treatment; such modes can change between steps."""
-    problems: dict[str, str] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and module.training:
-            problems[name] = "BatchNorm in train mode mixes the records of a batch"
-        if _checkpoints_reentrantly(module):
-            problems[name] = "activation checkpointing needs use_reentrant=False"
-    return problems
-
-
-def _number_layers(parameters: Mapping[str, nn.Parameter]) -> dict[nn.Parameter, int]:
-    """Parameters of one module share a layer; a tied one belongs to the layer where it comes first."""
-    layers: dict[str, int] = {}
-    return {
-        parameter: layers.setdefault(name.rpartition(".")[0], len(layers)) for name, parameter in parameters.items()
-    }
-
-
-def _checkpoints_reentrantly(module: nn.Module) -> bool:
-    """Such layers run without a graph, which autograd.grad cannot pass; transformers' way to switch it on."""
-    if not getattr(module, "gradient_checkpointing", False):
-        return False
-    checkpoint: Any = module._gradient_checkpointing_func
-    return checkpoint.keywords.get("use_reentrant", True)
 
 
 def _refuse_raw_gradient(parameter: Tensor) -> None:

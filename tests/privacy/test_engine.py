@@ -10,12 +10,14 @@ import pytest
 import torch
 from naive import clipped_sums, naive, release
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from privlm.errors import UsageError
 from privlm.privacy.checks import MechanismError
-from privlm.privacy.engine import PrivacyEngine, UnsupportedModuleError, World
+from privlm.privacy.engine import PrivacyEngine, World
+from privlm.privacy.inspection import UnsupportedModuleError
 from privlm.privacy.ledger import Ledger
 from privlm.privacy.noise import ReproducibleNoise, SecureNoise
 
@@ -310,6 +312,13 @@ def test_batch_norm_is_refused_in_train_mode_only() -> None:
     model.train()
     with pytest.raises(UnsupportedModuleError, match="mixes the records"), engine.recording():
         pass
+
+
+def test_sharded_model_is_refused() -> None:
+    model = small_model()
+    model[0].__class__ = type("FSDPLinear", (FSDPModule, nn.Linear), {})  # as fully_shard does
+    with pytest.raises(UnsupportedModuleError, match="0: FSDP leaves no rank with whole layers"):
+        PrivacyEngine(model, clipping_norm=1.0)
 
 
 def test_model_without_trainable_parameters() -> None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from privlm.errors import UsageError
-from privlm.privacy.engine import PrivacyEngine, UnsupportedModuleError
+from privlm.privacy.engine import PrivacyEngine
+from privlm.privacy.inspection import UnsupportedModuleError
 
 Batch = dict[str, Tensor]
 
