@@ -1,11 +1,14 @@
 """How much privacy a run of Poisson-subsampled Gaussian steps costs, and how much noise a budget needs.
 
-`epsilon` and `noise_multiplier` answer with a `Guarantee`, which says whether its number is certified (pld, rdp) or an
-estimate (gdp, edgeworth, contour).
+`epsilon`, `noise_multiplier`, `most_steps` and `largest_batch_size` solve for one of the four given the others. Each
+answers with a `Guarantee`, which says whether its number is certified (pld, rdp) or an estimate (gdp, edgeworth,
+contour).
 """
 
 from privlm.privacy.accounting.accountant import epsilon
 from privlm.privacy.accounting.calibration import Calibration, noise_multiplier
+from privlm.privacy.accounting.edgeworth_answer import EdgeworthAnswer, edgeworth_answer
+from privlm.privacy.accounting.limits import largest_batch_size, most_steps
 from privlm.privacy.accounting.types import (
     ACCOUNTANTS,
     ADJACENCIES,
@@ -28,10 +31,14 @@ __all__ = [
     "ESTIMATES",
     "ORDERS",
     "Calibration",
+    "EdgeworthAnswer",
     "Guarantee",
     "Segment",
     "check_delta",
+    "edgeworth_answer",
     "epsilon",
+    "largest_batch_size",
+    "most_steps",
     "noise_multiplier",
     "num_steps",
     "resolve_delta",

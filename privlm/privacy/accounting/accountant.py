@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 from privlm.errors import UsageError
 from privlm.privacy.accounting import contour, edgeworth, gdp, pld, rdp
-from privlm.privacy.accounting.adjacency import doubled_sensitivity, group_privacy
+from privlm.privacy.accounting.adjacency import doubled_sensitivity, group_privacy, on_full_data
 from privlm.privacy.accounting.types import (
     ACCOUNTANTS,
     ADJACENCIES,
@@ -23,7 +23,7 @@ from privlm.privacy.accounting.types import (
 )
 
 # Less noise than this is no noise: infinity is the honest bound long before floating point overflows.
-_NO_NOISE = 1e-6
+NO_NOISE = 1e-6
 
 _LIBRARY = {"pld": "dp-accounting", "rdp": "dp-accounting", "gdp": "privlm", "edgeworth": "privlm", "contour": "privlm"}
 
@@ -71,27 +71,25 @@ def epsilon(
     notes: list[str] = []
     reading: _Reading = _read
     if adjacency == "replace_one" and active:
-        if all(segment.sampling_rate == 1 for segment in active):
+        if on_full_data(active):
             active = doubled_sensitivity(active)
             notes.append("replace_one: exact, with twice the sensitivity of add_remove")
         else:
             reading = group_privacy
             notes.append("replace_one: group privacy from add_remove")
-
     if not active:
         answer = _Answer(0.0, certified=accountant not in ESTIMATES)
-    elif min(segment.noise_multiplier for segment in active) < _NO_NOISE:
+    elif min(segment.noise_multiplier for segment in active) < NO_NOISE:
         answer = _Answer(math.inf, certified=accountant not in ESTIMATES)
     elif accountant == "pld":
         answer = _pld(active, delta, direction, discretization, reading)
     elif accountant == "rdp":
         answer = _rdp(active, delta, reading)
-    elif accountant == "gdp":
-        answer = _Answer(reading(gdp.curve(active), delta)[0], certified=False)
     elif accountant == "contour":
         answer = _contour(active, delta, direction, reading)
     else:
-        answer = _Answer(reading(edgeworth.curve(active, order, direction), delta)[0], certified=False)
+        curve = gdp.curve(active) if accountant == "gdp" else edgeworth.curve(active, order, direction)
+        answer = _Answer(reading(curve, delta)[0], certified=False)
 
     if not answer.epsilon >= 0:
         raise UsageError(f"accountant {accountant} failed on these steps (epsilon {answer.epsilon}); take another")

@@ -13,9 +13,14 @@ from scipy.optimize import brentq
 from privlm.privacy.accounting.types import Curve, Segment
 
 
+def on_full_data(segments: Sequence[Segment]) -> bool:
+    """Whether every step uses every record."""
+    return all(segment.sampling_rate == 1 for segment in segments)
+
+
 def doubled_sensitivity(segments: Sequence[Segment]) -> tuple[Segment, ...]:
     """Steps on the full data: a replaced record moves the sum by two clipping norms: exactly half the noise."""
-    assert all(segment.sampling_rate == 1 for segment in segments)
+    assert on_full_data(segments)
     return tuple(replace(segment, noise_multiplier=segment.noise_multiplier / 2) for segment in segments)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 from privlm.errors import UsageError
+from privlm.privacy.accounting.adjacency import on_full_data
 from privlm.privacy.accounting.loss import loss
 from privlm.privacy.accounting.types import Segment
 
@@ -31,10 +32,12 @@ def solve(segments: Sequence[Segment], direction: str, delta: float) -> tuple[fl
     """
     if 1 - math.prod((1 - segment.sampling_rate) ** segment.steps for segment in segments) <= delta:
         return 0.0, 0.0  # delta covers the chance that a record is ever drawn
-    directions = ("remove", "add") if direction == "both" else (direction,)
-    if all(segment.sampling_rate == 1 for segment in segments):
-        directions = directions[:1]  # both are the same
-    return max(_solve(_Moments(segments, name), delta) for name in directions)
+    if direction != "both":
+        return _solve(_Moments(segments, direction), delta)
+    removal, addition = _solve(_Moments(segments, "remove"), delta), _Moments(segments, "add")
+    if on_full_data(segments) or _saddle_point(addition, delta)[1] < 0.9 * removal[0]:
+        return removal  # adding costs the same, or less by more than the approximation can be wrong
+    return max(removal, _solve(addition, delta))
 
 
 class _Moments:
@@ -72,8 +75,8 @@ class _Moments:
     def _tilted(self, segment: Segment, t: float, y: float) -> tuple[float, np.ndarray, np.ndarray]:
         """(log scale, weights, losses) with E_P[exp(s L) f(L)] = exp(log scale) * sum(weights * f(losses)).
 
-        Trapezoid rule: its error is exp(-2 pi d / spacing) for an integrand that is analytic up to a distance d from the
-        real line, here pi sigma, and grows on the way by exp(y L' d).
+        Trapezoid rule: its error is exp(-2 pi d / spacing) for an integrand that is analytic up to a distance d from
+        the real line, here pi sigma, and grows on the way by exp(y L' d).
         """
         q, mu = segment.sampling_rate, 1 / segment.noise_multiplier
         s = self._offset + self._sign * t

@@ -28,25 +28,35 @@ _REACH = 40.0
 
 def curve(segments: Sequence[Segment], order: int, direction: str) -> Curve:
     """epsilon(delta) estimated with `order` groups of corrections (0 to 3), the larger of the directions asked for."""
+    pairs = totals(segments, direction)
+    return lambda delta: max(_largest_root(primal, dual, order, delta) for primal, dual in pairs)
+
+
+def totals(segments: Sequence[Segment], direction: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(primal, dual) cumulants of the whole run for each direction asked for, in the order remove, add.
+
+    The primal loss S_Y and its dual S_X have delta(epsilon) = P[S_Y > epsilon] - e^epsilon P[S_X > epsilon].
+    """
     absent, present = np.sum([segment.steps * np.stack(cumulants(segment)) for segment in segments], axis=0)
     pairs = {"remove": (present, absent), "add": (_FLIP * absent, _FLIP * present)}
-    chosen = pairs.values() if direction == "both" else [pairs[direction]]
-    return lambda delta: max(_largest_root(primal, dual, order, delta) for primal, dual in chosen)
+    return list(pairs.values()) if direction == "both" else [pairs[direction]]
 
 
 def cumulants(segment: Segment) -> tuple[np.ndarray, np.ndarray]:
-    """First five cumulants, each [5], of one step's loss L = log dQ/dP under P (record absent) and Q (present).
+    """First five cumulants, each [5], of one step's loss under P (record absent) and Q (present)."""
+    absent, present = losses(segment)
+    return _cumulants(*absent), _cumulants(*present)
+
+
+def losses(segment: Segment) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """(values, probabilities) of one step's loss L = log dQ/dP at the nodes of P (record absent) and of Q (present).
 
     P = N(0, 1) and Q = (1 - q) N(0, 1) + q N(mu, 1) with mu = 1 / sigma.
     """
     q, mu = segment.sampling_rate, 1 / segment.noise_multiplier
-    loss_unsampled = loss(_NODES, q, mu)
-    loss_sampled = loss(_NODES + mu, q, mu)
-    absent = _cumulants(loss_unsampled, _WEIGHTS)
-    present = _cumulants(
-        np.concatenate([loss_unsampled, loss_sampled]), np.concatenate([(1 - q) * _WEIGHTS, q * _WEIGHTS])
-    )
-    return absent, present
+    unsampled, sampled = loss(_NODES, q, mu), loss(_NODES + mu, q, mu)
+    mixture = np.concatenate([unsampled, sampled]), np.concatenate([(1 - q) * _WEIGHTS, q * _WEIGHTS])
+    return (unsampled, _WEIGHTS), mixture
 
 
 def _cumulants(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -56,7 +66,7 @@ def _cumulants(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.array([mean, c2, c3, c4 - 3 * c2**2, c5 - 10 * c3 * c2])
 
 
-def _tail(epsilon: np.ndarray, cumulant: np.ndarray, order: int) -> np.ndarray:
+def tail(epsilon: np.ndarray, cumulant: np.ndarray, order: int) -> np.ndarray:
     """P[S > epsilon] for a sum S with these cumulants."""
     deviation = np.sqrt(cumulant[1])
     if deviation < max(1e-50, 1e-12 * abs(cumulant[0])):  # S is a constant
@@ -74,6 +84,11 @@ def _tail(epsilon: np.ndarray, cumulant: np.ndarray, order: int) -> np.ndarray:
     return np.clip(ndtr(-z) + density * hermeval(z, hermite), 0.0, 1.0)
 
 
+def epsilon_grid(cumulant: np.ndarray) -> np.ndarray:
+    """Ascending epsilons >= 0 over the whole range in which a tail with these cumulants is neither 0 nor 1."""
+    return np.maximum(0.0, cumulant[0] + np.sqrt(cumulant[1]) * np.linspace(-_REACH, _REACH, 1601))
+
+
 def _largest_root(primal: np.ndarray, dual: np.ndarray, order: int, delta: float) -> float:
     """Largest epsilon with P[S_Y > epsilon] - e^epsilon P[S_X > epsilon] = delta, or 0.
 
@@ -82,12 +97,11 @@ def _largest_root(primal: np.ndarray, dual: np.ndarray, order: int, delta: float
 
     def excess(epsilon: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore"):
-            log_dual = epsilon + np.log(_tail(epsilon, dual, order))
+            log_dual = epsilon + np.log(tail(epsilon, dual, order))
         # Anything above 1 makes the difference negative already; the cap keeps large epsilon from overflowing.
-        return _tail(epsilon, primal, order) - np.exp(np.minimum(log_dual, 1.0)) - delta
+        return tail(epsilon, primal, order) - np.exp(np.minimum(log_dual, 1.0)) - delta
 
-    mean, deviation = primal[0], np.sqrt(primal[1])
-    grid = np.maximum(0.0, mean + deviation * np.linspace(-_REACH, _REACH, 1601))
+    grid = epsilon_grid(primal)
     above = np.flatnonzero(excess(grid) > 0)
     if len(above) == 0:
         return float(grid[0])

@@ -14,6 +14,7 @@ from dp_accounting.pld.privacy_loss_mechanism import AdjacencyType, GaussianPriv
 
 from privlm.errors import UsageError
 from privlm.privacy.accounting import edgeworth
+from privlm.privacy.accounting.adjacency import on_full_data
 from privlm.privacy.accounting.types import Curve, Segment
 
 COARSE, FINE, FINEST = 1e-3, 1e-4, 2e-5
@@ -39,7 +40,7 @@ def curve(segments: Sequence[Segment], direction: str, interval: float) -> Curve
     if direction != "both":
         return bound(AdjacencyType[direction.upper()], interval)
     remove, add = bound(AdjacencyType.REMOVE, interval), bound(AdjacencyType.ADD, interval)
-    if all(segment.sampling_rate == 1 for segment in segments):
+    if on_full_data(segments):
         return remove  # both directions are the same
     coarse_add = bound(AdjacencyType.ADD, max(COARSE, interval))
 

@@ -1,4 +1,4 @@
-"""The contour accountant: exact where it answers, with its quadrature error; a refusal, never a wrong number, elsewhere."""
+"""The contour accountant: exact where it answers, with its quadrature error; elsewhere a refusal."""
 
 import pytest
 
@@ -62,7 +62,7 @@ def test_the_stated_error_covers_a_coarser_contour(monkeypatch):
 
 
 def test_one_step_is_refused():
-    with pytest.raises(UsageError, match="accountant contour.*take accountant pld"):
+    with pytest.raises(UsageError, match=r"accountant contour.*take accountant pld"):
         epsilon([Segment(0.01, 1.0, 1)], 1e-5, accountant="contour")
 
 
