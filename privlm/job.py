@@ -205,6 +205,8 @@ class Job:
             return
         config = self.config
         provenance = "smoke" if config.scale == "smoke" else "measured"
+        if OmegaConf.select(config, "privacy.audit.canaries", default="none") != "none":
+            provenance = "audited"  # canaries stand in place of training records
         rows = [asdict(result) | {"provenance": provenance} for result in results]
         earlier = self._status.get("seconds", 0.0), self._status.get("cpu_seconds", 0.0)
         files.write_json(

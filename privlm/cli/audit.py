@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from privlm import files, identity, launch, rundir
 from privlm.cli.arguments import ArgumentParser, add_runs_option, runs_folder
 from privlm.config import PrivacyConfig, check, defaults
-from privlm.errors import PrivLMError, UsageError
+from privlm.errors import UsageError
 from privlm.report.audit import facts, lira_table
 from privlm.report.page import write_report
 from privlm.report.render import console, print_table, to_json
@@ -122,7 +122,8 @@ def _twin(run: RunRecord, kind: str, num_canaries: int | None, seed: int) -> Run
     config = OmegaConf.load(run.path / "config.yaml")
     assert isinstance(config, DictConfig)
     size = (run.privacy or {}).get("dataset_size")
-    number = num_canaries or (MAX_CANARIES if size is None else min(MAX_CANARIES, size // 2))
+    most = MAX_CANARIES if size is None else min(MAX_CANARIES, size // 2)
+    number = most if num_canaries is None else num_canaries
     audit = asdict(defaults(PrivacyConfig, "privacy", "dp_sgd").audit) | {
         "canaries": kind,
         "num_canaries": number,
@@ -146,9 +147,9 @@ def _train(config: Any, overrides: Any, *, force: bool) -> RunRecord:
     OmegaConf.set_readonly(config, True)
     composed = Composed(config, Words(tuple(overrides)), {"audit": f"{config.privacy.audit.canaries} (audited run)"})
     status = run_command.start(composed, force=force, as_json=False, show=False)
-    directory = identity.run_directory(config, identity.run_hash(config, run_command.inputs(config)))
     if status != 0:
-        raise PrivLMError(f"the audited run in {directory} ended with status {status}")
+        sys.exit(status)  # the run has said why
+    directory = identity.run_directory(config, identity.run_hash(config, run_command.inputs(config)))
     return read_run(directory)
 
 

@@ -69,7 +69,7 @@ def scores_svg(audit: dict[str, Any]) -> str:
 
     histogram = audit["histogram"]
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "audit", "font.size": 9}):
-        figure = Figure(figsize=(6.4, 2.4), layout="constrained")
+        figure = Figure(figsize=(9.6, 3.0), layout="constrained")
         axes = figure.subplots()
         for colour, name in zip(SERIES, ("in", "out"), strict=False):
             axes.stairs(histogram[name], histogram["edges"], color=colour, linewidth=1.8, label=f"canaries {name}")
