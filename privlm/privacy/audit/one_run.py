@@ -12,8 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import expit
-from scipy.stats import binom
+from scipy.special import betainc, betaln, expit, xlog1py, xlogy
 
 from privlm.errors import UsageError
 from privlm.privacy.audit.trade_off import GaussianTradeOff, TradeOff
@@ -44,11 +43,13 @@ def p_value(epsilon: float, *, num_canaries: int, num_guesses: int, num_correct:
     beta + 2 m delta alpha, where beta = P[Bin(r, q) >= v] and alpha is the largest mean of the probabilities of
     v-1, ..., v-i over i; q = e^epsilon / (1 + e^epsilon).
     """
+    if num_correct == 0:
+        return 1.0
     q = expit(epsilon)
-    beta = binom.sf(num_correct - 1, num_guesses, q)
-    if delta == 0 or num_correct == 0:
+    beta = betainc(num_correct, num_guesses - num_correct + 1, q)
+    if delta == 0:
         return float(beta)
-    below = binom.pmf(np.arange(num_correct - 1, -1, -1), num_guesses, q)
+    below = _binomial_pmf(np.arange(num_correct - 1, -1, -1), num_guesses, q)
     alpha = (np.cumsum(below) / np.arange(1, num_correct + 1)).max()
     return float(min(1.0, beta + 2 * num_canaries * delta * alpha))
 
@@ -119,6 +120,12 @@ def _f_dp_excess(
         r = min(1.0, r + i / (num_guesses - i) * (higher - h))
         h = higher
     return num_guesses / num_canaries - (r + h)
+
+
+def _binomial_pmf(counts: np.ndarray, num_trials: int, q: float) -> np.ndarray:
+    """As scipy.stats.binom.pmf, whose import would take most of the time of a bound."""
+    log_choose = -np.log1p(num_trials) - betaln(num_trials - counts + 1, counts + 1)
+    return np.exp(log_choose + xlogy(counts, q) + xlog1py(num_trials - counts, -q))
 
 
 def _largest_refuted(excess: Callable[[float], float]) -> float:

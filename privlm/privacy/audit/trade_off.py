@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from privlm.privacy.accounting import Segment, pld
+if TYPE_CHECKING:
+    from privlm.privacy.accounting import Segment
 
 NUM_DELTAS = 400
 LARGEST_EPSILON = 700.0  # exp of more overflows
@@ -57,6 +58,8 @@ def certified_trade_off(segments: Sequence[Segment]) -> PairsTradeOff:
 
     Every point bounds the truth from above, so a rejected curve refutes the mechanism and not the discretisation.
     """
+    from privlm.privacy.accounting import pld
+
     curve = pld.curve(segments, "both", pld.COARSE)
     small = np.geomspace(pld.MIN_CERTIFIED_DELTA, 1e-2, NUM_DELTAS // 4)
     deltas_k = np.concatenate([small, np.linspace(1e-2, 1, NUM_DELTAS, endpoint=False)[1:]])
