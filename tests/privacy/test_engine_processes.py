@@ -1,6 +1,7 @@
 """The engine in two real processes."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from naive import release
 from torch import nn
 
 from privlm.errors import UsageError
+from privlm.privacy.checks import MechanismError
 from privlm.privacy.engine import PrivacyEngine, World
 from privlm.privacy.ledger import Ledger
 from privlm.privacy.noise import ReproducibleNoise, SecureNoise
@@ -37,6 +39,11 @@ def from_rank_0(indices: Indices) -> Indices:
     return shared[0]
 
 
+class OnOneProcessOnly(ReproducibleNoise):
+    def sample(self, shape: Any, *, step: int, rank: int, index: int, device: Any) -> torch.Tensor:
+        return (rank == 0) * super().sample(shape, step=step, rank=rank, index=index, device=device)
+
+
 def work(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
@@ -55,6 +62,8 @@ def work(rank: int, folder: Path) -> None:
     reproducible = model.weight.grad
     release(engine, step=2, noise=SecureNoise(), noise_multiplier=2.0, world=world, ledger=ledger)
     torch.save([global_batch, clipped_sum, reproducible, model.weight.grad], folder / f"rank{rank}.pt")
+    with pytest.raises(MechanismError, match="process 1 of 2 adds 0 times its share"):
+        release(engine, step=3, noise=OnOneProcessOnly(2), noise_multiplier=2.0, world=world, ledger=ledger)
     dist.destroy_process_group()
 
 
@@ -71,4 +80,4 @@ def test_two_processes(tmp_path: Path) -> None:
     torch.testing.assert_close(clipped_sum, model.weight.grad, rtol=1e-5, atol=1e-6)
     for noise in (reproducible, secure):
         assert noise.var() == pytest.approx(1.0, rel=0.02)  # (sigma C)^2, 250,000 numbers
-    assert [segment.steps for segment in Ledger(tmp_path / "ledger.jsonl").segments()] == [1, 2]
+    assert [segment.steps for segment in Ledger(tmp_path / "ledger.jsonl").segments()] == [1, 3]
