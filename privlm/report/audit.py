@@ -32,8 +32,12 @@ def facts(audit: dict[str, Any]) -> list[list[str]]:
     """The content of audit.json as (name, value)."""
     epsilon = float(audit["claimed_epsilon"])
     has_claim = epsilon != float("inf")
+    kind = "certified" if audit["certified"] else "estimated"
     rows = [
-        ["claimed ε", f"{epsilon:.3f} at δ {audit['delta']:g} ({audit['accountant']})" if has_claim else "no claim"],
+        [
+            "claimed ε",
+            f"{epsilon:.3f} at δ {audit['delta']:g}, {kind} by {audit['accountant']}" if has_claim else "no claim",
+        ],
         ["lower bound on ε", f"{audit['epsilon_lower_bound']:.3f} at {audit['confidence']:.0%} confidence"],
         ["trade-off curve of the mechanism", "rejected" if audit["curve_rejected"] else "not rejected"],
         ["threat model", audit["threat_model"]],

@@ -43,13 +43,14 @@ class Claim:
     adjacency: str
     unit: str
     accountant: str
+    is_certified: bool
     segments: tuple[Segment, ...]
 
 
 def claim_of(privacy: Mapping[str, Any] | None) -> Claim:
     """The claim in privacy.json. Raises UsageError for noise that did not come from the privacy engine."""
     if privacy is None or privacy["mechanism"] == "none":
-        return Claim(math.inf, 0.0, "none", "none", "none", ())
+        return Claim(math.inf, 0.0, "none", "none", "none", False, ())
     if privacy["mechanism"] != "dp_sgd":
         raise UsageError(f"an audit is of the privacy engine (dp_sgd), and this run used {privacy['mechanism']}")
     segments = (
@@ -62,6 +63,7 @@ def claim_of(privacy: Mapping[str, Any] | None) -> Claim:
         adjacency=privacy["adjacency"],
         unit=privacy["unit"],
         accountant=privacy["accountant"],
+        is_certified=privacy["guarantee"],
         segments=tuple(segments),
     )
 
@@ -98,6 +100,7 @@ def judge(folder: Path, settings: Mapping[str, Any], claim: Claim) -> dict[str, 
         "adjacency": claim.adjacency,
         "unit": claim.unit,
         "accountant": claim.accountant,
+        "certified": claim.is_certified,
         "epsilon_lower_bound": bound,
         "confidence": confidence,
         "curve_rejected": rejected,

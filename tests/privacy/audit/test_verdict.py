@@ -13,8 +13,8 @@ from privlm.privacy.audit.verdict import Claim, claim_of, describe_lira, judge
 pytestmark = pytest.mark.torch_free
 
 SETTINGS = {"canaries": "dirac", "guesses_in": 100, "guesses_out": 100, "confidence": 0.95, "seed": 0}
-CLAIM = Claim(1.0, 1e-5, "add_remove", "record", "pld", (Segment(0.06197, 3.1281, 160),))
-NO_CLAIM = Claim(math.inf, 0.0, "none", "none", "none", ())
+CLAIM = Claim(1.0, 1e-5, "add_remove", "record", "pld", True, (Segment(0.06197, 3.1281, 160),))
+NO_CLAIM = Claim(math.inf, 0.0, "none", "none", "none", False, ())
 
 
 def write(folder, scores, is_in, **others):
