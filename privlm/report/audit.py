@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,14 +31,10 @@ def audit_section(audit: dict[str, Any]) -> AuditSection:
 
 def facts(audit: dict[str, Any]) -> list[list[str]]:
     """The content of audit.json as (name, value)."""
-    epsilon = float(audit["claimed_epsilon"])
-    has_claim = epsilon != float("inf")
-    kind = "certified" if audit["certified"] else "estimated"
+    epsilon, kind = float(audit["claimed_epsilon"]), "certified" if audit["certified"] else "estimated"
+    claim = f"{epsilon:.3f} at δ {audit['delta']:g}, {kind} by {audit['accountant']}"
     rows = [
-        [
-            "claimed ε",
-            f"{epsilon:.3f} at δ {audit['delta']:g}, {kind} by {audit['accountant']}" if has_claim else "no claim",
-        ],
+        ["claimed ε", "no claim" if math.isinf(epsilon) else claim],
         ["lower bound on ε", f"{audit['epsilon_lower_bound']:.3f} at {audit['confidence']:.0%} confidence"],
         ["trade-off curve of the mechanism", "rejected" if audit["curve_rejected"] else "not rejected"],
         ["threat model", audit["threat_model"]],

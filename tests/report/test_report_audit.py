@@ -13,11 +13,11 @@ pytestmark = pytest.mark.torch_free
 
 AUDIT = {
     "schema": 1, "verdict": "FAIL", "claimed_epsilon": 1.0, "delta": 1e-5, "adjacency": "add_remove", "unit": "record",
-    "accountant": "pld", "certified": True, "epsilon_lower_bound": 3.5, "confidence": 0.95, "curve_rejected": True, "mu_estimate": 1.2,
-    "epsilon_estimate": 5.1, "canaries": "dirac", "threat_model": "white box: sees all", "num_canaries": 1000,
-    "guesses_in": 100, "guesses_out": 100, "num_guesses": 200, "num_correct": 195, "num_thresholds": 1,
-    "exposure": None, "warnings": ["a warning"], "note": "PASS is not a proof", "audited_run": "twin", "is_twin": True,
-    "histogram": {"edges": [0.0, 1.0, 2.0], "in": [1, 9], "out": [8, 2]},
+    "accountant": "pld", "certified": True, "epsilon_lower_bound": 3.5, "confidence": 0.95, "curve_rejected": True,
+    "mu_estimate": 1.2, "epsilon_estimate": 5.1, "canaries": "dirac", "threat_model": "white box: sees all",
+    "num_canaries": 1000, "guesses_in": 100, "guesses_out": 100, "num_guesses": 200, "num_correct": 195,
+    "num_thresholds": 1, "exposure": None, "warnings": ["a warning"], "note": "PASS is not a proof",
+    "audited_run": "twin", "is_twin": True, "histogram": {"edges": [0.0, 1.0, 2.0], "in": [1, 9], "out": [8, 2]},
 }  # fmt: skip
 
 
