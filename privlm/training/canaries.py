@@ -35,8 +35,8 @@ NUMBER = "canary_number"
 """Key of the batch: the number of a canary, or the number of canaries for an ordinary record."""
 
 MODULE = "audit_canaries"
-IGNORED_LABEL = -100
-BATCH = 64
+IGNORED_LABEL = -100  # of a token that a language model is not to predict
+SCORING_BATCH = 64
 
 
 class Canaries:
@@ -71,9 +71,10 @@ class Canaries:
         return self.planted, self.contributing_losses
 
     def contributing_losses(self, model: nn.Module, batch: Batch, rng: ExampleRandom) -> PerExample:
+        """The objective's losses, [B], but those of canaries; 0 for canaries that are out."""
         numbers_B, inputs = _split(batch)
         per_example = self.losses(model, inputs, rng)
-        loss_B = self.own_losses(model, numbers_B, per_example.loss)
+        loss_B = self.own_losses(numbers_B, per_example.loss)
         contributes_B = self.contributes.to(loss_B.device)[numbers_B]
         return replace(per_example, loss=loss_B.where(contributes_B, loss_B.new_zeros(())))
 
@@ -94,9 +95,11 @@ class Canaries:
         """What turns rows of a batch into canaries, in place, given their numbers [B]."""
         return lambda batch, numbers_B: None
 
-    def prepare(self, model: nn.Module) -> None: ...
+    def prepare(self, model: nn.Module) -> None:
+        """What has to be done to, or known of, the model before training."""
 
-    def own_losses(self, model: nn.Module, numbers_B: Tensor, loss_B: Tensor) -> Tensor:
+    def own_losses(self, numbers_B: Tensor, loss_B: Tensor) -> Tensor:
+        """`loss_B` of the objective with the canaries' own losses in it."""
         return loss_B
 
     def collect(self) -> None:
@@ -121,7 +124,7 @@ class DiracCanaries(Canaries):
         nn.init.zeros_(self.table.weight)
         model.add_module(MODULE, self.table)
 
-    def own_losses(self, model: nn.Module, numbers_B: Tensor, loss_B: Tensor) -> Tensor:
+    def own_losses(self, numbers_B: Tensor, loss_B: Tensor) -> Tensor:
         return torch.where(numbers_B < self.num_canaries, self.raw_norm * self.table(numbers_B).squeeze(-1), loss_B)
 
     @torch.no_grad()
@@ -162,8 +165,8 @@ class RecordCanaries(Canaries):
         model.eval()
         device = next(model.parameters()).device
         pieces = []
-        for start in range(0, self.num_canaries, BATCH):
-            records_B = self.records_m[start : start + BATCH]
+        for start in range(0, self.num_canaries, SCORING_BATCH):
+            records_B = self.records_m[start : start + SCORING_BATCH]
             batch = {name: tensor.to(device) for name, tensor in self.planted.batch(records_B).items()}
             loss_B = self.losses(model, _split(batch)[1], ExampleRandom(self.seed, 0, records_B)).loss
             pieces.append(loss_B.double().cpu().numpy())

@@ -29,6 +29,7 @@ class Head(nn.Module):
         super().__init__()
         self.linear = nn.Linear(64, 2)
         nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
 
     def forward(self, features):
         return self.linear(features)
@@ -148,7 +149,8 @@ def test_mislabelled_canaries_are_memorised_without_privacy(tmp_path, data):
     config = trainer_config(batch_size=80, micro_batch_size=80, learning_rate=10.0)
     Trainer(Head(), Classification(), few, config, canaries=canaries).run(300)
     scores, is_in = read(tmp_path / "audit")
-    assert np.median(scores[is_in]) > np.quantile(scores[~is_in], 0.9)
+    assert (scores[is_in] > 0).all()
+    assert (scores[~is_in] > 0).mean() < 0.6
 
 
 def test_mislabelled_records_have_another_label_and_the_rest_their_own(data):
