@@ -52,6 +52,35 @@ def test_directions_and_orders(capsys):
     assert {o["certified_pld"] for o in orders} == {both}
 
 
+def test_an_estimate_carries_its_interval(capsys):
+    setting = ["eps", "--sample-rate", "0.0015625", "--noise-multiplier", "0.8", "--steps", "65536", "--delta"]
+    found = answer(capsys, *setting, "0.1", "--accountant", "edgeworth")
+    assert (found["eeai_lower"], found["eeai_upper"]) == pytest.approx((0.2603, 1.6068), abs=1e-3)
+    assert answer(capsys, *setting, "1e-5", "--accountant", "edgeworth")["eeai_upper"] == "inf"
+    main([*setting, "1e-5", "--accountant", "edgeworth"])
+    assert ", inf]" in capsys.readouterr().out
+
+
+def test_a_cross_check_states_its_error(capsys):
+    found = answer(capsys, "eps", *SST2, "--noise-multiplier", "0.6", "--accountant", "contour")
+    assert found["guarantee"] is False
+    assert found["certified_pld"] - 1e-4 <= found["epsilon"] <= found["certified_pld"]
+    assert any(note.startswith("estimated quadrature error") for note in found["notes"])
+
+
+def test_steps_and_batch_undo_sigma(capsys):
+    sigma = str(answer(capsys, "sigma", *SST2, "--epsilon", "3")["noise_multiplier"])
+    budget = ["--epsilon", "3", "--noise-multiplier", sigma, "--dataset-size", "67349", "--delta", "1/2N"]
+    steps = answer(capsys, "steps", "--batch-size", "1000", *budget)
+    batch = answer(capsys, "batch", "--epochs", "3", *budget)
+    assert abs(steps["steps"] - 203) <= 1
+    assert abs(batch["batch_size"] - 1000) <= 5
+    assert steps["guarantee"] is batch["guarantee"] is True
+    assert max(steps["epsilon"], batch["epsilon"]) <= 3
+    main(["batch", "--epochs", "3", *budget])
+    assert capsys.readouterr().out.startswith(f"batch size {batch['batch_size']}\nepsilon ")
+
+
 def test_no_noise_costs_inf(capsys):
     assert answer(capsys, "eps", *PLAIN, "--noise-multiplier", "0")["epsilon"] == "inf"
     assert main(["eps", *PLAIN, "--noise-multiplier", "0"]) == 0
@@ -122,7 +151,7 @@ TAIL = ["--noise-multiplier", "1", "--delta", "1e-5"]
 @pytest.mark.parametrize(
     ("argv", "option"),
     [
-        ([], "{eps,sigma}"),
+        ([], "{eps,sigma,steps,batch,curve,ledger}"),
         (["epsilon"], "epsilon"),
         (["eps", *SIZES, "--steps", "5", "--noise-multiplier", "1"], "--delta"),
         (["eps", *SIZES, "--steps", "5", "--noise-multiplier", "1", "--delta", "1.5"], "--delta"),
@@ -153,6 +182,16 @@ TAIL = ["--noise-multiplier", "1", "--delta", "1e-5"]
         (["eps", *SIZES, "--steps", "5", *TAIL, "--accountant", "rdp", "--direction", "add"], "direction"),
         (["eps", *SIZES, "--steps", "5", *TAIL, "--adjacency", "user"], "--adjacency"),
         (["sigma", *SIZES, "--steps", "5", "--delta", "1e-5"], "--epsilon"),
+        (["steps", *SIZES, *TAIL], "--epsilon"),
+        (["steps", *SIZES, *TAIL, "--epsilon", "1", "--steps", "5"], "--steps"),
+        (["steps", *SIZES, *TAIL, "--epsilon", "1", "--all"], "--all"),
+        (["batch", "--steps", "5", *TAIL, "--epsilon", "1"], "--dataset-size"),
+        (["batch", "--dataset-size", "10", *TAIL, "--epsilon", "1"], "--steps --epochs"),
+        (["curve", *SIZES, "--steps", "5", *TAIL], "--output"),
+        (["curve", *SIZES, "--steps", "5", *TAIL, "--output", "curve.pdf"], ".png or .svg"),
+        (["curve", *SIZES, "--steps", "5", *TAIL, "--output", "nowhere/curve.png"], "--output: no folder nowhere"),
+        (["curve", *SIZES, "--steps", "0", *TAIL, "--output", "curve.png"], "--steps"),
+        (["ledger"], "RUN"),
         (["sigma", *SIZES, "--steps", "5", "--delta", "1e-5", "--epsilon", "0"], "--epsilon"),
         (["sigma", *SIZES, "--steps", "5", "--delta", "1e-5", "--epsilon", "inf"], "--epsilon"),
         (["sigma", "--sample-rate", "1", "--steps", "1000000", "--delta", "1e-9", "--epsilon", "1e-3"], "epsilon"),
@@ -190,7 +229,7 @@ def test_the_options_are_those_of_the_library(capsys):
     with pytest.raises(SystemExit):
         main(["eps", "--help"])
     text = capsys.readouterr().out
-    assert f"{{{','.join(accounting.ACCOUNTANTS)}}}" in text
+    assert f"{{{','.join(accounting.ACCOUNTANTS + accounting.CROSS_CHECKS)}}}" in text
     assert f"{{{','.join(accounting.ADJACENCIES)}}}" in text
     assert f"{{{','.join(accounting.DIRECTIONS)}}}" in text
     assert f"{{{','.join(map(str, accounting.ORDERS))}}}" in text

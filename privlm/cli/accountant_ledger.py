@@ -1,0 +1,124 @@
+"""`privlm accountant ledger RUN...`: what runs have spent, recomputed from their ledgers under every accountant.
+
+Several runs are composed, as if all had seen the same records. pld and rdp are guarantees; the others are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from privlm.cli import accountant_options as option
+from privlm.cli.accountant_answers import number_text
+from privlm.cli.arguments import add_runs_option, runs_folder
+from privlm.errors import UsageError
+from privlm.report.render import console, print_table, to_json
+from privlm.report.store import RunRecord, find_run
+from privlm.report.table import Table
+
+if TYPE_CHECKING:
+    from privlm.privacy.accounting import Segment
+    from privlm.privacy.accounting.spending import LedgerSegment
+
+_HEADINGS = {
+    "pld": "pld",
+    "rdp": "rdp",
+    "gdp": "gdp (estimate)",
+    "edgeworth": "edgeworth (estimate)",
+    "contour": "contour (cross-check)",
+}
+
+
+def add_to(commands: Any) -> None:
+    ledger = commands.add_parser("ledger", help="what runs have spent, from their ledgers", description=__doc__)
+    ledger.set_defaults(command=_ledger)
+    ledger.add_argument(
+        "runs_asked", nargs="+", metavar="RUN", help="a path, a directory name, or a prefix of its hash"
+    )
+    ledger.add_argument("--delta", help="a number in (0, 1) (default: that of the runs)")
+    ledger.add_argument("--adjacency", choices=option.ADJACENCIES, help="default: that of the runs")
+    ledger.add_argument("--json", action="store_true", help="one JSON object: delta, adjacency, segments, composed")
+    add_runs_option(ledger)
+
+
+def _ledger(options: argparse.Namespace) -> None:
+    from privlm.privacy import accounting
+    from privlm.privacy.accounting.spending import check_composition, read_ledger
+
+    runs = [find_run(word, runs_folder(options)) for word in options.runs_asked]
+    delta = accounting.resolve_delta(options.delta or _common(runs, "delta"), None)
+    adjacency = options.adjacency or _common(runs, "adjacency")
+    segments = [segment for run in runs for segment in read_ledger(run.path / "privacy_ledger.jsonl")]
+    if len({run.path.resolve() for run in runs}) < len(runs):
+        raise UsageError("RUN: the same run is named twice")
+    check_composition(segments)
+    rows = [_row(segment) | _spent([segment.segment], delta, adjacency) for segment in segments]
+    composed = _spent([segment.segment for segment in segments], delta, adjacency)
+    if options.json:
+        print(to_json({"delta": delta, "adjacency": adjacency, "segments": rows, "composed": composed}))
+    else:
+        _print(rows, composed, delta, adjacency, segments[0].setting.unit)
+
+
+def _common(runs: list[RunRecord], field: str) -> Any:
+    """The value of a field of privacy.json that all runs share."""
+    values = {(run.privacy or {}).get(field) for run in runs}
+    if len(values) > 1 or None in values:
+        raise UsageError(f"--{field}: the runs do not name one {field}; give it")
+    return values.pop()
+
+
+def _row(segment: LedgerSegment) -> dict[str, Any]:
+    return {
+        "run": segment.ledger.parent.name,
+        "segment": segment.number,
+        "releases": segment.num_releases,
+        "distinct": len(segment.noise_ids),
+        **vars(segment.setting),
+    }
+
+
+def _spent(segments: list[Segment], delta: float, adjacency: str) -> dict[str, Any]:
+    """{"epsilon": by accountant, "notes"}; null where the contour accountant refuses."""
+    from privlm.privacy import accounting
+
+    spent: dict[str, Any] = {}
+    notes: list[str] = []
+    for accountant in option.ACCOUNTANTS:
+        try:
+            answer = accounting.epsilon(segments, delta, accountant=accountant, adjacency=adjacency).to_dict()
+        except UsageError as refusal:
+            if accountant not in accounting.CROSS_CHECKS:
+                raise
+            spent[accountant] = None
+            notes.append(str(refusal))
+        else:
+            spent[accountant] = answer["epsilon"]
+            notes += answer["notes"]
+    return {"epsilon": spent, "notes": list(dict.fromkeys(notes))}
+
+
+def _print(rows: list[dict[str, Any]], composed: dict[str, Any], delta: float, adjacency: str, unit: str) -> None:
+    texts = [
+        [
+            f"{row['run']} segment {row['segment']}",
+            str(row["distinct"]),
+            f"{row['sampling_rate']:.6g}",
+            f"{row['noise_multiplier']:.6g}",
+            *_epsilons(row),
+        ]
+        for row in rows
+    ]
+    total = sum(row["distinct"] for row in rows)
+    texts.append(["composed", str(total), "", "", *_epsilons(composed)])
+    repeated = sum(row["releases"] for row in rows) - total
+    notes = [f"epsilon at delta {delta:.6g}, adjacency {adjacency}, unit {unit}"]
+    if repeated:
+        notes.append(f"{repeated} releases drew noise again that had been drawn before: they cost nothing more")
+    notes += composed["notes"]
+    columns = ["what", "steps", "sampling rate", "noise multiplier", *_HEADINGS.values()]
+    print_table(Table("ledger", "Spent: epsilon by accountant", columns, texts, notes), console())
+
+
+def _epsilons(row: dict[str, Any]) -> list[str]:
+    return ["refused" if row["epsilon"][name] is None else number_text(row["epsilon"][name]) for name in _HEADINGS]

@@ -1,0 +1,96 @@
+"""`privlm accountant ledger`: what runs have spent, alone and together, and what cannot be composed."""
+
+import json
+
+import pytest
+
+from privlm.cli.accountant import main
+from privlm.errors import UsageError
+from privlm.privacy.accounting import Segment, epsilon
+from privlm.privacy.ledger import Ledger, Setting
+
+pytestmark = pytest.mark.torch_free
+
+DELTA = 1e-5
+QUIET, LOUD = Setting(0.1, 1.0, 1.0, 10.0, "record"), Setting(0.1, 2.0, 1.0, 10.0, "record")
+RARE = Setting(0.01, 1.0, 1.0, 1.0, "record")
+
+
+def make_run(folder, name, releases, delta=DELTA):
+    """A run directory whose ledger holds these (setting, noise id)."""
+    run = folder / "task" / name
+    run.mkdir(parents=True)
+    (run / "status.json").write_text(json.dumps({"schema": 1, "state": "done"}))
+    (run / "privacy.json").write_text(json.dumps({"delta": delta, "adjacency": "add_remove"}))
+    ledger = Ledger(run / "privacy_ledger.jsonl")
+    for step, (setting, noise_id) in enumerate(releases):
+        ledger.record(step, setting, noise_id)
+    return str(run)
+
+
+def answer(capsys, *argv):
+    assert main(["ledger", *argv, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def noise(prefix, count):
+    return [f"{prefix}{number}" for number in range(count)]
+
+
+def test_every_segment_alone_and_composed(tmp_path, capsys):
+    releases = [(QUIET, noise_id) for noise_id in noise("a", 40)] + [(LOUD, noise_id) for noise_id in noise("b", 30)]
+    found = answer(capsys, make_run(tmp_path, "run", [*releases, (LOUD, "b29")]))
+    assert [(row["segment"], row["releases"], row["distinct"]) for row in found["segments"]] == [
+        (0, 40, 40),
+        (1, 31, 30),
+    ]
+    run = [Segment(0.1, 1.0, 40), Segment(0.1, 2.0, 30)]
+    for accountant in ("pld", "rdp", "gdp", "edgeworth", "contour"):
+        assert found["composed"]["epsilon"][accountant] == epsilon(run, DELTA, accountant=accountant).epsilon
+        assert found["segments"][0]["epsilon"][accountant] == epsilon(run[:1], DELTA, accountant=accountant).epsilon
+
+
+def test_runs_compose(tmp_path, capsys):
+    first = make_run(tmp_path, "first", [(QUIET, noise_id) for noise_id in noise("a", 40)])
+    second = make_run(tmp_path, "second", [(RARE, "b")])
+    found = answer(capsys, first, second)
+    assert found["composed"]["epsilon"]["pld"] == epsilon([Segment(0.1, 1.0, 40), Segment(0.01, 1.0, 1)], DELTA).epsilon
+    assert found["segments"][1]["epsilon"]["contour"] is None  # too few steps
+    main(["ledger", first, second])
+    text = capsys.readouterr().out
+    assert "composed" in text
+    assert "refused" in text
+    assert "delta 1e-05, adjacency add_remove, unit record" in text
+
+
+def test_a_line_that_was_being_written_is_not_counted(tmp_path, capsys):
+    run = make_run(tmp_path, "run", [(QUIET, noise_id) for noise_id in noise("a", 30)])
+    with open(f"{run}/privacy_ledger.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"segment": 0, "st')
+    assert answer(capsys, run)["segments"][0]["releases"] == 30
+
+
+def test_what_cannot_be_composed(tmp_path):
+    run = make_run(tmp_path, "run", [(QUIET, "a")])
+    same_noise = make_run(tmp_path, "same_noise", [(QUIET, "a")])
+    user = make_run(tmp_path, "user", [(Setting(0.1, 1.0, 1.0, 10.0, "user"), "b")])
+    other_delta = make_run(tmp_path, "other_delta", [(QUIET, "c")], delta=1e-6)
+    empty = make_run(tmp_path, "empty", [])
+    for runs, message in [
+        ([run, same_noise], "have released with the same noise"),
+        ([run, run], "named twice"),
+        ([run, user], "different units"),
+        ([run, other_delta], "--delta: the runs do not name one delta"),
+        ([empty], "no ledger"),
+        (["nothing", "--runs", str(tmp_path)], "no run 'nothing'"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            main(["ledger", *runs])
+
+
+def test_a_damaged_ledger_is_refused(tmp_path):
+    run = make_run(tmp_path, "run", [(QUIET, "a"), (QUIET, "b")])
+    with open(f"{run}/privacy_ledger.jsonl", "r+", encoding="utf-8") as file:
+        file.write("?")
+    with pytest.raises(UsageError, match="line 1 is not a release"):
+        main(["ledger", run])
