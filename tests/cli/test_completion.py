@@ -26,7 +26,7 @@ pytestmark = pytest.mark.torch_free
         ("privlm run task=ewtune --dry-run trainer=d", ["trainer=ddp"]),
         ("privlm run task=ewtune --dr", ["--dry-run"]),
         ("privlm list mod", ["models"]),
-        ("privlm cp adapter/", ["adapter/full", "adapter/head", "adapter/lora"]),
+        ("privlm cp adapter/", ["adapter/full", "adapter/head", "adapter/lora", "adapter/rgp"]),
         ("privlm tables ewtune_n", ["ewtune_noise"]),
         ("privlm accountant ", ["eps", "sigma"]),
         ("privlm run task=nothing trainer.b", []),
