@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 from privlm.cli import accountant_curve, accountant_ledger
 from privlm.cli import accountant_options as option
 from privlm.cli.accountant_answers import print_answers
 from privlm.cli.arguments import ArgumentParser
+from privlm.errors import UsageError
 
 _EXAMPLES = """\
 examples:
@@ -105,8 +107,25 @@ def _eps(options: argparse.Namespace) -> None:
     segment = accounting.Segment(option.rate_of(options), options.noise_multiplier, option.steps_of(options))
     delta, notes = option.delta_of(options)
     setting = {"direction": options.direction, "adjacency": options.adjacency}
-    answers = [_answer([segment], delta, choice, setting) for choice in choices]
+    answers = _ask_each(choices, lambda choice: _answer([segment], delta, choice, setting), notes)
     print_answers(options, answers, notes, ["epsilon"])
+
+
+def _ask_each(
+    choices: list[dict[str, Any]], ask: Callable[[dict[str, Any]], dict[str, Any]], notes: list[str]
+) -> list[dict[str, Any]]:
+    """Answers in order. A cross-check that refuses is a note beside the others; any other refusal is raised."""
+    from privlm.privacy import accounting
+
+    answers = []
+    for choice in choices:
+        try:
+            answers.append(ask(choice))
+        except UsageError as refusal:
+            if choice["accountant"] not in accounting.CROSS_CHECKS or len(choices) == 1:
+                raise
+            notes.append(str(refusal))
+    return answers
 
 
 def _answer(segments: list[Any], delta: float, choice: dict[str, Any], setting: dict[str, Any]) -> dict[str, Any]:
@@ -129,8 +148,8 @@ def _sigma(options: argparse.Namespace) -> None:
     choices = option.choices_of(options)
     rate, steps = option.rate_of(options), option.steps_of(options)
     delta, notes = option.delta_of(options)
-    answers = []
-    for choice in choices:
+
+    def ask(choice: dict[str, Any]) -> dict[str, Any]:
         found = accounting.noise_multiplier(
             target_epsilon=options.epsilon,
             delta=delta,
@@ -140,8 +159,9 @@ def _sigma(options: argparse.Namespace) -> None:
             **choice,
         )
         said = _answer(list(found.achieved.segments), delta, choice, {"adjacency": options.adjacency})
-        answers.append(found.to_dict() | said)
-    print_answers(options, answers, notes, ["noise_multiplier", "epsilon"])
+        return found.to_dict() | said
+
+    print_answers(options, _ask_each(choices, ask, notes), notes, ["noise_multiplier", "epsilon"])
 
 
 def _steps(options: argparse.Namespace) -> None:

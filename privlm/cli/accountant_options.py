@@ -96,9 +96,8 @@ def choices_of(options: argparse.Namespace) -> list[dict[str, Any]]:
     if options.order is not None and (options.all or options.accountant != "edgeworth"):
         raise UsageError("--order is an option of --accountant edgeworth")
     if options.all:
-        return [{"accountant": name} for name in ("pld", "rdp", "gdp")] + [
-            {"accountant": "edgeworth", "order": order} for order in (1, 2, 3)
-        ]
+        orders = [{"accountant": "edgeworth", "order": order} for order in (1, 2, 3)]
+        return [*({"accountant": name} for name in ("pld", "rdp", "gdp")), *orders, {"accountant": "contour"}]
     if options.order is None:
         return [{"accountant": options.accountant}]
     return [{"accountant": options.accountant, "order": options.order}]

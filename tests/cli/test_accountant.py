@@ -92,8 +92,18 @@ def test_all_accountants_side_by_side(capsys):
     assert [(a["accountant"], a["order"]) for a in found] == [
         *(("pld", None), ("rdp", None), ("gdp", None)),
         *(("edgeworth", 1), ("edgeworth", 2), ("edgeworth", 3)),
+        ("contour", None),
     ]
     assert {a["certified_pld"] for a in found if not a["guarantee"]} == {found[0]["epsilon"]}
+
+
+def test_a_cross_check_that_refuses_is_a_note(capsys):
+    one_step = ["eps", "--sample-rate", "0.01", "--steps", "1", "--noise-multiplier", "1", "--delta", "1e-5"]
+    found = answer(capsys, *one_step, "--all")
+    assert "contour" not in {a["accountant"] for a in found}
+    assert any(note.startswith("accountant contour: ") for note in found[0]["notes"])
+    with pytest.raises(UsageError, match="accountant contour"):
+        main([*one_step, "--accountant", "contour"])
 
 
 @pytest.mark.medium
@@ -101,7 +111,9 @@ def test_the_noise_of_all_accountants_side_by_side(capsys):
     assert main(["sigma", *PLAIN, "--epsilon", "0.1", "--all"]) == 0
     rows = capsys.readouterr().out.splitlines()
     assert [row.split()[0] for row in rows if row.rstrip().endswith(" certified")] == ["pld", "rdp"]
-    assert [row.split()[0] for row in rows if row.rstrip().endswith(" not a guarantee")] == ["gdp"] + 3 * ["edgeworth"]
+    assert [row.split()[0] for row in rows if row.rstrip().endswith(" not a guarantee")] == [
+        *("gdp", "edgeworth", "edgeworth", "edgeworth", "contour")
+    ]
 
 
 def test_text_promises_no_more_than_was_computed(capsys):

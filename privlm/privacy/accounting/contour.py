@@ -40,6 +40,10 @@ def solve(segments: Sequence[Segment], direction: str, delta: float) -> tuple[fl
     return max(removal, _solve(addition, delta))
 
 
+Integral = Callable[[float], tuple[float, float, float]]
+"""epsilon -> (delta, its derivative, the estimated error of delta)."""
+
+
 class _Moments:
     """K of all steps in one direction.
 
@@ -104,13 +108,20 @@ class _Moments:
 
 def _solve(moments: _Moments, delta: float) -> tuple[float, float]:
     t, epsilon, width = _saddle_point(moments, delta)
-    integral = _integral(moments, t, width)
+    for nodes_per_width in (6, 12, 24, 48):
+        integral = _integral(moments, t, width / nodes_per_width)
+        value, _, error = integral(epsilon)
+        if error <= 1e-6 * value:
+            return _root(integral, epsilon, delta)
+    raise _too_slow()
+
+
+def _root(integral: Integral, epsilon: float, delta: float) -> tuple[float, float]:
+    """Newton's method on the logarithm of delta, from an epsilon that is nearly right."""
     for _ in range(50):
         value, slope, error = integral(epsilon)
-        if not error <= 1e-6 * value:  # nor is NaN
-            break
         last, epsilon = epsilon, max(0.0, epsilon + math.log(value / delta) * value / -slope)
-        if abs(epsilon - last) <= 1e-12 * (1 + epsilon):
+        if abs(epsilon - last) <= 1e-11 * (1 + epsilon):
             return float(epsilon), float(error / -slope)
     raise _too_slow()
 
@@ -143,21 +154,20 @@ def _saddle_point(moments: _Moments, delta: float) -> tuple[float, float, float]
     return math.exp(log_t), max(0.0, epsilon), width
 
 
-def _integral(moments: _Moments, t: float, width: float) -> Callable[[float], tuple[float, float, float]]:
-    """epsilon -> (delta, its derivative, the estimated error of delta) by the trapezoid rule on the line t + i y.
+def _integral(moments: _Moments, t: float, spacing: float) -> Integral:
+    """The trapezoid rule on the line t + i y.
 
-    The error is the change on halving the spacing, plus the last term times the way it took to fall so low.
+    Its error is the change on halving the spacing, plus the last term times the way it took to fall so low.
     """
-    spacing = width / 6
     blocks: list[np.ndarray] = []
     num_nodes = 0
-    while num_nodes < _MAX_NODES:
+    while not blocks or blocks[-1][-1].real > blocks[0][0].real - _WINDOW:
+        if num_nodes == _MAX_NODES:
+            raise _too_slow()
         y_M = spacing * np.arange(num_nodes, num_nodes + _BLOCK)
         z_M = t + 1j * y_M
         blocks.append(moments.on_contour(t, y_M) - np.log(z_M) - np.log(1 + z_M))
         num_nodes += _BLOCK
-        if blocks[-1][-1].real < blocks[0][0].real - _WINDOW:
-            break
     exponent_M = np.concatenate(blocks)
     y_M = spacing * np.arange(num_nodes)
     z_M = t + 1j * y_M

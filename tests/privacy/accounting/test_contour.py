@@ -46,7 +46,9 @@ def test_schedules_and_extremes(run, delta, golden):
     assert answer.notes[1].startswith("estimated quadrature error of epsilon: ")
 
 
-@pytest.mark.parametrize(("q", "sigma", "steps"), [(0.3, 2.0, 1), (0.1, 0.5, 10), (0.01, 1.0, 30), (0.5, 30.0, 2000)])
+@pytest.mark.parametrize(
+    ("q", "sigma", "steps"), [(0.3, 2.0, 1), (0.1, 0.5, 30), (0.01, 1.0, 30), (0.01, 3.0, 100), (0.5, 30.0, 2000)]
+)
 def test_just_below_the_certified_bound(q, sigma, steps):
     run = [Segment(q, sigma, steps)]
     certified = epsilon(run, 1e-5).epsilon
