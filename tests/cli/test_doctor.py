@@ -5,8 +5,6 @@ import pytest
 from privlm import environment
 from privlm.cli import doctor
 
-pytestmark = pytest.mark.torch_free
-
 
 @pytest.fixture
 def quick(monkeypatch):
