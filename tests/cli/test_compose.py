@@ -85,7 +85,7 @@ def test_schemas_are_no_options():
 
 def test_a_model_brings_its_natural_scale_and_the_recipe_its_data():
     composed = compose(Words(("task=ewtune", "model=roberta")))
-    assert (composed.config.scale, composed.config.data.name, composed.config.adapter.name) == ("paper", "sst2", "lora")
+    assert (composed.config.scale, composed.config.data.name, composed.config.adapter.name) == ("paper", "sst2", "rgp")
     assert composed.chosen_by["scale"] == "paper (natural to model=roberta)"
     assert composed.chosen_by["data"] == "sst2 (recipe)"
     assert composed.chosen_by["model"] == "roberta (given)"

@@ -52,7 +52,7 @@ def privacy(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "privacy.json").read_text())
 
 
-@pytest.mark.parametrize("adapter", ["head", "lora", "full"])
+@pytest.mark.parametrize("adapter", ["head", "lora", "rgp", "full"])
 def test_roberta_directory_trains_and_evaluates(
     adapter: str, zygote: Zygote, roberta: Path, sst2: Path, tmp_path: Path
 ) -> None:
