@@ -1,15 +1,12 @@
-"""The typed configuration: one dataclass per group, and the checks of meaning that types cannot express.
+"""The typed configuration: one dataclass per group.
 
 Types live here, values in configs/ (no default is written twice): a field without a value in the YAML is an error of
-the YAML. `check` collects every problem of a composed configuration, so that a user mends them in one go. Imports
-nothing heavy and nothing of Hydra: schemas are registered by privlm.cli.compose.
+the YAML. What types cannot express is checked by privlm.checks. Imports nothing heavy and nothing of Hydra: schemas are
+registered by privlm.cli.compose.
 """
 
 from __future__ import annotations
 
-import difflib
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -134,6 +131,95 @@ class TrainerConfig:
 
 
 @dataclass
+class LLMBudget:
+    """Where asking stops cleanly; null: no limit. What the call record answers costs nothing."""
+
+    calls: int | None = MISSING
+    tokens: int | None = MISSING
+    usd: float | None = MISSING
+    seconds: float | None = MISSING
+
+
+@dataclass
+class LLMConfig:
+    """Whoever is asked (configs/llm), and how the answers are kept. Each backend adds its own fields."""
+
+    name: str = MISSING
+    backend: str = MISSING
+    context_length: int | None = MISSING
+    cache: str = MISSING
+    cache_dir: str | None = MISSING
+    trace: str = MISSING
+    budget: LLMBudget = MISSING
+
+
+@dataclass
+class LocalLLMConfig(LLMConfig):
+    """A causal language model of transformers in this process."""
+
+    hub_id: str | None = MISSING
+    path: str | None = MISSING
+    adapter: str | None = MISSING
+    package: str | None = MISSING
+    package_folder: str | None = MISSING
+    gguf_file: str | None = MISSING
+    sha256: dict[str, str] = MISSING
+    random: dict[str, Any] | None = MISSING
+    dtype: str = MISSING
+    device: str = MISSING
+    batch_tokens: int = MISSING
+
+
+@dataclass
+class Timeouts:
+    """Seconds."""
+
+    connect: float = MISSING
+    read: float = MISSING
+
+
+@dataclass
+class Retries:
+    """max_attempts: of one call, the first included; max_wait: seconds, also the longest Retry-After obeyed."""
+
+    max_attempts: int = MISSING
+    max_wait: float = MISSING
+
+
+@dataclass
+class Price:
+    """US dollars for a million tokens; null: unknown, and then no cost is computed."""
+
+    input: float | None = MISSING
+    output: float | None = MISSING
+
+
+@dataclass
+class EndpointLLMConfig(LLMConfig):
+    """A server that speaks the OpenAI protocol. api_key_env names an environment variable, never the key itself."""
+
+    base_url: str | None = MISSING
+    api: str = MISSING
+    api_key_env: str | None = MISSING
+    model: str | None = MISSING
+    score: str = MISSING
+    concurrency: int = MISSING
+    rpm: int | None = MISSING
+    tpm: int | None = MISSING
+    timeout: Timeouts = MISSING
+    retry: Retries = MISSING
+    price: Price = MISSING
+
+
+@dataclass
+class ReplayLLMConfig(LLMConfig):
+    """Recorded answers: a JSONL file that maps an id or a prompt to its answer."""
+
+    path: str | None = MISSING
+    model: str = MISSING
+
+
+@dataclass
 class TrackerConfig:
     """Where metrics are repeated, beside metrics.jsonl (configs/tracker)."""
 
@@ -145,15 +231,18 @@ class TrackerConfig:
 
 @dataclass
 class Config:
-    """One experiment. `task`, `model`, `data` and `adapter` hold the schema that the chosen YAML names."""
+    """One experiment. `task`, `model`, `data`, `adapter` and `llm` hold the schema that the chosen YAML names; a task
+    that trains nothing has no model and no adapter, and one that asks nobody has no llm.
+    """
 
     scale: str = MISSING
     seed: int = MISSING
     runs: str = MISSING
     task: Any = MISSING
-    model: Any = MISSING
-    data: Any = MISSING
-    adapter: Any = MISSING
+    model: Any = None
+    data: Any = None
+    adapter: Any = None
+    llm: Any = None
     privacy: PrivacyConfig = MISSING
     trainer: TrainerConfig = MISSING
     tracker: TrackerConfig = MISSING
@@ -167,6 +256,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "privacy": {"privacy": PrivacyConfig},
     "trainer": {"trainer": TrainerConfig},
     "tracker": {"tracker": TrackerConfig},
+    "llm": {"local": LocalLLMConfig, "endpoint": EndpointLLMConfig, "replay": ReplayLLMConfig},
 }
 """Schema group -> name -> dataclass, as the YAML files name them: `/schema/<group>@_here_: <name>`."""
 
@@ -187,6 +277,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "adapter.other_params": ("train", "freeze"),
     "model.pooling": ("mean", "cls"),
     "model.head": ("linear", "mlp"),
+    "llm.backend": ("local", "endpoint", "replay"),
+    "llm.cache": ("off", "read", "write", "replay_only"),
+    "llm.trace": ("full", "hash"),
+    "llm.dtype": ("float32", "bfloat16", "float16"),
+    "llm.api": ("chat", "completions"),
+    "llm.score": ("none", "vllm_prompt_logprobs", "echo"),
     "tracker.name": ("none", "wandb", "tensorboard"),
     "tracker.mode": ("offline", "online", "disabled"),
 }
@@ -224,126 +320,6 @@ def _chain(group: str, name: str) -> list[Any]:
     return [content, *(source for base in bases for source in _chain(group, base))]
 
 
-def check(config: Any) -> list[str]:
-    """Every problem of meaning in the core groups, one sentence each that names the field and the remedy."""
-    return [
-        *_choices(config),
-        *_check_trainer(config.trainer),
-        *_check_privacy(config.privacy, config.trainer),
-        *_check_audit(config.privacy.audit),
-        *_check_model(config),
-    ]
-
-
-def one_of(field: str, value: str, options: Iterable[str]) -> list[str]:
-    """A problem if `value` is not one of `options`, with the nearest spelling."""
-    options = list(options)
-    if value in options:
-        return []
-    near = difflib.get_close_matches(str(value), options, n=1, cutoff=0.5)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
-    return [f"{field}: '{value}' is not one of {', '.join(options)}{hint}"]
-
-
-def positive(field: str, value: float | None) -> list[str]:
-    """A problem if `value` is given and not a finite number above zero."""
-    if value is None or (math.isfinite(value) and value > 0):
-        return []
-    return [f"{field} must be greater than 0, not {value}"]
-
-
-def not_negative(field: str, value: float | None) -> list[str]:
-    if value is None or (math.isfinite(value) and value >= 0):
-        return []
-    return [f"{field} must not be negative or infinite: {value}"]
-
-
 def is_private(config: Any) -> bool:
     """Whether the run trains under a privacy mechanism."""
     return config.privacy.mechanism != "none"
-
-
-def _choices(config: Any) -> list[str]:
-    problems = []
-    for field, options in CHOICES.items():
-        group, _, key = field.partition(".")
-        value = config.get(group) if not key else (config.get(group) or {}).get(key)
-        if value is not None:
-            problems += one_of(field, value, options)
-    return problems
-
-
-def _check_trainer(trainer: Any) -> list[str]:
-    problems = []
-    for key in ("batch_size", "micro_batch_size", "steps", "epochs", "processes", "keep_checkpoints"):
-        problems += positive(f"trainer.{key}", trainer[key])
-    for key in ("log_every", "evaluate_every", "checkpoint_every"):
-        problems += not_negative(f"trainer.{key}", trainer[key])
-    problems += positive("trainer.learning_rate", trainer.learning_rate)
-    problems += positive("trainer.max_grad_norm", trainer.max_grad_norm)
-    problems += positive("trainer.early_stop_patience", trainer.early_stop_patience)
-    for key in ("momentum", "weight_decay", "warmup_steps"):
-        problems += not_negative(f"trainer.{key}", trainer[key])
-    if (trainer.steps is None) == (trainer.epochs is None):
-        problems.append("trainer.steps, trainer.epochs: give one of the two and set the other to null")
-    if trainer.early_stop_patience is not None and not trainer.evaluate_every:
-        problems.append("trainer.early_stop_patience needs trainer.evaluate_every above 0")
-    if trainer.name == "single" and trainer.processes != 1:
-        problems.append(f"trainer.processes={trainer.processes} needs trainer=ddp (trainer=single is one process)")
-    return problems
-
-
-def _check_privacy(privacy: Any, trainer: Any) -> list[str]:
-    if privacy.mechanism == "none":
-        return []
-    problems = []
-    if (privacy.epsilon is None) == (privacy.noise_multiplier is None):
-        problems.append(
-            "privacy.epsilon, privacy.noise_multiplier: give one of the two (the other is computed) "
-            "and set the other to null"
-        )
-    if privacy.epsilon is not None and math.isinf(privacy.epsilon):
-        problems.append("privacy.epsilon=inf promises nothing: use privacy=none")
-    else:
-        problems += positive("privacy.epsilon", privacy.epsilon)
-    problems += positive("privacy.noise_multiplier", privacy.noise_multiplier)
-    problems += positive("privacy.clipping_norm", privacy.clipping_norm)
-    problems += _check_delta(privacy.delta)
-    if privacy.order not in (0, 1, 2, 3):
-        problems.append(f"privacy.order must be 0, 1, 2 or 3, not {privacy.order}")
-    if trainer.max_grad_norm is not None:
-        problems.append("trainer.max_grad_norm has no place under privacy: set privacy.clipping_norm instead")
-    return problems
-
-
-def _check_audit(audit: Any) -> list[str]:
-    problems = one_of("privacy.audit.canaries", audit.canaries, ("none", "dirac", "mislabel", "random_tokens"))
-    if audit.num_canaries < 10:
-        problems.append(f"privacy.audit.num_canaries must be at least 10, not {audit.num_canaries}")
-    if min(audit.guesses_in, audit.guesses_out) < 0 or audit.guesses_in + audit.guesses_out > audit.num_canaries:
-        problems.append(
-            f"privacy.audit.guesses_in={audit.guesses_in}, guesses_out={audit.guesses_out}: together at most "
-            f"num_canaries={audit.num_canaries}, none negative"
-        )
-    if not 0 < audit.confidence < 1:
-        problems.append(f"privacy.audit.confidence must lie between 0 and 1, not {audit.confidence}")
-    return problems
-
-
-def _check_delta(delta: Any) -> list[str]:
-    if delta == "1/2N":
-        return []
-    if isinstance(delta, bool) or not isinstance(delta, int | float) or not 0 < delta < 1:
-        return [f"privacy.delta must be a number between 0 and 1, or 1/2N, not {delta!r}"]
-    return []
-
-
-def _check_model(config: Any) -> list[str]:
-    model, adapter = config.model, config.adapter
-    problems = []
-    if model is not None and "max_length" in model:
-        problems += positive("model.max_length", model.max_length)
-    if adapter is not None and "rank" in adapter:
-        problems += positive("adapter.rank", adapter.rank)
-        problems += positive("adapter.power_iterations", adapter.power_iterations)
-    return problems

@@ -26,6 +26,21 @@ NEVER = (
     "trainer.keep_checkpoints",
     "data.path",  # its fingerprint stands for it: moved data is the same run, changed data is not
     "model.path",
+    "llm.path",
+    "llm.adapter",
+    "llm.base_url",  # who answers is llm.model
+    "llm.api_key_env",
+    "llm.cache",
+    "llm.cache_dir",
+    "llm.trace",
+    "llm.budget",  # a larger budget goes on with the same run
+    "llm.concurrency",
+    "llm.rpm",
+    "llm.tpm",
+    "llm.timeout",
+    "llm.retry",
+    "llm.price",
+    "llm.batch_tokens",
 )
 """Keys that change neither the result nor what it is compared with."""
 
@@ -62,14 +77,19 @@ def run_directory(config: DictConfig, full_hash: str) -> Path:
 
 def slug(config: DictConfig) -> str:
     """A short readable name, e.g. `minilm-sms_spam-head-dp3`."""
-    parts = [config[group].name for group in ("model", "data", "adapter") if config.get(group) is not None]
-    privacy = config.privacy
-    if privacy.mechanism != "none":
-        parts.append(f"dp{privacy.epsilon:g}" if privacy.epsilon is not None else f"noise{privacy.noise_multiplier:g}")
-    else:
-        parts.append("nonprivate")
+    parts = [config[group].name for group in ("model", "llm", "data", "adapter") if config.get(group) is not None]
+    if config.get("model") is not None:
+        parts.append(_privacy_slug(config.privacy))
     parts.append(f"seed{config.seed}")
     return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts))[:100]
+
+
+def _privacy_slug(privacy: DictConfig) -> str:
+    if privacy.mechanism == "none":
+        return "nonprivate"
+    if privacy.epsilon is not None:
+        return f"dp{privacy.epsilon:g}"
+    return f"noise{privacy.noise_multiplier:g}"
 
 
 def _without(config: DictConfig, keys: tuple[str, ...]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = [path.relative_to(ROOT) for folder in ("privlm", "runners") for path in sorted((ROOT / folder).rglob("*.py"))]
 
 LAYERS = [
-    {"errors", "files", "masking", "signals", "progress", "hub", "config"},
+    {"errors", "files", "masking", "signals", "progress", "hub", "config", "checks"},
     {"privacy", "adapters", "data", "models", "metrics"},
     {"training"},
     {"federated", "diffusion", "llm"},

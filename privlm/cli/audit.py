@@ -11,8 +11,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from privlm import files, identity, launch, rundir
+from privlm.checks import check
 from privlm.cli.arguments import ArgumentParser, add_runs_option, runs_folder
-from privlm.config import PrivacyConfig, check, defaults
+from privlm.config import PrivacyConfig, defaults
 from privlm.errors import UsageError
 from privlm.report.audit import facts, lira_table
 from privlm.report.page import write_report

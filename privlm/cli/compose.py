@@ -25,13 +25,13 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from privlm import checks, identity, registry
 from privlm import config as core
-from privlm import identity, registry
 from privlm.cli.explain import explain, no_key
 from privlm.config import configs_dir
 from privlm.errors import UsageError
 
-GROUPS = ("scale", "task", "model", "data", "adapter", "privacy", "trainer", "tracker")
+GROUPS = ("scale", "task", "model", "data", "adapter", "llm", "privacy", "trainer", "tracker")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def compose(words: Words) -> Composed:
         OmegaConf.resolve(config)
     except OmegaConfBaseException as error:  # an interpolation of something that is not there
         raise UsageError(explain(error, complete.overrides, _composed_without(complete))) from error
-    problems = core.check(config) + task_entry(config).check(config)
+    problems = checks.check(config) + task_entry(config).check(config)
     if problems:
         head = "the configuration has a problem:" if len(problems) == 1 else "the configuration has problems:"
         raise UsageError("\n".join([head, *(f"  {problem}" for problem in problems)]))
@@ -146,14 +146,14 @@ def prepare(config_dirs: Sequence[Path] = ()) -> None:
     UserConfigs.folders = tuple(registry.user_config_dirs(config_dirs))
     Plugins.instance().register(UserConfigs)
     store = ConfigStore.instance()
-    schemas = dict(core.SCHEMAS)
+    families = [core.SCHEMAS]
     for task in registry.tasks().values():
         module = task.config_module()
-        store.store(group="schema/task", name=task.name, node=module.Task)
-        schemas |= getattr(module, "SCHEMAS", {})
-    for group, by_name in schemas.items():
-        for name, schema in by_name.items():
-            store.store(group=f"schema/{group}", name=name, node=schema)
+        families += [{"task": {task.name: module.Task}}, getattr(module, "SCHEMAS", {})]
+    for family in families:
+        for group, by_name in family.items():
+            for name, schema in by_name.items():
+                store.store(group=f"schema/{group}", name=name, node=schema)
 
 
 @contextlib.contextmanager
@@ -201,6 +201,8 @@ def _chosen_by(overrides: Sequence[str], *, before: DictConfig, after: DictConfi
     chosen = {}
     for group in GROUPS:
         choice = after.hydra.runtime.choices.get(group)
+        if choice is None:  # nothing of this group belongs to the task
+            continue
         if any(word.startswith(f"{group}=") for word in overrides):
             who = "given"
         elif before.hydra.runtime.choices.get(group) != choice:

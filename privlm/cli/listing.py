@@ -15,6 +15,7 @@ GROUPS = {
     "models": "model",
     "data": "data",
     "adapters": "adapter",
+    "llms": "llm",
     "privacy": "privacy",
     "trainers": "trainer",
     "trackers": "tracker",

@@ -1,0 +1,159 @@
+"""What a language model is asked and what it answers; the contract between backends, call record and callers.
+
+No torch. A request is a value: equal requests have equal answers, except for `sample_index`, which tells samples of one
+prompt apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Capability = Literal["generate", "logprobs", "score", "hidden_states"]
+"""generate: continue a prompt. logprobs: of the tokens it generates. score: log-probability of a given text.
+hidden_states: of a layer, for a given text."""
+
+Status = Literal[
+    "ok", "length", "empty", "refused",  # answers: served again from the call record
+    "malformed", "timeout", "rate_limited", "server_error", "client_error", "budget",  # failures: asked again next time
+]  # fmt: skip
+
+ANSWERED: frozenset[str] = frozenset({"ok", "length", "empty", "refused"})
+"""Statuses that the call record serves."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a chat; role: system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a continuation is drawn. temperature 0 is greedy; stop strings end it and are not part of it."""
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """Continue `prompt`: raw text for a base model, messages for a chat model.
+
+    logprobs: also return the log-probability of each generated token (needs the capability).
+    """
+
+    prompt: str | tuple[Message, ...]
+    sampling: Sampling
+    sample_index: int = 0
+    logprobs: bool = False
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """The negative log-likelihood of `continuation` after `context`.
+
+    border: how the token border between the two is found. separate: both are tokenised apart and concatenated; offsets:
+    together, and the continuation begins at the first token that starts at or after the end of the context.
+    """
+
+    context: str
+    continuation: str
+    border: Literal["separate", "offsets"] = "separate"
+
+
+Request = GenerateRequest | ScoreRequest
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back for a GenerateRequest.
+
+    text: "" unless status is ok, length or refused. prompt_tokens, completion_tokens: of the server's `usage` or our
+    tokenizer; estimated says that neither gave them. logprobs: natural log-probability of each generated token.
+    cached: served from the call record, nothing was spent. detail: reason of a failure, without prompts or keys.
+    """
+
+    text: str
+    status: Status
+    finish_reason: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    estimated: bool = False
+    logprobs: tuple[float, ...] | None = None
+    attempts: int = 1
+    latency_ms: float = 0.0
+    http_status: int | None = None
+    detail: str | None = None
+    cached: bool = False
+
+
+@dataclass(frozen=True)
+class Score:
+    """What came back for a ScoreRequest: nats, summed over the continuation's tokens.
+
+    truncated: the context lost tokens from its left to fit the window. context_tokens: those that were left.
+    """
+
+    sum_nll: float
+    num_tokens: int
+    truncated: bool = False
+    context_tokens: int = 0
+    cached: bool = False
+
+    @property
+    def avg_nll(self) -> float:
+        """Nats per token; perplexity is its exponential."""
+        return self.sum_nll / self.num_tokens
+
+
+Reply = Answer | Score
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Where answers come from. Knows nothing of records and budgets.
+
+    name: local, endpoint or replay. model: identity of who answers, part of the call record's key; for local weights
+    it holds a hash of weights and adapter.
+    parallel: how many requests `ask` may be given from how many threads at once (1: only one thread; the backend
+        batches by itself).
+    """
+
+    name: str
+    model: str
+    capabilities: frozenset[str]
+    parallel: int
+
+    def check_ready(self) -> None:
+        """One cheap probe. Raises ServiceError when a server does not answer, UsageError for what is not at hand."""
+
+    def count_tokens(self, request: Request) -> int | None:
+        """Tokens that the request puts in, None where no tokenizer is at hand."""
+
+    def ask(self, requests: Sequence[Request]) -> Iterable[tuple[int, Reply]]:
+        """Yields (index in `requests`, reply), each as soon as it is known, in any order.
+
+        A failure of one request is an Answer with its status. Raises ServiceError when nobody answers any more, and
+        UsageError for a request that can never be served (a continuation longer than the window).
+        """
+
+    def hidden_states(self, texts: Sequence[str], layer: int) -> Tensor:
+        """Mean over tokens of a layer's hidden states, float32 [num_texts, width]. layer: 0 is the embedding, -1 the
+        last.
+        """
+
+    def close(self) -> None: ...
+
+
+OnReply = Callable[[int, Reply], None]
+"""Called with (index of the request, reply) as each is stored, in the caller's thread."""
