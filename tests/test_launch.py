@@ -150,11 +150,13 @@ def test_second_process_on_a_run_is_told_who_has_it(messages: Path, tmp_path: Pa
     words = tiny_run(messages, tmp_path, *LONG, *PRIVATE)
     first = start(words)
     wait_for(lambda: num_lines(tmp_path, "privacy_ledger.jsonl") > 0, first)
+    first.send_signal(signal.SIGSTOP)  # else it may be done before the second has started
     second = start(words)
     _, errors = second.communicate()
     assert second.returncode == 1
     assert f"process {first.pid} on" in errors
     first.terminate()
+    first.send_signal(signal.SIGCONT)
     assert first.wait() == 143
 
 
