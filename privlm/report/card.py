@@ -5,6 +5,7 @@ What is guaranteed and what is estimated never share a column.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +29,9 @@ class Reading:
     @property
     def texts(self) -> list[str]:
         """The fields as READING_COLUMNS name them."""
-        numbers = (self.guaranteed, self.estimated, self.noise_multiplier)
-        return [self.accountant, *("" if value is None else f"{value:.3f}" for value in numbers)]
+        numbers = (self.estimated, self.noise_multiplier)
+        guaranteed = "" if self.guaranteed is None else rounded_up(self.guaranteed)
+        return [self.accountant, guaranteed, *("" if value is None else f"{value:.3f}" for value in numbers)]
 
 
 READING_COLUMNS = ["accountant", "guaranteed ε", "estimated ε", "noise multiplier for the target"]
@@ -56,10 +58,15 @@ def privacy_card(privacy: dict[str, Any] | None, audit: dict[str, Any] | None = 
         return Card("no privacy: the training data is not protected", [], [("mechanism", "none")], [])
     assert privacy["guarantee"], "epsilon in privacy.json is certified; estimates have their own place"
     epsilon, delta = float(privacy["epsilon"]), float(privacy["delta"])
-    headline = f"guarantee: ({epsilon:.3f}, {delta:g})-differential privacy per {privacy['unit']}"
+    headline = f"guarantee: ({rounded_up(epsilon)}, {delta:g})-differential privacy per {privacy['unit']}"
     return Card(
         headline, _readings(privacy), [*_facts(privacy, delta), ("audit", _audit(audit))], list(privacy["flags"])
     )
+
+
+def rounded_up(epsilon: float) -> str:
+    """A guaranteed epsilon with three decimals; rounded down it would promise more than was proved."""
+    return f"{math.ceil(round(epsilon * 1000, 6)) / 1000:.3f}" if math.isfinite(epsilon) else str(epsilon)
 
 
 def number(value: Any) -> str:

@@ -80,6 +80,8 @@ def _results(groups: Sequence[Group]) -> Table:
 def _figure(rows: Sequence[Result]) -> str:
     if not rows:
         return ""
+    if len(rows) > 1 and len({row.value for row in rows}) == 1:
+        return f"{number(rows[0].value)} ({len(rows)} seeds)"
     if len(rows) > 1:
         mean, sd = mean_and_sd([row.value for row in rows])
         return f"{spread_text(mean, sd, 4)} ({len(rows)} seeds)"

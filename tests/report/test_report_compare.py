@@ -17,6 +17,11 @@ def test_results_stand_side_by_side(tmp_path, make_run):
     assert results.rows == [["accuracy (fraction)", "test", "0.9", "0.91"]]
 
 
+def test_what_all_seeds_agree_on_has_no_spread(tmp_path, make_run):
+    runs = [read_run(make_run(tmp_path, seed=seed, values={"parameters": 22566146})) for seed in (0, 1)]
+    assert compare(runs, by_cell=True)[0].rows[0][2] == "22,566,146 (2 seeds)"
+
+
 def test_intervals_are_printed(tmp_path, make_run):
     interval = {"metric": "accuracy", "value": 0.9, "unit": "fraction", "n": 10, "ci_low": 0.85, "ci_high": 0.94,
                 "split": "test", "provenance": "measured"}  # fmt: skip
