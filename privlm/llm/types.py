@@ -7,7 +7,7 @@ prompt apart.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -49,13 +49,16 @@ class Sampling:
 class GenerateRequest:
     """Continue `prompt`: raw text for a base model, messages for a chat model.
 
+    sample_index: tells apart draws of one prompt, also those of two items that happen to have the same prompt.
     logprobs: also return the log-probability of each generated token (needs the capability).
+    item: what the caller calls it, for messages and for recorded answers without a prompt; not part of its identity.
     """
 
     prompt: str | tuple[Message, ...]
     sampling: Sampling
     sample_index: int = 0
     logprobs: bool = False
+    item: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,121 @@
+"""From the group `llm` of a configuration to a LanguageModel in a run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from privlm.errors import UsageError
+from privlm.llm.budget import Budget, Spent
+from privlm.llm.client import LanguageModel
+from privlm.llm.record import FILE_NAME, CallRecord
+from privlm.llm.types import Backend
+
+
+class Run(Protocol):
+    """What is needed of a privlm.job.Job."""
+
+    @property
+    def directory(self) -> Path: ...
+
+    @property
+    def run_hash(self) -> str: ...
+
+    @property
+    def stop(self) -> Any: ...
+
+    def say(self, message: str) -> None: ...
+
+
+@contextlib.contextmanager
+def open_llm(config: Any, job: Run) -> Iterator[LanguageModel]:
+    """The model that the group `llm` names, with its call record: llm_calls.sqlite of the run directory, or of
+    llm.cache_dir. What earlier tries of the run have spent counts in its budget. Says at the end what was asked.
+
+    Nothing is loaded and no server is asked before the first request that the record does not answer.
+    """
+    with contextlib.ExitStack() as stack:
+        backend = open_backend(config, lambda: job.stop.signum)
+        stack.callback(backend.close)
+        record = _open_record(config, job.directory)
+        if record is not None:
+            stack.callback(record.close)
+        spent = Spent() if record is None else record.spent(job.run_hash)
+        model = LanguageModel(
+            backend,
+            record=record,
+            cache=config.cache,
+            budget=Budget.of(config.budget, spent=spent),
+            price=_price(config),
+            stop=lambda: job.stop.signum,
+            label=label(config),
+            payer=job.run_hash,
+            keep_prompts=config.trace == "full",
+        )
+        try:
+            yield model
+        finally:
+            job.say(f"{label(config)}: {model.usage}")
+
+
+def open_backend(config: Any, stop: Callable[[], int] = lambda: 0) -> Backend:
+    """The backend of a configuration. stop: signal number once the run is asked to stop."""
+    if config.backend == "replay":
+        from privlm.llm.backends.replay import ReplayBackend
+
+        return ReplayBackend(_replay_path(config), config.model)
+    if config.backend == "endpoint":
+        from privlm.llm.backends.endpoint import EndpointBackend
+
+        return EndpointBackend(config, stop)
+    from privlm.llm.backends.local import LocalBackend
+
+    return LocalBackend(config)
+
+
+def llm_inputs(config: Any) -> dict[str, str]:
+    """Fingerprints of what the model is made of, for a runner's `inputs`: name -> hexadecimal digest. No torch.
+
+    Raises UsageError for weights or a file that are not at hand.
+    """
+    if config.backend == "replay":
+        from privlm.llm.backends.replay import fingerprint
+
+        return {"llm": fingerprint(_replay_path(config))}
+    if config.backend == "local":
+        from privlm.llm.weights import locate_llm
+
+        return {"llm": locate_llm(config).fingerprint}
+    return {}
+
+
+def label(config: Any) -> str:
+    """The words that chose the model, for messages."""
+    return f"llm={config.name} llm.api={config.api}" if config.backend == "endpoint" else f"llm={config.name}"
+
+
+def _replay_path(config: Any) -> Path:
+    if config.path is None:
+        raise UsageError("llm.path: name the JSONL file of recorded answers, llm.path=FILE")
+    return Path(config.path).expanduser()
+
+
+def _open_record(config: Any, directory: Path) -> CallRecord | None:
+    if config.cache == "off":
+        return None
+    folder = Path(config.cache_dir).expanduser() if config.cache_dir else directory
+    path = folder / FILE_NAME
+    read_only = config.cache in ("read", "replay_only")
+    if config.cache == "read" and not path.exists():
+        return None
+    lease = {"lease_seconds": config.timeout.read + 60.0} if config.backend == "endpoint" else {}
+    return CallRecord(path, read_only=read_only, shared=config.cache_dir is not None, **lease)
+
+
+def _price(config: Any) -> tuple[float, float] | None:
+    price = config.get("price")
+    if price is None or price.input is None or price.output is None:
+        return None
+    return price.input, price.output
