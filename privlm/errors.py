@@ -23,3 +23,9 @@ class ServiceError(PrivLMError):
     """A service (LLM endpoint, SuperLink, slurmctld) does not answer."""
 
     exit_code = 3
+
+
+class BudgetExhausted(PrivLMError):
+    """A budget of the user's own is spent: a clean stop, its run to be continued when the budget is raised."""
+
+    exit_code = 0

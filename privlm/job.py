@@ -196,18 +196,25 @@ class Job:
         if self.is_main:
             files.write_json(self.directory / name, value)
 
-    def finish(self, results: Sequence[Result], *, status: str = "done", notes: Sequence[str] = ()) -> None:
+    def finish(
+        self,
+        results: Sequence[Result],
+        *,
+        status: str = "done",
+        notes: Sequence[str] = (),
+        items: tuple[int, int] | None = None,
+    ) -> None:
         """Writes result.json and marks the run as done.
 
-        status: done, or budget_reached when the privacy budget ended training before the last step.
+        status: done; budget_reached when the privacy budget ended training before the last step; budget_exhausted when
+            a budget of the language model ended asking. Then the results are of a part, the run counts as interrupted,
+            and the same command goes on once the budget is raised.
+        items: how many of how many a run with an exhausted budget has done.
         """
         if not self.is_main:
             return
         config = self.config
-        provenance = "smoke" if config.scale == "smoke" else "measured"
-        if OmegaConf.select(config, "privacy.audit.canaries", default="none") != "none":
-            provenance = "audited"  # canaries stand in place of training records
-        rows = [asdict(result) | {"provenance": provenance} for result in results]
+        rows = [asdict(result) | {"provenance": self._provenance()} for result in results]
         earlier = self._status.get("seconds", 0.0), self._status.get("cpu_seconds", 0.0)
         files.write_json(
             self.directory / "result.json",
@@ -226,7 +233,19 @@ class Job:
                 "notes": list(notes),
             },
         )
-        self.update_status(state="done", reason=None if status == "done" else status, finished=time.time())
+        if status == "budget_exhausted":
+            reason = status if items is None else f"{status}: {items[0]}/{items[1]} items done"
+            self.pause("interrupted", reason)
+        else:
+            self.update_status(state="done", reason=None if status == "done" else status, finished=time.time())
+
+    def _provenance(self) -> str:
+        """What every figure of this run is."""
+        if OmegaConf.select(self.config, "privacy.audit.canaries", default="none") != "none":
+            return "audited"  # canaries stand in place of training records
+        if self.config.scale == "smoke":
+            return "smoke"
+        return "replayed" if OmegaConf.select(self.config, "llm.backend") == "replay" else "measured"
 
     def beat(self) -> None:
         """Shows that the run is alive, at most every few seconds (a monotonic clock: the wall clock may jump)."""

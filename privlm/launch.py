@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from privlm import files, registry
-from privlm.errors import PrivLMError
+from privlm.errors import BudgetExhausted, PrivLMError
 from privlm.job import Job
 from privlm.signals import EXIT_INTERRUPTED, Interrupted
 from privlm.tracking import open_tracker
@@ -104,6 +104,8 @@ def work(directory: Path, rank: int) -> int:
         except Interrupted as stop:
             job.pause("interrupted", str(stop))
             return stop.exit_code
+        except BudgetExhausted as stop:
+            job.pause("interrupted", f"budget_exhausted: {stop}")
         except Exception as error:
             return _failed(job, error)
         finally:

@@ -129,6 +129,26 @@ def test_result_and_status_of_a_finished_run(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_run_whose_llm_budget_is_spent_is_not_done(tmp_path: Path) -> None:
+    job = open_job(tmp_path)
+    job.finish([Result("accuracy", 0.5, n=37)], status="budget_exhausted", items=(37, 100))
+    status, result = (json.loads((tmp_path / name).read_text()) for name in ("status.json", "result.json"))
+    assert (status["state"], status["reason"]) == ("interrupted", "budget_exhausted: 37/100 items done")
+    assert (result["status"], result["rows"][0]["n"]) == ("budget_exhausted", 37)
+    open_job(tmp_path).finish([Result("accuracy", 0.6, n=100)])
+    status, result = (json.loads((tmp_path / name).read_text()) for name in ("status.json", "result.json"))
+    assert (status["state"], result["status"], result["rows"][0]["n"]) == ("done", "done", 100)
+
+
+@pytest.mark.parametrize(("scale", "provenance"), [("small", "replayed"), ("smoke", "smoke")])
+def test_recorded_answers_are_no_measurement(scale: str, provenance: str, tmp_path: Path) -> None:
+    open_job(tmp_path)
+    config = OmegaConf.merge(CONFIG, {"scale": scale, "llm": {"backend": "replay"}})
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    Job(tmp_path).finish([Result("accuracy", 0.9)])
+    assert json.loads((tmp_path / "result.json").read_text())["rows"][0]["provenance"] == provenance
+
+
 def test_privacy_json_is_never_missing(tmp_path: Path) -> None:
     open_job(tmp_path)
     assert json.loads((tmp_path / "privacy.json").read_text()) == {"mechanism": "none"}

@@ -36,7 +36,7 @@ examples:
   privlm run task=ewtune --cfg job                    the composed configuration; -p trainer shows a part
 
 The same command again resumes an interrupted run and skips a finished one. Options of a group: privlm list models.
-Exit status: 0 done, 1 failed, 2 wrong usage, 130 and 143 interrupted with the state saved.
+Exit status: 0 done, 1 failed, 2 wrong usage, 3 a service does not answer, 130 and 143 interrupted with the state saved.
 """
 
 HYDRA_FLAGS = ("cfg", "info", "package", "resolve", "hydra_help")
@@ -208,7 +208,8 @@ def _say_skipped(directory: Path) -> None:
 def _print_results(directory: Path, as_json: bool) -> None:
     run = store.read_run(directory)
     if as_json:
-        print(json.dumps((run.result or {}) | {"directory": str(directory), "privacy": run.privacy}, indent=2))
+        facts = {"directory": str(directory), "privacy": run.privacy, "reason": run.status.get("reason")}
+        print(json.dumps((run.result or {}) | facts, indent=2))
         return
     rows = [
         [
@@ -221,7 +222,11 @@ def _print_results(directory: Path, as_json: bool) -> None:
         for row in run.results
     ]
     out = console()
-    print_table(Table("results", "", ["metric", "value", "95 % interval", "unit", "measured on"], rows, [], []), out)
+    if rows:
+        table = Table("results", "", ["metric", "value", "95 % interval", "unit", "measured on"], rows, [], [])
+        print_table(table, out)
+    if run.state != "done":  # a budget of the language model is spent
+        out.print(f"{run.status.get('reason')}; the same command goes on once it is raised", markup=False)
     out.print(f"privacy  {privacy_card(run.privacy).headline}", markup=False)
     for note in (run.result or {}).get("notes", ()):
         out.print(f"note     {note}", markup=False)

@@ -41,7 +41,8 @@ def main(argv: list[str]) -> int:
         if status in EXIT_INTERRUPTED:
             return status
         first_failure = first_failure or status
-    finished = [store.read_run(path) for path in map(_directory, composed) if (path / "result.json").exists()]
+    runs = [store.read_run(path) for path in map(_directory, composed) if (path / "result.json").exists()]
+    finished = [one_run for one_run in runs if one_run.finished]
     if finished:
         tables = compare(finished, by_cell=True)
         if arguments.json:

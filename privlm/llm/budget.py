@@ -11,18 +11,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from privlm.errors import PrivLMError
+from privlm import errors
 
 LIMITS = ("calls", "tokens", "usd", "seconds")
 
 
-class BudgetExhausted(PrivLMError):
-    """The next call would exceed a budget. A clean stop: exit status 0 at the level of the run.
+class BudgetExhausted(errors.BudgetExhausted):
+    """The next call would exceed a budget.
 
     budget: the one that is exhausted; a caller who gave a budget of its own can tell it from the run's.
     """
-
-    exit_code = 0
 
     def __init__(self, budget: Budget, limit: str) -> None:
         super().__init__(f"{budget.name}.{limit}={getattr(budget, limit):g} is reached")
