@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
+from urllib.parse import urlsplit
 
 from privlm.config import CHOICES, is_private
 
@@ -139,7 +141,14 @@ def _check_llm(llm: Any) -> list[str]:
         problems += not_negative(f"llm.budget.{key}", value)
     for key in ("context_length", "batch_tokens", "rpm", "tpm"):
         problems += positive(f"llm.{key}", llm.get(key))
+    if llm.budget.usd is not None and (llm.backend != "endpoint" or None in (llm.price.input, llm.price.output)):
+        problems.append(
+            "llm.budget.usd needs llm.price.input and llm.price.output of a server: without them no cost is known"
+        )
+    if llm.backend == "replay" and llm.path is None:
+        problems.append("llm.path: name the file of recorded answers, llm.path=FILE.jsonl")
     if llm.backend == "endpoint":
+        problems += _check_server(llm)
         if not 1 <= llm.concurrency <= 64:
             problems.append(f"llm.concurrency must lie between 1 and 64, not {llm.concurrency}")
         for field in ("timeout.connect", "timeout.read", "retry.max_attempts", "retry.max_wait"):
@@ -147,4 +156,21 @@ def _check_llm(llm: Any) -> list[str]:
             problems += positive(f"llm.{field}", llm[group][key])
         for key in ("input", "output"):
             problems += not_negative(f"llm.price.{key}", llm.price[key])
+    return problems
+
+
+def _check_server(llm: Any) -> list[str]:
+    problems = []
+    if llm.model is None:
+        problems.append("llm.model: name the model that the server serves, llm.model=NAME")
+    if llm.base_url is None:
+        problems.append("llm.base_url: give the address of the server, llm.base_url=http://HOST:PORT/v1")
+    elif not re.match(r"https?://[^/]", llm.base_url):
+        problems.append(f"llm.base_url must begin with http:// or https://, not {llm.base_url}")
+    elif "@" in urlsplit(llm.base_url).netloc:
+        problems.append("llm.base_url holds a name or password, which would be written down: use llm.api_key_env")
+    if llm.api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", llm.api_key_env):
+        problems.append("llm.api_key_env must be the name of an environment variable, not the key itself")
+    if llm.score != "none" and llm.api != "completions":
+        problems.append(f"llm.score={llm.score} needs llm.api=completions: chat cannot score given text")
     return problems

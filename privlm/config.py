@@ -203,6 +203,8 @@ class EndpointLLMConfig(LLMConfig):
     api_key_env: str | None = MISSING
     model: str | None = MISSING
     score: str = MISSING
+    tokenizer: str | None = MISSING
+    max_tokens_field: str = MISSING
     concurrency: int = MISSING
     rpm: int | None = MISSING
     tpm: int | None = MISSING
@@ -282,6 +284,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "llm.trace": ("full", "hash"),
     "llm.dtype": ("float32", "bfloat16", "float16"),
     "llm.api": ("chat", "completions"),
+    "llm.max_tokens_field": ("max_tokens", "max_completion_tokens"),
     "llm.score": ("none", "vllm_prompt_logprobs", "echo"),
     "tracker.name": ("none", "wandb", "tensorboard"),
     "tracker.mode": ("offline", "online", "disabled"),

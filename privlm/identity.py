@@ -30,6 +30,8 @@ NEVER = (
     "llm.adapter",
     "llm.base_url",  # who answers is llm.model
     "llm.api_key_env",
+    "llm.tokenizer",
+    "llm.max_tokens_field",
     "llm.cache",
     "llm.cache_dir",
     "llm.trace",

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from privlm.errors import PrivLMError, ServiceError, UsageError
 from privlm.llm.budget import Budget, BudgetExhausted, Spent
 from privlm.llm.record import CallRecord, CallRow, call_key
+from privlm.llm.tokens import estimated_tokens
 from privlm.llm.types import (
     ANSWERED,
     Answer,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-CHARACTERS_PER_TOKEN = 4.0  # where no tokenizer is at hand; English text
 POLL_SECONDS = 0.2  # between two looks at signals and at the leases of others
 
 DOINGS = {
@@ -259,7 +259,7 @@ class LanguageModel:
         """What a call will cost at most, as far as can be told before it."""
         prompt = self.backend.count_tokens(request)
         if prompt is None:
-            prompt = round(_num_characters(request) / CHARACTERS_PER_TOKEN) + 1
+            prompt = estimated_tokens(request)
         completion = request.sampling.max_tokens if isinstance(request, GenerateRequest) else 0
         return Spent(1, prompt, completion, self._usd(prompt, completion) or 0.0)
 
@@ -489,11 +489,3 @@ class _Dispatch:
 def _item(pending: _Pending) -> str:
     """How messages call a request: by its item, else by its key; never by its text."""
     return getattr(pending.request, "item", None) or f"request {pending.key[:12]}"
-
-
-def _num_characters(request: Request) -> int:
-    if isinstance(request, ScoreRequest):
-        return len(request.context) + len(request.continuation)
-    if isinstance(request.prompt, str):
-        return len(request.prompt)
-    return sum(len(message.content) + 4 for message in request.prompt)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from privlm.errors import UsageError
+from privlm.llm import tokens
 from privlm.llm.budget import Budget, Spent
 from privlm.llm.client import LanguageModel
 from privlm.llm.record import FILE_NAME, CallRecord
@@ -88,7 +89,7 @@ def llm_inputs(config: Any) -> dict[str, str]:
         from privlm.llm.weights import locate_llm
 
         return {"llm": locate_llm(config).fingerprint}
-    return {}
+    return {} if config.tokenizer is None else {"llm_tokenizer": tokens.fingerprint(config.tokenizer)}
 
 
 def label(config: Any) -> str:

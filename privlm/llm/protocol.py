@@ -1,4 +1,6 @@
-"""Replies of the OpenAI protocol, chat and completions, read with care: no network, no client library.
+"""Replies of the OpenAI protocol, chat and completions, and the scores that some servers add to it.
+
+Read with care, since servers differ: no network and no client library here.
 
 Status of a reply: refused for a content filter or a refusal; length when the tokens ran out; empty for no choice, no
 text, or a tool call in place of text; ok otherwise.
@@ -8,7 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from privlm.llm.types import Answer, Status
+from privlm.errors import UsageError
+from privlm.llm.types import Answer, Score, ScoreRequest, Status
 
 
 def parse_reply(body: Any) -> Answer | None:
@@ -58,3 +61,69 @@ def _logprobs(logprobs: Any) -> tuple[float, ...] | None:
         values = logprobs.get("token_logprobs") or []
     numbers = [float(value) for value in values if isinstance(value, int | float)]
     return tuple(numbers) if numbers and len(numbers) == len(values) else None
+
+
+# --- scores of a given text -----------------------------------------------------------------------------------------
+
+
+def echoed_score(body: Any, request: ScoreRequest, num_tokens: int | None) -> Score | None:
+    """From `echo` and `logprobs` of /completions: log-probabilities of the prompt's tokens, and where each starts.
+
+    num_tokens: of the continuation, where it was sent tokenised; None: it begins at the first token that starts at or
+    after the end of the context. None for a reply that holds no scores.
+    """
+    logprobs = _first_choice(body).get("logprobs")
+    if not isinstance(logprobs, dict):
+        return None
+    values, starts = logprobs.get("token_logprobs"), logprobs.get("text_offset")
+    if not isinstance(values, list):
+        return None
+    if num_tokens is None:
+        if not isinstance(starts, list):
+            return None
+        num_tokens = sum(start >= len(request.context) for start in starts[: len(values)])
+    return _score(values, num_tokens)
+
+
+def prompt_logprobs_score(body: Any, request: ScoreRequest, num_tokens: int | None) -> Score | None:
+    """From vLLM's `prompt_logprobs`: for each token of the prompt, None for the first, a dictionary with its entry.
+
+    Raises UsageError where the tokens' texts do not make up the prompt, so that its border cannot be found.
+    """
+    entries = _first_choice(body).get("prompt_logprobs")
+    if not isinstance(entries, list) or not all(entry is None or isinstance(entry, dict) for entry in entries):
+        return None
+    tokens: list[dict[str, Any]] = [next(iter(entry.values()), {}) if entry else {} for entry in entries]
+    values = [token.get("logprob") for token in tokens]
+    if num_tokens is None:
+        num_tokens = _continuation_by_text(tokens, request)
+    return _score(values, num_tokens)
+
+
+def _continuation_by_text(tokens: list[dict[str, Any]], request: ScoreRequest) -> int:
+    """Number of tokens that start in the continuation. The first token has no entry, so texts are laid from the end."""
+    end, number = len(request.context) + len(request.continuation), 0
+    for token in reversed(tokens):
+        text = token.get("decoded_token")
+        if not isinstance(text, str) or not (request.context + request.continuation)[:end].endswith(text):
+            message = "the border of the continuation cannot be found in the server's tokens: give llm.tokenizer=FOLDER"
+            raise UsageError(message)
+        end -= len(text)
+        if end < len(request.context):
+            break
+        number += 1
+        if end == len(request.context):
+            break
+    return number
+
+
+def _score(values: list[Any], num_tokens: int) -> Score | None:
+    counted = values[len(values) - num_tokens :]
+    if not 0 < num_tokens <= len(values) or not all(isinstance(value, int | float) for value in counted):
+        return None
+    return Score(-float(sum(counted)), num_tokens, context_tokens=len(values) - num_tokens)
+
+
+def _first_choice(body: Any) -> dict[str, Any]:
+    choices = body.get("choices") if isinstance(body, dict) else None
+    return choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}

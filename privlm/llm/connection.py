@@ -1,0 +1,184 @@
+"""The wire to a server of the OpenAI protocol, and what its refusals and broken connections mean.
+
+The key is read from the environment when the connection is first used. It is in no message, and no message quotes what
+was sent.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import ssl
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from privlm.errors import UsageError
+from privlm.llm.retry import CallFailure, retry_after
+from privlm.llm.types import Status
+
+if TYPE_CHECKING:
+    import openai
+
+OVERLOADED = frozenset({429, 502, 503, 504})
+STATUS_OF: dict[int, Status] = {
+    408: "timeout",
+    429: "rate_limited",
+    500: "server_error",
+    502: "server_error",
+    503: "server_error",
+    504: "server_error",
+}
+"""HTTP statuses that are worth another attempt, and the answer's status when none helps."""
+
+TOO_LONG = re.compile(r"context|too long|maximum.{0,20}(length|tokens)|max_model_len", re.IGNORECASE)
+FILTERED = frozenset({"content_filter", "content_policy_violation"})
+MAX_MESSAGE = 200  # characters of a server's message
+QUOTED = 40  # characters of a sent text whose appearance in a message makes it a quotation
+
+
+class Connection:
+    """For many threads. config: privlm.config.EndpointLLMConfig."""
+
+    def __init__(self, config: Any) -> None:
+        self.url = config.base_url.rstrip("/")
+        self._config = config
+        self._lock = threading.Lock()
+        self._client: openai.OpenAI | None = None
+        self._key = ""
+
+    def look_at_health(self) -> None:
+        """GET /health beside /v1. Whatever page comes shows that somebody is there.
+
+        Raises CallFailure where there is nobody, to be tried again only when a model is being loaded (503).
+        """
+        import httpx2
+
+        self._open()
+        timeout = httpx2.Timeout(self._config.timeout.connect)
+        try:
+            response = httpx2.get(f"{self.url.removesuffix('/v1')}/health", timeout=timeout)
+        except (httpx2.ReadTimeout, httpx2.RemoteProtocolError, httpx2.ReadError):
+            return  # somebody is there, and may know no /health
+        except (httpx2.TransportError, httpx2.InvalidURL) as error:
+            failure = _disconnected(error)
+            failure.again = False
+            raise failure from error
+        if response.status_code == 503:
+            raise CallFailure("server_error", "HTTP 503", http_status=503, gone=True)
+
+    def post(self, path: str, body: dict[str, Any], sent: Sequence[str]) -> Any:
+        """The decoded reply. sent: the texts in `body`, which no message may quote.
+
+        Raises CallFailure for what failed, UsageError for a refusal of the key, the address, the model or the request.
+        """
+        import httpx2
+        import openai
+
+        client = self._open()
+        headers = {} if self._key else {"Authorization": openai.Omit()}
+        try:
+            response = client.post(path, body=body, cast_to=httpx2.Response, options={"headers": headers})
+        except openai.APIStatusError as error:
+            raise self._refused(error, sent) from error
+        except openai.APIConnectionError as error:
+            raise _disconnected(error.__cause__ or error) from error
+        try:
+            return response.json()
+        except ValueError as error:
+            kind = response.headers.get("content-type", "no content type")
+            raise CallFailure("malformed", f"the reply is not JSON ({kind})", http_status=200) from error
+
+    def message(self, body: Any, sent: Sequence[str]) -> str:
+        """The message in a server's error object in one line, cut and without the key; "" where there is none, and
+        where it quotes what was sent.
+        """
+        for name in ("error", "message", "detail"):
+            body = body.get(name, body) if isinstance(body, dict) else body
+        if not isinstance(body, str) or body.lstrip().startswith("<"):
+            return ""
+        if any(part and part[:QUOTED] in body for part in sent):
+            return ""
+        return " ".join((body.replace(self._key, "***") if self._key else body).split())[:MAX_MESSAGE]
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+
+    def _open(self) -> openai.OpenAI:
+        with self._lock:
+            if self._client is None:
+                self._client = self._make_client()
+            return self._client
+
+    def _make_client(self) -> openai.OpenAI:
+        try:
+            import httpx2
+            import openai
+        except ImportError as error:
+            raise UsageError("llm=endpoint needs the package openai: pip install 'privlm[llm]'") from error
+        config = self._config
+        if config.api_key_env is not None:
+            self._key = os.environ.get(config.api_key_env, "")
+            if not self._key:
+                raise UsageError(
+                    f"llm.api_key_env: the environment variable {config.api_key_env} is not set; export it, or set "
+                    "llm.api_key_env=null for a server that needs no key"
+                )
+        limits = httpx2.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency)
+        return openai.OpenAI(
+            base_url=self.url,
+            api_key=self._key or "none",
+            max_retries=0,
+            timeout=httpx2.Timeout(config.timeout.read, connect=config.timeout.connect, pool=None),
+            http_client=openai.DefaultHttpxClient(limits=limits),
+        )
+
+    def _refused(self, error: openai.APIStatusError, sent: Sequence[str]) -> Exception:
+        """What a status of 400 or above means."""
+        code, text = error.status_code, self.message(error.body, sent)
+        detail = f"HTTP {code}{': ' if text else ''}{text}"
+        if code in STATUS_OF:
+            pause = retry_after(error.response.headers)
+            gone = code in OVERLOADED
+            return CallFailure(STATUS_OF[code], detail, http_status=code, gone=gone, retry_after=pause)
+        if error.code in FILTERED:
+            return CallFailure("refused", detail, http_status=code, again=False)
+        if code == 413 or (code == 400 and TOO_LONG.search(text)):
+            return CallFailure("client_error", detail, http_status=code, again=False)
+        if code in (401, 403):
+            name = self._config.api_key_env
+            key = "a call without a key" if name is None else f"the key in {name}"
+            return UsageError(f"llm.api_key_env: {self.url} refuses {key} ({detail})")
+        place = f"llm.model={self._config.model}, llm.base_url={self.url}"
+        hint = "no such model or address; an address usually ends in /v1" if code == 404 else "the request is refused"
+        return UsageError(f"{place}: {hint} ({detail})")
+
+
+def _disconnected(error: BaseException) -> CallFailure:
+    """What a refused, broken or timed out connection means."""
+    import httpx2
+
+    if isinstance(error, httpx2.ReadTimeout | httpx2.WriteTimeout):
+        return CallFailure("timeout", "no answer within llm.timeout.read")
+    if isinstance(error, httpx2.UnsupportedProtocol | httpx2.InvalidURL):
+        return CallFailure("server_error", "no http or https address", again=False, gone=True)
+    detail = "connection lost"
+    if isinstance(error, httpx2.ConnectTimeout):
+        detail = "no connection within llm.timeout.connect"
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLError):
+            reason = getattr(cause, "verify_message", None) or cause.reason or "no handshake"
+            return CallFailure("server_error", f"TLS: {reason}", again=False, gone=True)
+        if isinstance(cause, socket.gaierror):
+            detail = "unknown host"
+        elif isinstance(cause, ConnectionRefusedError):
+            detail = "connection refused"
+    return CallFailure("server_error", detail, gone=True)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,51 @@
+"""The checks of meaning of the group llm; those of the other groups are in tests/cli."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from privlm import checks
+from privlm.config import EndpointLLMConfig, ReplayLLMConfig, defaults
+
+pytestmark = pytest.mark.torch_free
+
+SERVER = {"base_url": "http://127.0.0.1:8000/v1", "model": "m"}
+
+
+def endpoint(**changes):
+    return checks._check_llm(OmegaConf.structured(defaults(EndpointLLMConfig, "llm", "endpoint", **SERVER | changes)))
+
+
+def test_a_server_with_address_and_model_is_enough():
+    assert endpoint() == []
+    assert endpoint(api="completions", score="echo", price={"input": 1.0, "output": 2.0}, budget={"usd": 5.0}) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"base_url": None}, "llm.base_url: give the address"),
+        ({"model": None}, "llm.model: name the model"),
+        ({"base_url": "127.0.0.1:8000"}, "llm.base_url must begin with http"),
+        ({"base_url": "http://user:secret@host/v1"}, "llm.base_url holds a name or password"),
+        ({"api_key_env": "sk-canary-5f2b"}, "llm.api_key_env must be the name"),
+        ({"score": "echo"}, "llm.score=echo needs llm.api=completions"),
+        ({"concurrency": 65}, "llm.concurrency must lie between 1 and 64, not 65"),
+        ({"concurrency": 0}, "llm.concurrency must lie between 1 and 64, not 0"),
+        ({"retry": {"max_attempts": 0}}, "llm.retry.max_attempts must be greater than 0"),
+        ({"timeout": {"read": -1.0}}, "llm.timeout.read must be greater than 0"),
+        ({"rpm": 0}, "llm.rpm must be greater than 0"),
+        ({"price": {"input": -1.0}}, "llm.price.input must not be negative"),
+        ({"budget": {"calls": -1}}, "llm.budget.calls must not be negative"),
+        ({"budget": {"usd": 5.0}}, "llm.budget.usd needs llm.price"),
+    ],
+)
+def test_a_problem_is_named_without_quoting_a_secret(changes, problem):
+    (found,) = endpoint(**changes)
+    assert found.startswith(problem)
+    assert "secret" not in found
+    assert "canary" not in found
+
+
+def test_replay_needs_a_file():
+    (found,) = checks._check_llm(OmegaConf.structured(defaults(ReplayLLMConfig, "llm", "replay")))
+    assert found.startswith("llm.path: name the file")
