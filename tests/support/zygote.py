@@ -21,11 +21,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Finished:
-    """status: exit status, negative for a signal. writes: durable writes that the command made."""
+    """status: exit status, negative for a signal. writes: durable writes that the command made; appends: numbers of
+    those that append lines to a file, which alone can be torn.
+    """
 
     status: int
     output: str
     writes: int
+    appends: tuple[int, ...]
 
 
 class Zygote:
@@ -50,12 +53,14 @@ class Zygote:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         log, count = self.folder / "output.txt", self.folder / "writes.txt"
-        count.write_text("0")
+        count.write_text("")
         request = {"words": words, "fault": fault, "log": str(log), "count": str(count)}
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         status = int(self.process.stdout.readline())
-        return Finished(status, log.read_text(), int(count.read_text() or 0))
+        kinds = count.read_text()
+        appends = tuple(number for number, kind in enumerate(kinds, start=1) if kind == "a")
+        return Finished(status, log.read_text(), len(kinds), appends)
 
     def close(self) -> None:
         assert self.process.stdin is not None
@@ -114,11 +119,12 @@ def _count_writes(fault: tuple[str, int] | None, count_path: str) -> None:
     writes = 0
     real_open, real_append = builtins.open, files.append_json_lines
 
-    def strike() -> bool:
+    def strike(kind: str = "w") -> bool:
+        """Notes a write, as a letter of the count, and tells whether it is the chosen one."""
         nonlocal writes
         writes += 1
-        with real_open(count_path, "w") as file:
-            file.write(str(writes))
+        with real_open(count_path, "a") as file:
+            file.write(kind)
         return writes == chosen
 
     def guarded(function: Any) -> Any:
@@ -133,7 +139,7 @@ def _count_writes(fault: tuple[str, int] | None, count_path: str) -> None:
 
     def append(path: Path, rows: Any) -> None:
         rows = list(rows)
-        if strike():
+        if strike("a"):
             if kind == "full":
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             if kind == "torn":
