@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from privlm.errors import UsageError
@@ -16,7 +15,10 @@ from privlm.models.files import ModelFiles, require_files
 from privlm.models.gguf import dequantized
 from privlm.models.loading import quiet, readable
 
-CausalLM = PreTrainedModel | PeftModel
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    CausalLM = PreTrainedModel | PeftModel
 
 
 def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
@@ -80,6 +82,8 @@ def apply_peft(model: Any, adapter: Path) -> PeftModel:
     Raises:
         UsageError: the adapter is damaged, of an unknown kind, or made for other weights.
     """
+    from peft import PeftModel  # takes seconds
+
     with readable(adapter), quiet():
         adapted = PeftModel.from_pretrained(model, adapter)
     return adapted.eval()

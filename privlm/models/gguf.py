@@ -5,12 +5,16 @@ Left packed, such a model takes about a minute to load each time and cannot be s
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from privlm import files
-from privlm.models.files import ModelFiles
+from privlm.errors import UsageError
+from privlm.models.files import ModelFiles, missing_files
 
 logger = logging.getLogger("privlm")
 
@@ -23,17 +27,26 @@ def cache_directory() -> Path:
 def dequantized(model: ModelFiles) -> Path:
     """Folder with the weights of a GGUF file and its tokenizer; float32 holds every dequantised value exactly.
 
-    Made at the first call (about a minute and 4 bytes a parameter), complete or not at all.
+    Made at the first call (about a minute, 4 bytes a parameter), complete or not at all; processes wait for each other.
 
     Raises:
-        UsageError: the file cannot be read.
+        UsageError: the file cannot be read, or the cache not be written.
     """
     assert model.directory is not None
     assert model.gguf_file is not None
-    folder = cache_directory() / "gguf" / model.fingerprint.removeprefix("sha256:")[:32]
-    if not folder.is_dir():
-        logger.info("unpacking %s into %s, once: about a minute", model.gguf_file, folder)
-        _unpack(model.directory, model.gguf_file, folder)
+    cache = cache_directory() / "gguf"
+    folder = cache / model.fingerprint.removeprefix("sha256:")[:32]
+    if not missing_files(folder):
+        return folder
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with open(cache / f"{folder.name}.lock", "w", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if missing_files(folder):
+                logger.info("unpacking %s into %s, once: about a minute", model.gguf_file, folder)
+                _unpack(model.directory, model.gguf_file, folder)
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{folder} cannot be written ({error}); set PRIVLM_CACHE to another folder") from error
     return folder
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from privlm.config import LocalLLMConfig
 from privlm.errors import UsageError
-from privlm.llm.types import GenerateRequest, Message, Reply, Request, ScoreRequest
+from privlm.llm.types import Answer, GenerateRequest, Message, Reply, Request, ScoreRequest
 from privlm.llm.weights import locate_llm
 from privlm.models.files import download_weights
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+    from privlm.llm.generation import Prompt
     from privlm.llm.scoring import Encoder
     from privlm.models.causal import CausalLM
 
@@ -56,10 +57,12 @@ class LocalBackend:
         return len(self._prompt_tokens(request))
 
     def ask(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
-        """Replies as their batches are done, scores first.
+        """Scores as their batches are done, then answers as their rows are.
+
+        A prompt that does not fit the context length is a client_error, told first.
 
         Raises:
-            UsageError: before any reply, for a request that does not fit the context or the tokenizer.
+            UsageError: before any reply, for a continuation that cannot be scored, or messages without a chat template.
         """
         import torch
 
@@ -72,6 +75,8 @@ class LocalBackend:
             for i, request in enumerate(requests)
             if isinstance(request, GenerateRequest)
         }
+        for i in [i for i, prompt in prompts.items() if not self._fits(prompt)]:
+            yield i, self._refusal(prompts.pop(i))
         batch_tokens = self.config.batch_tokens
         with torch.inference_mode():
             if texts:
@@ -151,20 +156,24 @@ class LocalBackend:
         return frozenset({*listed, self._tokenizer.eos_token_id} - {None})
 
     def _prompt_tokens(self, request: GenerateRequest) -> list[int]:
-        """Raises UsageError: no chat template for messages, nothing to continue, or no room for max_tokens."""
+        """Raises UsageError: no chat template for messages, or nothing to continue."""
         if isinstance(request.prompt, str):
             tokens = self._tokenizer(request.prompt)["input_ids"]
         else:
             tokens = self._tokenizer(self._chat_text(request.prompt), add_special_tokens=False)["input_ids"]
-        max_tokens = request.sampling.max_tokens
         if not tokens:
             raise UsageError("an empty prompt cannot be continued: the tokenizer begins no text with BOS")
-        if self._window is not None and len(tokens) + max_tokens > self._window:
-            raise UsageError(
-                f"a prompt of {len(tokens)} tokens and max_tokens={max_tokens} do not fit the context length of "
-                f"{self._window} tokens of '{self.config.name}': shorten the prompt or lower max_tokens"
-            )
         return tokens
+
+    def _fits(self, prompt: Prompt) -> bool:
+        return self._window is None or len(prompt.tokens) + prompt.request.sampling.max_tokens <= self._window
+
+    def _refusal(self, prompt: Prompt) -> Answer:
+        detail = (
+            f"a prompt of {len(prompt.tokens)} tokens and max_tokens={prompt.request.sampling.max_tokens} exceed the "
+            f"context length, {self._window} tokens: shorten the prompt or lower max_tokens"
+        )
+        return Answer("", "client_error", prompt_tokens=len(prompt.tokens), detail=detail)
 
     def _chat_text(self, prompt: Sequence[Message]) -> str:
         from jinja2 import TemplateError
