@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from privlm.llm.batching import Model, Rows, batches
+from privlm.llm.batching import Limits, Model, Rows, batches, shared_beginnings
 from privlm.llm.types import Answer, GenerateRequest, Status
 
 
@@ -32,17 +32,17 @@ def generate(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     stop_tokens: Collection[int],
-    batch_tokens: int,
+    limits: Limits,
 ) -> Iterator[tuple[int, Answer]]:
     """Yields (index, answer), each when its row is finished.
 
     stop_tokens: that end a continuation and are not part of its text.
-    batch_tokens: tokens of a batch with the longest continuation allowed, padding included.
     """
-    lengths = [len(prompt.tokens) + prompt.request.sampling.max_tokens for prompt in prompts]
-    for batch in batches(lengths, batch_tokens):
-        drawn = [Drawn(index, prompts[index], stop_tokens, tokenizer) for index in batch]
-        yield from _generate_batch(model, drawn)
+    for group, shared in shared_beginnings([prompt.tokens[:-1] for prompt in prompts]):
+        members = [prompts[index] for index in group]
+        held = [len(prompt.tokens) + prompt.request.sampling.max_tokens for prompt in members]
+        for batch in batches(limits, held, [len(prompt.tokens) - shared for prompt in members]):
+            yield from _generate_batch(model, [Drawn(group[i], members[i], stop_tokens, tokenizer) for i in batch])
 
 
 class Drawn:
@@ -123,7 +123,7 @@ def seed_of(request: GenerateRequest) -> int:
 
 
 def _generate_batch(model: Model, drawn: list[Drawn]) -> Iterator[tuple[int, Answer]]:
-    rows, logits_BV = Rows.read(model, [row.prompt.tokens for row in drawn])
+    rows, logits_BV = Rows.of(model, [row.prompt.tokens for row in drawn])
     while True:
         for row, logits_V in zip(drawn, logits_BV, strict=True):
             row.draw(logits_V)
@@ -134,5 +134,4 @@ def _generate_batch(model: Model, drawn: list[Drawn]) -> Iterator[tuple[int, Ans
         if len(going) < len(drawn):
             drawn = [drawn[i] for i in going]
             rows.keep(going)
-        ids_B1 = torch.tensor([[row.tokens[-1]] for row in drawn], device=model.device)
-        logits_BV = rows.feed(model, ids_B1)[:, -1].float()
+        logits_BV = rows.read(model, [row.tokens[-1:] for row in drawn])

@@ -11,11 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from privlm.errors import UsageError
-from privlm.llm.batching import Model, Rows, batches, output_layer_sees, pad_right
+from privlm.llm.batching import Limits, Model, Rows, batches, shared_beginnings, worth_sharing
 from privlm.llm.types import Score, ScoreRequest
 
 
@@ -93,77 +92,95 @@ class Encoder:
         raise UsageError("an empty context cannot be scored: the tokenizer has neither a BOS nor an EOS token")
 
 
-def score(model: Model, requests: Sequence[Encoded], batch_tokens: int) -> Iterator[tuple[int, Score]]:
-    """Yields (index, score), batch by batch.
-
-    batch_tokens: tokens of a batch, padding included.
-    """
-    sharing: dict[tuple[int, ...], list[int]] = defaultdict(list)
+def score(model: Model, requests: Sequence[Encoded], limits: Limits) -> Iterator[tuple[int, Score]]:
+    """Yields (index, score), batch by batch."""
+    by_context: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, request in enumerate(requests):
-        sharing[request.context].append(index)
-    together = [group for group in sharing.values() if len(group) > 1]
-    alone = sorted(set(range(len(requests))) - {index for group in together for index in group})
-    parts = _score_together(model, requests, together, batch_tokens), _score_alone(model, requests, alone, batch_tokens)
-    for part in parts:
+        by_context[request.context].append(index)
+    alone = [indices[0] for indices in by_context.values() if len(indices) == 1]
+    together = [indices for indices in by_context.values() if len(indices) > 1]
+    for part in (_score_together(model, requests, together, limits), _score_alone(model, requests, alone, limits)):
         for index, sum_nll in part:
             request = requests[index]
             yield index, Score(sum_nll, len(request.continuation), request.truncated, len(request.context))
 
 
 def _score_alone(
-    model: Model, requests: Sequence[Encoded], indices: Sequence[int], batch_tokens: int
+    model: Model, requests: Sequence[Encoded], indices: Sequence[int], limits: Limits
 ) -> Iterator[tuple[int, float]]:
-    """Padding on the right needs no mask: a causal model does not look there."""
-    lengths = [requests[index].num_read for index in indices]
-    outputs = [len(requests[index].continuation) for index in indices]
-    for batch in batches(lengths, batch_tokens, outputs):
-        chosen = [indices[i] for i in batch]
-        ids_BT = pad_right([requests[index].context + requests[index].continuation[:-1] for index in chosen], model)
-        targets = [requests[index].continuation for index in chosen]
-        row_N, column_N = _positions([len(requests[index].context) - 1 for index in chosen], targets)
-        with output_layer_sees(model, row_N, column_N):
-            logits_NV = model(input_ids=ids_BT, use_cache=False).logits[0]
-        yield from zip(chosen, _sums(logits_NV, row_N, targets), strict=True)
+    """Each context with its one continuation, in one pass."""
+    for group, shared in shared_beginnings([requests[index].context[:-1] for index in indices]):
+        members = [indices[i] for i in group]
+        lengths = [requests[index].num_read for index in members]
+        outputs = [len(requests[index].continuation) for index in members]
+        for batch in batches(limits, lengths, [length - shared for length in lengths], outputs):
+            chosen = [requests[members[i]] for i in batch]
+            begun = worth_sharing([request.context[:-1] for request in chosen])
+            rows = Rows.begin(model, chosen[0].context[:begun], len(chosen))
+            pieces = [(request.context + request.continuation[:-1])[begun:] for request in chosen]
+            first = [len(request.context) - 1 - begun for request in chosen]
+            sums = _finish(model, rows, pieces, first, [request.continuation for request in chosen])
+            yield from zip([members[i] for i in batch], sums, strict=True)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A request whose first token is scored. row: of its context."""
+
+    index: int
+    row: int
+    first_nll: float
+    continuation: tuple[int, ...]
 
 
 def _score_together(
-    model: Model, requests: Sequence[Encoded], groups: Sequence[list[int]], batch_tokens: int
+    model: Model, requests: Sequence[Encoded], by_context: Sequence[list[int]], limits: Limits
 ) -> Iterator[tuple[int, float]]:
-    """Reads each context once, which predicts the first tokens; then what follows these, a row each."""
-    sizes = [sum(requests[index].num_read for index in group) for group in groups]
-    for batch in batches(sizes, batch_tokens):
-        read, logits_GV = Rows.read(model, [requests[groups[i][0]].context for i in batch])
-        members = [(row, index) for row, i in enumerate(batch) for index in groups[i]]
-        first_tokens = [requests[index].continuation[0] for _, index in members]
-        first_M = -logits_GV.log_softmax(-1)[[row for row, _ in members], first_tokens].double()
-        longer = []
-        for (row, index), first_nll in zip(members, first_M.tolist(), strict=True):
-            if len(requests[index].continuation) == 1:
-                yield index, first_nll
-            else:
-                longer.append((row, index, first_nll))
-        lengths = [requests[index].num_read for _, index, _ in longer]
-        outputs = [len(requests[index].continuation) - 1 for _, index, _ in longer]
-        for part in batches(lengths, batch_tokens, outputs):
-            chosen = [longer[i] for i in part]
-            targets = [requests[index].continuation[1:] for _, index, _ in chosen]
-            row_N, column_N = _positions([0] * len(chosen), targets)
-            ids_BT = pad_right([requests[index].continuation[:-1] for _, index, _ in chosen], model)
-            with output_layer_sees(model, row_N, column_N):
-                logits_NV = read.select([row for row, _, _ in chosen]).feed(model, ids_BT)[0]
-            for (_, index, first_nll), sum_nll in zip(chosen, _sums(logits_NV, row_N, targets), strict=True):
-                yield index, first_nll + sum_nll
+    """Each context once, which predicts the first tokens of its continuations; then what follows these."""
+    contexts = [requests[indices[0]].context for indices in by_context]
+    for group, shared in shared_beginnings([context[:-1] for context in contexts]):
+        lengths = [len(contexts[i]) for i in group]
+        for batch in batches(limits, lengths, [length - shared for length in lengths], [1] * len(group)):
+            chosen = [group[i] for i in batch]
+            rows, logits_GV = Rows.of(model, [contexts[i] for i in chosen])
+            logp_GV = logits_GV.log_softmax(-1)
+            begun = [
+                _Begun(index, row, -float(logp_GV[row, requests[index].continuation[0]]), requests[index].continuation)
+                for row, i in enumerate(chosen)
+                for index in by_context[i]
+            ]
+            yield from ((member.index, member.first_nll) for member in begun if len(member.continuation) == 1)
+            longer = [member for member in begun if len(member.continuation) > 1]
+            yield from _score_rest(model, rows, longer, limits)
 
 
-def _positions(first_B: Sequence[int], targets: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """(row, column) of the positions whose logits predict the targets: from column `first_B` on, one for each."""
-    row_N = [row for row, target in enumerate(targets) for _ in target]
-    column_N = [first + i for first, target in zip(first_B, targets, strict=True) for i in range(len(target))]
-    return torch.tensor(row_N), torch.tensor(column_N)
+def _score_rest(model: Model, rows: Rows, begun: Sequence[_Begun], limits: Limits) -> Iterator[tuple[int, float]]:
+    read = [len(member.continuation) - 1 for member in begun]
+    held = [int(rows.length_B[member.row]) + length for member, length in zip(begun, read, strict=True)]
+    for batch in batches(limits, held, read, read):
+        chosen = [begun[i] for i in batch]
+        pieces = [member.continuation[:-1] for member in chosen]
+        targets = [member.continuation[1:] for member in chosen]
+        sums = _finish(model, rows.select([member.row for member in chosen]), pieces, [0] * len(chosen), targets)
+        for member, sum_nll in zip(chosen, sums, strict=True):
+            yield member.index, member.first_nll + sum_nll
 
 
-def _sums(logits_NV: Tensor, row_N: Tensor, targets: Sequence[Sequence[int]]) -> list[float]:
-    """Sum of -log p over each row's targets, in nats."""
+def _finish(
+    model: Model,
+    rows: Rows,
+    pieces: Sequence[Sequence[int]],
+    first: Sequence[int],
+    targets: Sequence[Sequence[int]],
+) -> list[float]:
+    """Sum of -log p, in nats, over each row's targets: the first is predicted at position `first` of the piece, the
+    others follow.
+    """
+    row_N = torch.tensor([row for row, target in enumerate(targets) for _ in target])
+    column_N = torch.tensor(
+        [start + i for start, target in zip(first, targets, strict=True) for i in range(len(target))]
+    )
+    logits_NV = rows.finish(model, pieces, row_N, column_N)
     target_N = torch.tensor([token for target in targets for token in target], device=logits_NV.device)
-    nll_N = torch.nn.functional.cross_entropy(logits_NV.float(), target_N, reduction="none").double().cpu()
+    nll_N = torch.nn.functional.cross_entropy(logits_NV, target_N, reduction="none").double().cpu()
     return torch.zeros(len(targets), dtype=torch.float64).index_add(0, row_N, nll_N).tolist()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from privlm.config import LocalLLMConfig, defaults
+from privlm.llm.batching import Limits
 from privlm.llm.generation import Drawn, Prompt, generate, nucleus
 from privlm.llm.types import GenerateRequest, Sampling
 from privlm.models.byte_level import byte_tokenizer
@@ -20,10 +21,13 @@ def model() -> Any:
     return random_causal_lm(defaults(LocalLLMConfig, "llm", "tiny").random)
 
 
-def answers(model, requests, batch_tokens=4096, stop_tokens=()):
+LIMITS = Limits(4096, 4096)
+
+
+def answers(model, requests, limits=LIMITS, stop_tokens=()):
     prompts = [Prompt(tuple(TOKENIZER(request.prompt)["input_ids"]), request) for request in requests]
     with torch.inference_mode():
-        found = dict(generate(model, TOKENIZER, prompts, stop_tokens, batch_tokens))
+        found = dict(generate(model, TOKENIZER, prompts, stop_tokens, limits))
     return [found[i] for i in range(len(requests))]
 
 
@@ -53,7 +57,7 @@ def test_draws_do_not_depend_on_the_batch(model):
         for sample_index in range(2)
     ]
     together = answers(model, requests)
-    assert together == answers(model, requests, batch_tokens=1)
+    assert together == answers(model, requests, Limits(1, 1))
     assert together == answers(model, requests[::-1])[::-1]
     texts = [answer.text for answer in together]
     assert len(set(texts)) == len(texts)

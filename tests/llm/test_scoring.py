@@ -7,6 +7,7 @@ import torch
 
 from privlm.config import LocalLLMConfig, defaults
 from privlm.errors import UsageError
+from privlm.llm.batching import Limits
 from privlm.llm.scoring import Encoder, score
 from privlm.llm.types import ScoreRequest
 from privlm.models.byte_level import byte_tokenizer
@@ -33,10 +34,13 @@ def model() -> Any:
     return random_causal_lm(defaults(LocalLLMConfig, "llm", "tiny").random)
 
 
-def scores(model, requests, batch_tokens=256, window=None):
+LIMITS = Limits(256, 256)
+
+
+def scores(model, requests, limits=LIMITS, window=None):
     encoder = Encoder(TOKENIZER, window)
     with torch.inference_mode():
-        found = dict(score(model, [encoder(request) for request in requests], batch_tokens))
+        found = dict(score(model, [encoder(request) for request in requests], limits))
     return [found[i] for i in range(len(requests))]
 
 
@@ -58,9 +62,9 @@ def test_equals_log_softmax_by_hand_over_the_continuation_alone(model):
         assert found.avg_nll == found.sum_nll / len(continuation)
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 60, 10_000])
-def test_the_batch_does_not_matter(model, batch_tokens):
-    for request, found in zip(REQUESTS, scores(model, REQUESTS, batch_tokens), strict=True):
+@pytest.mark.parametrize("limits", [Limits(1, 1), Limits(60, 40), Limits(10_000, 10_000), Limits(10_000, 10_000, 3)])
+def test_the_batch_does_not_matter(model, limits):
+    for request, found in zip(REQUESTS, scores(model, REQUESTS, limits), strict=True):
         (alone,) = scores(model, [request])
         assert found.sum_nll == pytest.approx(alone.sum_nll, abs=1e-4)
 

@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+    from privlm.llm.batching import Limits
     from privlm.llm.generation import Prompt
     from privlm.llm.scoring import Encoder
     from privlm.models.causal import CausalLM
+
+CPU_READ_TOKENS = 512  # at once, where nothing is decoded: a CPU gains nothing by more, and scores come sooner
 
 
 class LocalBackend:
@@ -77,16 +80,15 @@ class LocalBackend:
         }
         for i in [i for i, prompt in prompts.items() if not self._fits(prompt)]:
             yield i, self._refusal(prompts.pop(i))
-        batch_tokens = self.config.batch_tokens
         with torch.inference_mode():
             if texts:
                 indices = list(texts)
-                for i, reply in score(self._lm, list(texts.values()), batch_tokens):
+                for i, reply in score(self._lm, list(texts.values()), self._limits(CPU_READ_TOKENS)):
                     yield indices[i], reply
             if prompts:
                 indices = list(prompts)
-                answers = generate(self._lm, self._tokenizer, list(prompts.values()), self._stop_tokens, batch_tokens)
-                for i, answer in answers:
+                stop_tokens, limits = self._stop_tokens, self._limits()
+                for i, answer in generate(self._lm, self._tokenizer, list(prompts.values()), stop_tokens, limits):
                     yield indices[i], answer
 
     def hidden_states(self, texts: Sequence[str], layer: int) -> Tensor:
@@ -102,7 +104,8 @@ class LocalBackend:
         means: dict[int, Tensor] = {}
         nowhere = torch.empty(0, dtype=torch.long)
         with torch.inference_mode():
-            for batch in batches([len(row) for row in ids], self.config.batch_tokens):
+            lengths = [len(row) for row in ids]
+            for batch in batches(self._limits(CPU_READ_TOKENS), lengths, lengths):
                 ids_BT = pad_right([ids[i] for i in batch], self._lm)
                 with output_layer_sees(self._lm, nowhere, nowhere):
                     output = self._lm(input_ids=ids_BT, output_hidden_states=True)
@@ -148,6 +151,13 @@ class LocalBackend:
         if own is not None and asked is not None and asked > own:
             raise UsageError(f"llm.context_length={asked}: '{self.config.name}' reads at most {own} tokens")
         return own if asked is None else asked
+
+    def _limits(self, read_on_cpu: int | None = None) -> Limits:
+        from privlm.llm.batching import Limits
+
+        most = self.config.batch_tokens
+        on_cpu = self._lm.device.type == "cpu"
+        return Limits(held=most, read=min(most, read_on_cpu) if read_on_cpu and on_cpu else most)
 
     @cached_property
     def _stop_tokens(self) -> frozenset[int]:
