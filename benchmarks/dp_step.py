@@ -65,13 +65,17 @@ Batch = dict[str, Tensor]
 
 
 class Engine(Protocol):
-    """One way to train. `clipped_sum` is called instead of a first `release`."""
+    """One way to train."""
 
     def micro_step(self, batch: Batch) -> None: ...
 
-    def clipped_sum(self) -> Tensor: ...
-
     def release(self) -> None: ...
+
+
+class PrivateEngine(Engine, Protocol):
+    """One way to train privately. `clipped_sum` is called instead of a first `release`."""
+
+    def clipped_sum(self) -> Tensor: ...
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -90,9 +94,6 @@ class NonPrivate:
 
     def micro_step(self, batch: Batch) -> None:
         losses(self.model, batch).mean().backward()
-
-    def clipped_sum(self) -> Tensor:
-        raise NotImplementedError("the ordinary step does not clip")
 
     def release(self) -> None:
         self.optimizer.step()
@@ -209,8 +210,8 @@ class OpacusGhost(OpacusHooks):
         self.optimizer.zero_grad()
 
 
-ENGINES: dict[str, Callable[[nn.Module, int], Engine]] = {
-    "non-private": NonPrivate,
+NON_PRIVATE = "non-private"
+PRIVATE_ENGINES: dict[str, Callable[[nn.Module, int], PrivateEngine]] = {
     "privlm": PrivLM,
     "opacus ghost": OpacusGhost,
     "opacus hooks": OpacusHooks,
@@ -257,15 +258,18 @@ class Round:
 
 
 def work(name: str, workload: Workload, pipe: Connection) -> None:
-    """One engine's process: sends a sample of its clipped sum, then one `Round` for every message."""
+    """One engine's process: sends a sample of its clipped sum (None of the ordinary step), then a `Round` a message."""
     torch.set_num_threads(1)
     batch = workload.batch()
-    engine = ENGINES[name](workload.build(), workload.batch_size)
-    engine.micro_step(batch)
-    if name == "non-private":
+    engine: Engine
+    if name == NON_PRIVATE:
+        engine = NonPrivate(workload.build(), workload.batch_size)
+        engine.micro_step(batch)
         pipe.send(None)
     else:
-        total = engine.clipped_sum()
+        engine = private = PRIVATE_ENGINES[name](workload.build(), workload.batch_size)
+        engine.micro_step(batch)
+        total = private.clipped_sum()
         pipe.send(total[:: max(1, total.numel() // 1_000_000)].numpy())
         del total
         engine.micro_step(batch)
@@ -313,9 +317,9 @@ def measure(workload: Workload, names: list[str], num_rounds: int) -> dict[str, 
     return rounds
 
 
-def table(training: str, rounds: dict[str, list[Round]], micro_batches: int) -> list[str]:
+def table(rounds: dict[str, list[Round]], micro_batches: int) -> list[str]:
     """Markdown rows; `micro_batches` micro-steps share one release in the column of the whole logical step."""
-    base = rounds["non-private"]
+    base = rounds[NON_PRIVATE]
     lines = []
     for name, own in rounds.items():
         micro = [mine.micro_step_s / theirs.micro_step_s for mine, theirs in zip(own, base, strict=True)]
@@ -327,7 +331,7 @@ def table(training: str, rounds: dict[str, list[Round]], micro_batches: int) -> 
         peak = max(mine.peak_rss_mb for mine in own)
         base_peak = max(theirs.peak_rss_mb for theirs in base)
         lines.append(
-            f"| {training} | {name} | {np.median([mine.micro_step_s for mine in own]):.3f} | {spread(micro)} "
+            f"| {name} | {np.median([mine.micro_step_s for mine in own]):.3f} | {spread(micro)} "
             f"| {np.median([mine.release_s for mine in own]):.3f} | {spread(logical)} "
             f"| {peak:.0f} | {peak / base_peak:.2f} |"
         )
@@ -339,17 +343,17 @@ def spread(ratios: list[float]) -> str:
     return f"{median:.2f} ({low:.2f}-{high:.2f})"
 
 
-def section(arguments: argparse.Namespace, lines: list[str]) -> str:
+def section(arguments: argparse.Namespace, training: str, lines: list[str]) -> str:
     packages = ["torch", "transformers", "peft", "opacus"]
     versions = [f"{name} {version(name)}" for name in packages if importlib.util.find_spec(name)]
     command = shlex.join(["python", "benchmarks/dp_step.py", *sys.argv[1:]])
     return "\n".join(
         [
-            f"## {arguments.model}, batch {arguments.batch}, {arguments.tokens} tokens",
+            f"## {arguments.model}, {training}, batch {arguments.batch}, {arguments.tokens} tokens",
             "",
-            f"| training | engine | micro-step, CPU s | x non-private (quartiles) | release, CPU s "
+            f"| engine | micro-step, CPU s | x non-private (quartiles) | release, CPU s "
             f"| logical step of {arguments.micro_batches} micro-steps, x non-private | peak RSS, MB | x non-private |",
-            "|--|--|--|--|--|--|--|--|",
+            "|--|--|--|--|--|--|--|",
             *lines,
             "",
             f"`{command}`, medians of {arguments.rounds} rounds on 1 thread of {os.cpu_count()} CPUs "
@@ -372,7 +376,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=list(SHAPES), default="tiny")
     parser.add_argument("--training", choices=["dense", "lora"], nargs="+", default=["dense", "lora"])
-    parser.add_argument("--engines", choices=list(ENGINES), nargs="+", default=list(ENGINES))
+    parser.add_argument(
+        "--engines", choices=list(PRIVATE_ENGINES), nargs="+", default=list(PRIVATE_ENGINES), help="beside privlm"
+    )
     parser.add_argument("--batch", type=int, default=16, help="records of a micro-batch")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--micro-batches", type=int, default=16, help="micro-steps that share a release in the table")
@@ -381,18 +387,17 @@ def main() -> None:
     arguments = parser.parse_args()
     names = [
         name
-        for name in ENGINES
-        if name in {"non-private", "privlm", *arguments.engines}
+        for name in (NON_PRIVATE, *PRIVATE_ENGINES)
+        if name in {NON_PRIVATE, "privlm", *arguments.engines}
         and (not name.startswith("opacus") or importlib.util.find_spec("opacus"))
     ]
-    lines: list[str] = []
     for training in arguments.training:
         workload = Workload(arguments.model, training, arguments.batch, arguments.tokens)
-        lines += table(training, measure(workload, names, arguments.rounds), arguments.micro_batches)
-    text = section(arguments, lines)
-    print(text)
-    if arguments.write:
-        write(f"{arguments.model} {arguments.batch} {arguments.tokens}", text)
+        rounds = measure(workload, names, arguments.rounds)
+        text = section(arguments, training, table(rounds, arguments.micro_batches))
+        print(text, flush=True)
+        if arguments.write:
+            write(f"{arguments.model} {training} {arguments.batch} {arguments.tokens}", text)
 
 
 if __name__ == "__main__":

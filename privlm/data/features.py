@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from privlm.data.encoding import EncodedSplit
 from privlm.models.encoder import EncoderClassifier
+
+_NUM_REMEMBERED = 2  # a training and a test split
+_remembered: dict[str, Tensor] = {}
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,35 @@ class FeatureSplit:
         """features [B, H] and labels [B]."""
         tensors = {"features": self.features[indices], "labels": torch.from_numpy(self.labels[indices])}
         return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def remembered_features(
+    model: EncoderClassifier,
+    split: EncodedSplit,
+    micro_batch_size: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Tensor:
+    """What `compute_features` gives, computed once per process for equal weights and texts.
+
+    The runs of one audit (shadow runs above all) share them. In memory only: features tell of private texts.
+    """
+    key = _digest(model, split)
+    if key not in _remembered:
+        while len(_remembered) >= _NUM_REMEMBERED:
+            del _remembered[next(iter(_remembered))]
+        _remembered[key] = compute_features(model, split, micro_batch_size, progress)
+    progress(len(split))
+    return _remembered[key]
+
+
+def _digest(model: EncoderClassifier, split: EncodedSplit) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(split.lengths))
+    for ids in (*split.input_ids, *(split.token_type_ids or ())):
+        digest.update(ids)
+    for name, weight in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 @torch.inference_mode()

@@ -172,14 +172,15 @@ class PrivacyEngine:
             norm_B = torch.linalg.vector_norm(norm_LB, dim=0)
             nonfinite_B = ~norm_B.isfinite()
             factor_LB = self._clip_factors(norm_LB, self.clipping_norm).masked_fill(nonfinite_B, 0.0)
+            num_nonfinite = int(nonfinite_B.sum())
             for parameter, parts in gradients.items():
-                kept = clip.without_records(parts, nonfinite_B) if nonfinite_B.any() else parts
+                kept = clip.without_records(parts, nonfinite_B) if num_nonfinite else parts
                 clip.accumulate(kept, self._sum_of(parameter), factor_LB[self._layer_of[parameter]])
             self._num_records += len(loss_B)
         return ClippingStatistics(
             norms=norm_B,
             num_clipped=int((~nonfinite_B & (factor_LB < 1).any(0)).sum()),
-            num_nonfinite=int(nonfinite_B.sum()),
+            num_nonfinite=num_nonfinite,
         )
 
     def release(
@@ -246,7 +247,7 @@ class PrivacyEngine:
             num_writers=1,
             first_noise=float(drawn[0]),
             second_noise=float(drawn[-1]),
-            squared_noise=float((added / std).double().square().sum()) if std else 0.0,
+            squared_noise=float((added / std).cpu().double().square().sum()) if std else 0.0,
             correlation=0.0 if last is None else float(drawn @ last / last.norm()),
             clipped_sum=float(clipped_sum),
             num_records=self._num_records,

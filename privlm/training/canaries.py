@@ -11,6 +11,7 @@ or with random tokens; its score is by how much training lowers its loss.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,7 @@ IGNORED_LABEL = -100  # of a token that a language model is not to predict
 SCORING_BATCH = 64
 
 
-class Canaries:
+class Canaries(ABC):
     """The canaries of one run; a subclass says what they contribute and how they are scored.
 
     settings: an AuditConfig (privlm.config) or any object with its fields.
@@ -105,9 +106,9 @@ class Canaries:
     def collect(self) -> None:
         """Called after each release, before the optimizer."""
 
+    @abstractmethod
     def scores(self, model: nn.Module) -> dict[str, np.ndarray]:
         """`scores` [m], higher for canaries that are more likely in, and what else an analysis needs."""
-        raise NotImplementedError
 
 
 class DiracCanaries(Canaries):

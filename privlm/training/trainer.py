@@ -225,8 +225,8 @@ class Trainer:
             weight = torch.ones_like(per_example.loss) if per_example.weight is None else per_example.weight
             weighted = (weight * per_example.loss).sum()
             weighted.backward()
-            totals += torch.stack([weighted.detach(), weight.sum()]).double().cpu()
-        totals = self._sum_over_processes(totals.to(self.accelerator.device).float()).double().cpu()
+            totals += torch.stack([weighted.detach(), weight.sum()]).cpu().double()
+        totals = self._sum_over_processes(totals.float().to(self.accelerator.device)).cpu().double()
         loss = float(totals[0] / totals[1])
         if not math.isfinite(loss):
             raise PrivLMError(f"the training loss is {loss} at step {step}: lower trainer.learning_rate")

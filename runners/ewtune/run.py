@@ -20,7 +20,7 @@ from privlm import files
 from privlm.adapters.adapter import apply_adapter, count_parameters
 from privlm.config import Config, is_private
 from privlm.data.encoding import EncodedSplit, tokenize
-from privlm.data.features import FeatureSplit, compute_features
+from privlm.data.features import FeatureSplit, remembered_features
 from privlm.data.text_classification import load
 from privlm.job import Job, Result
 from privlm.metrics.classification import Estimate, accuracy, f1, majority_class
@@ -88,7 +88,7 @@ def _features(
             features = {}
             for name, split in {"train": train, "test": test}.items():
                 with job.progress(f"features of the {name} split", len(split), interruptible=True) as tick:
-                    features[name] = compute_features(model, split, FEATURE_BATCH, progress=tick)
+                    features[name] = remembered_features(model, split, FEATURE_BATCH, progress=tick)
             files.write_file(path, lambda temporary: save_file(features, temporary))
             stage.output(path)
     job.accelerator.wait_for_everyone()
@@ -189,6 +189,7 @@ def _flags(config: Config) -> list[str]:
     flags = {
         "seeded_noise": config.privacy.rng == "reproducible",
         "non_private_diagnostics": config.privacy.log_private_diagnostics,
+        "early_stop_on_evaluation": config.trainer.early_stop_patience is not None,
         "public-overlap": bool(set(config.model.pretrained_on) & set(config.data.public_overlap)),
         "smoke": config.scale == "smoke",
     }

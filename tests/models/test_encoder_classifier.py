@@ -13,6 +13,7 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, RobertaConfig, 
 
 from privlm.adapters.adapter import apply_adapter
 from privlm.config import AdapterConfig, ModelConfig
+from privlm.data import features
 from privlm.data.encoding import EncodedSplit, tokenize
 from privlm.data.features import FeatureSplit, compute_features
 from privlm.data.text_classification import Split
@@ -252,8 +253,7 @@ def test_predictions_keep_the_order_of_the_data():
 def test_cached_features_give_the_predictions_of_the_texts():
     model, data = build()
     done: list[int] = []
-    features = compute_features(model, data, micro_batch_size=4, progress=done.append)
-    cached = FeatureSplit(features, data.labels)
+    cached = FeatureSplit(compute_features(model, data, micro_batch_size=4, progress=done.append), data.labels)
     assert done == [4, 6]
     with torch.no_grad():
         logits = model(**without_labels(data.batch(range(6))))
@@ -264,6 +264,21 @@ def test_cached_features_give_the_predictions_of_the_texts():
         Classification().losses(model, cached.batch(np.arange(6)), rng).loss,
         Classification().losses(model, data.batch(np.arange(6)), rng).loss,
     )
+
+
+def test_features_are_remembered_for_equal_weights_and_texts(monkeypatch):
+    monkeypatch.setattr(features, "_remembered", {})
+    model, data = build()
+    first = features.remembered_features(model, data, 4)
+    assert torch.equal(first, compute_features(model, data, 4))
+    assert features.remembered_features(build()[0], data, 4) is first
+    with torch.no_grad():
+        next(model.encoder.parameters()).add_(0.5)
+    other = features.remembered_features(model, data, 4)
+    assert not torch.equal(other, first)
+    turned = replace(data, input_ids=data.input_ids[::-1], lengths=data.lengths[::-1])
+    torch.testing.assert_close(features.remembered_features(model, turned, 4), other.flip(0))
+    assert len(features._remembered) == 2
 
 
 def test_minilm_package_gives_its_sentence_features():

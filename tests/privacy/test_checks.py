@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from privlm.config import PrivacyConfig, TrainerConfig, defaults
 from privlm.privacy import clipping
 from privlm.privacy.checks import MechanismError, ReleaseCheck, ReleaseEvidence, SamplingCheck
+from privlm.privacy.clipping.gradients import RowUpdates
 from privlm.privacy.engine import PrivacyEngine
 from privlm.privacy.ledger import Ledger
 from privlm.privacy.noise import ReproducibleNoise
@@ -42,6 +43,10 @@ BROKEN_SAMPLERS = {
     "fixed batch size": (lambda step: np.random.default_rng(step).choice(N, BATCH, replace=False), "fixed size"),
     "one batch for ever": (lambda step: np.arange(BATCH), "too often|fixed size"),
     "one seed for all steps": (lambda step: PoissonSampler(N, RATE, seed=0).indices(0), "too often"),
+    "some records in every batch": (
+        lambda step: np.union1d(PoissonSampler(N, RATE, seed=0).indices(step), np.arange(BATCH // 4)),
+        "too often|not drawn at that rate",
+    ),
     "other rate": (lambda step: PoissonSampler(N, 1.3 * RATE, seed=0).indices(step), "not drawn at that rate"),
 }
 
@@ -90,6 +95,15 @@ class Scaled(ReproducibleNoise):
         return self.scale * super().sample(*args, **kwargs)
 
 
+class OncePerMicroBatch(ReproducibleNoise):
+    """Noise of four micro-batches, divided by their number: half of what one draw would be."""
+
+    def sample(self, shape: Any, *, index: int, **place: Any) -> Tensor:
+        return torch.stack(
+            [super(OncePerMicroBatch, self).sample(shape, index=10 * index + n, **place) for n in range(4)]
+        ).mean(0)
+
+
 class OneSeedForAllSteps(ReproducibleNoise):
     def sample(self, shape: Any, *, step: int, rank: int, index: int, device: Any) -> Tensor:
         return super().sample(shape, step=0, rank=rank, index=index, device=device)
@@ -101,6 +115,11 @@ def test_noise_of_a_wrong_scale_is_named(scale: float) -> None:
     with pytest.raises(MechanismError, match=r"noise: process 0 of 1 adds \S+ times its share"):
         release(engine, noise=Scaled(scale))
     assert engine.model.weight.grad is None
+
+
+def test_noise_per_micro_batch_is_named() -> None:
+    with pytest.raises(MechanismError, match=r"noise: process 0 of 1 adds 0\.5\d* times its share"):
+        release(engine_of(), noise=OncePerMicroBatch(0))
 
 
 @pytest.mark.parametrize("num_values", [60, 600])
@@ -118,6 +137,18 @@ def test_clipping_that_is_off_is_named(style: str, monkeypatch: pytest.MonkeyPat
     with engine.recording():
         engine.backward(100 * engine.model(torch.ones(4, 20)).sum(1))
     with pytest.raises(MechanismError, match="clipping: the sum of 4 clipped gradients on rank 0 has norm"):
+        release(engine)
+
+
+def test_embedding_left_out_of_the_norm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RowUpdates, "squared_norms", lambda rows: torch.zeros(len(rows.ids_BT)))
+    torch.manual_seed(0)
+    table, head = nn.Embedding(10, 4), nn.Linear(4, 1, bias=False)
+    nn.init.normal_(table.weight, std=0.01)  # so that the gradient of the head is the smaller one
+    engine = PrivacyEngine(nn.Sequential(table, head), clipping_norm=0.5)
+    with engine.recording():
+        engine.backward(100 * engine.model(torch.tensor([[1, 2], [1, 3], [1, 4]])).sum((1, 2)))
+    with pytest.raises(MechanismError, match="clipping: the sum of 3 clipped gradients on rank 0 has norm"):
         release(engine)
 
 
