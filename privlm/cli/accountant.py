@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from privlm.cli import accountant_curve, accountant_ledger
@@ -57,44 +58,23 @@ def _parser() -> ArgumentParser:
     names = "{eps,sigma,steps,batch,curve,ledger}"
     commands = parser.add_subparsers(title="commands", required=True, metavar=names)
 
-    eps = commands.add_parser("eps", help="epsilon of a noise multiplier", epilog=_EXAMPLES)
-    eps.set_defaults(command=_eps)
-    option.add_noise(eps)
-    eps.add_argument(
-        "--direction",
-        default="both",
-        choices=("both", "add", "remove"),
-        help="the loss of adding a record, of removing one, or the larger (default: both)",
+    def add(name: str, what: str, command: Callable[..., None], *options: Callable[..., None], with_all: bool) -> None:
+        parser = commands.add_parser(name, help=what, epilog=_EXAMPLES)
+        parser.set_defaults(command=command)
+        for add_option in options:
+            add_option(parser)
+        option.add_accountant(parser, with_all=with_all)
+
+    run = (option.add_rate, option.add_length, option.add_data)
+    add("eps", "epsilon of a noise multiplier", _eps, option.add_noise, option.add_direction, *run, with_all=True)
+    add("sigma", "least noise multiplier of a target epsilon", _sigma, option.add_target, *run, with_all=True)
+    budget = (option.add_target, option.add_noise)
+    add("steps", "most steps of a target epsilon", _steps, *budget, option.add_rate, option.add_data, with_all=False)
+    sizes = (
+        partial(option.add_length, epochs_help="T = ceil(E N / B) for every batch size B"),
+        partial(option.add_data, needs_size=True),
     )
-    option.add_rate(eps)
-    option.add_length(eps)
-    option.add_data(eps)
-    option.add_accountant(eps, option.ACCOUNTANTS, with_all=True)
-
-    sigma = commands.add_parser("sigma", help="least noise multiplier of a target epsilon", epilog=_EXAMPLES)
-    sigma.set_defaults(command=_sigma)
-    option.add_target(sigma)
-    option.add_rate(sigma)
-    option.add_length(sigma)
-    option.add_data(sigma)
-    option.add_accountant(sigma, option.ACCOUNTANTS, with_all=True)
-
-    steps = commands.add_parser("steps", help="most steps of a target epsilon", epilog=_EXAMPLES)
-    steps.set_defaults(command=_steps)
-    option.add_target(steps)
-    option.add_noise(steps)
-    option.add_rate(steps)
-    option.add_data(steps)
-    option.add_accountant(steps, option.ACCOUNTANTS, with_all=False)
-
-    batch = commands.add_parser("batch", help="largest batch size of a target epsilon", epilog=_EXAMPLES)
-    batch.set_defaults(command=_batch)
-    option.add_target(batch)
-    option.add_noise(batch)
-    option.add_length(batch, epochs_help="T = ceil(E N / B) for every batch size B")
-    option.add_data(batch, needs_size=True)
-    option.add_accountant(batch, option.ACCOUNTANTS, with_all=False)
-
+    add("batch", "largest batch size of a target epsilon", _batch, *budget, *sizes, with_all=False)
     accountant_curve.add_to(commands)
     accountant_ledger.add_to(commands)
     return parser
@@ -145,57 +125,32 @@ def _answer(segments: list[Any], delta: float, choice: dict[str, Any], setting: 
 def _sigma(options: argparse.Namespace) -> None:
     from privlm.privacy import accounting
 
-    choices = option.choices_of(options)
-    rate, steps = option.rate_of(options), option.steps_of(options)
-    delta, notes = option.delta_of(options)
-
-    def ask(choice: dict[str, Any]) -> dict[str, Any]:
-        found = accounting.noise_multiplier(
-            target_epsilon=options.epsilon,
-            delta=delta,
-            sampling_rate=rate,
-            steps=steps,
-            adjacency=options.adjacency,
-            **choice,
-        )
-        said = _answer(list(found.achieved.segments), delta, choice, {"adjacency": options.adjacency})
-        return found.to_dict() | said
-
-    print_answers(options, _ask_each(choices, ask, notes), notes, ["noise_multiplier", "epsilon"])
+    run = {"sampling_rate": option.rate_of(options), "steps": option.steps_of(options)}
+    _solve(options, accounting.noise_multiplier, run, "noise_multiplier")
 
 
 def _steps(options: argparse.Namespace) -> None:
     from privlm.privacy import accounting
 
-    [choice] = option.choices_of(options)
-    rate = option.rate_of(options)
-    delta, notes = option.delta_of(options)
-    found = accounting.most_steps(
-        target_epsilon=options.epsilon,
-        delta=delta,
-        sampling_rate=rate,
-        noise_multiplier=options.noise_multiplier,
-        adjacency=options.adjacency,
-        **choice,
-    )
-    said = _answer(list(found.achieved.segments), delta, choice, {"adjacency": options.adjacency})
-    print_answers(options, [found.to_dict() | said], notes, ["steps", "epsilon"])
+    run = {"sampling_rate": option.rate_of(options), "noise_multiplier": options.noise_multiplier}
+    _solve(options, accounting.most_steps, run, "steps")
 
 
 def _batch(options: argparse.Namespace) -> None:
     from privlm.privacy import accounting
 
-    [choice] = option.choices_of(options)
+    run = {name: getattr(options, name) for name in ("dataset_size", "noise_multiplier", "steps", "epochs")}
+    _solve(options, accounting.largest_batch_size, run, "batch_size")
+
+
+def _solve(options: argparse.Namespace, find: Callable[..., Any], run: dict[str, Any], wanted: str) -> None:
+    """Prints the `wanted` quantity that keeps the target, as `find` finds it for a run of which the rest is given."""
     delta, notes = option.delta_of(options)
-    found = accounting.largest_batch_size(
-        target_epsilon=options.epsilon,
-        delta=delta,
-        dataset_size=options.dataset_size,
-        noise_multiplier=options.noise_multiplier,
-        steps=options.steps,
-        epochs=options.epochs,
-        adjacency=options.adjacency,
-        **choice,
-    )
-    said = _answer(list(found.achieved.segments), delta, choice, {"adjacency": options.adjacency})
-    print_answers(options, [found.to_dict() | said], notes, ["batch_size", "epsilon"])
+    budget = {"target_epsilon": options.epsilon, "delta": delta, "adjacency": options.adjacency}
+
+    def ask(choice: dict[str, Any]) -> dict[str, Any]:
+        found = find(**budget, **run, **choice)
+        said = _answer(list(found.achieved.segments), delta, choice, {"adjacency": options.adjacency})
+        return found.to_dict() | said
+
+    print_answers(options, _ask_each(option.choices_of(options), ask, notes), notes, [wanted, "epsilon"])

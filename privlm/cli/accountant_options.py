@@ -47,6 +47,15 @@ def add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epsilon", required=True, type=_EPSILON, metavar="EPS", help="the target")
 
 
+def add_direction(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--direction",
+        default="both",
+        choices=("both", "add", "remove"),
+        help="the loss of adding a record, of removing one, or the larger (default: both)",
+    )
+
+
 def add_rate(parser: argparse.ArgumentParser) -> None:
     rate = parser.add_mutually_exclusive_group(required=True)
     rate.add_argument("--sample-rate", type=_RATE, metavar="Q", help="chance of a record to be in a batch")
@@ -81,9 +90,9 @@ def add_order(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--order", type=int, choices=(0, 1, 2, 3), help="of --accountant edgeworth (default: 2)")
 
 
-def add_accountant(parser: argparse.ArgumentParser, choices: tuple[str, ...], with_all: bool) -> None:
+def add_accountant(parser: argparse.ArgumentParser, *, with_all: bool) -> None:
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--accountant", default="pld", choices=choices)
+    which.add_argument("--accountant", default="pld", choices=ACCOUNTANTS)
     if with_all:
         which.add_argument("--all", action="store_true", help="every accountant, side by side")
     add_order(parser)

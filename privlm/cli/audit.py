@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Callable
@@ -29,6 +30,8 @@ forms:
   privlm audit run task=ewtune           one audited run from the words of `privlm run`
   privlm audit bound --canaries 1000 --guesses 200 --correct 180 --delta 1e-5
                                          the arithmetic alone
+  privlm audit many_run --false-positives 3 --without 100 --false-negatives 20 --with 100 --delta 1e-5
+                                         the same for many runs with and without one canary (Clopper-Pearson)
 
 The twin has the configuration of the run, and canaries in place of some training records: the same N, sampling rate,
 noise and claim. It lies beside the run, is marked as audited and enters no table.
@@ -42,7 +45,7 @@ LIRA_SHADOWS = 16
 
 def main(argv: list[str]) -> int:
     """Runs `privlm audit ARGV`; returns 0 for PASS and for what has no verdict, 1 for FAIL."""
-    commands: dict[str, Callable[[list[str]], int]] = {"run": _run, "bound": _bound}
+    commands: dict[str, Callable[[list[str]], int]] = {"run": _run, "bound": _bound, "many_run": _many_run}
     if argv and argv[0] in commands:
         return commands[argv[0]](argv[1:])
     parser = ArgumentParser(prog="privlm audit", description=__doc__, epilog=EPILOG)
@@ -98,20 +101,47 @@ def _bound(argv: list[str]) -> int:
     parser.add_argument("--canaries", type=int, required=True, metavar="M", help="number of canaries")
     parser.add_argument("--guesses", type=int, required=True, metavar="R", help="canaries that were guessed")
     parser.add_argument("--correct", type=int, required=True, metavar="V", help="guesses that were right")
+    _add_claim(parser)
+    arguments = parser.parse_args(argv)
+    counts = (arguments.canaries, arguments.guesses, arguments.correct)
+    bound = epsilon_lower_bound(*counts, delta=arguments.delta, confidence=arguments.confidence)
+    return _print_bound(arguments, bound, mu_lower_bound(*counts, confidence=arguments.confidence))
+
+
+def _many_run(argv: list[str]) -> int:
+    """`privlm audit many_run`: the lower bound from the errors of an attack on runs with and without one canary."""
+    from privlm.privacy.audit.many_run import many_run_bound
+
+    parser = ArgumentParser(prog="privlm audit many_run", description=_many_run.__doc__, epilog=EPILOG)
+    parser.add_argument("--without", type=int, required=True, metavar="R", help="runs without the canary")
+    parser.add_argument("--false-positives", type=int, required=True, metavar="K", help="of them, taken for runs with")
+    parser.add_argument("--with", type=int, required=True, metavar="R", dest="with_it", help="runs with the canary")
+    parser.add_argument("--false-negatives", type=int, required=True, metavar="K", help="of them, taken for without")
+    _add_claim(parser)
+    arguments = parser.parse_args(argv)
+    bound = many_run_bound(
+        num_false_positives=arguments.false_positives,
+        num_without=arguments.without,
+        num_false_negatives=arguments.false_negatives,
+        num_with=arguments.with_it,
+        delta=arguments.delta,
+        confidence=arguments.confidence,
+    )
+    return _print_bound(arguments, bound.epsilon, bound.mu)
+
+
+def _add_claim(parser: ArgumentParser) -> None:
     parser.add_argument("--delta", type=float, required=True, help="of the claim")
     parser.add_argument("--confidence", type=float, default=0.95, help="(default: 0.95)")
     parser.add_argument("--json", action="store_true", help="print for machines")
-    arguments = parser.parse_args(argv)
-    counts = (arguments.canaries, arguments.guesses, arguments.correct)
-    found = {
-        "epsilon_lower_bound": epsilon_lower_bound(*counts, delta=arguments.delta, confidence=arguments.confidence),
-        "mu_estimate": mu_lower_bound(*counts, confidence=arguments.confidence),
-    }
+
+
+def _print_bound(arguments: argparse.Namespace, epsilon: float, mu: float) -> int:
     if arguments.json:
-        print(json.dumps(found))
+        print(json.dumps({"epsilon_lower_bound": epsilon, "mu_estimate": mu}))
     else:
-        print(f"epsilon >= {found['epsilon_lower_bound']:.6f} at delta {arguments.delta:g}, confidence ", end="")
-        print(f"{arguments.confidence:g}; mu >= {found['mu_estimate']:.6f} if the mechanism is Gaussian (estimate)")
+        print(f"epsilon >= {epsilon:.6f} at delta {arguments.delta:g}, confidence {arguments.confidence:g}; ", end="")
+        print(f"mu >= {mu:.6f} if the mechanism is Gaussian (estimate)")
     return 0
 
 

@@ -96,6 +96,7 @@ class Canaries(ABC):
         """What turns rows of a batch into canaries, in place, given their numbers [B]."""
         return lambda batch, numbers_B: None
 
+    @abstractmethod
     def prepare(self, model: nn.Module) -> None:
         """What has to be done to, or known of, the model before training."""
 
@@ -103,7 +104,7 @@ class Canaries(ABC):
         """`loss_B` of the objective with the canaries' own losses in it."""
         return loss_B
 
-    def collect(self) -> None:
+    def collect(self) -> None:  # noqa: B027 (scores from losses need nothing between the steps)
         """Called after each release, before the optimizer."""
 
     @abstractmethod

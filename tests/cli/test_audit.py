@@ -27,9 +27,27 @@ def test_bound_is_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.torch_free
+def test_many_runs_are_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["audit", "many_run", "--false-positives", "10", "--without", "1000", "--false-negatives", "300"]
+    assert main([*words, "--with", "1000", "--delta", "1e-5", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["epsilon_lower_bound"] == pytest.approx(3.600441, abs=1e-6)
+    assert found["mu_estimate"] == pytest.approx(2.531303, abs=1e-6)
+
+
+@pytest.mark.torch_free
 @pytest.mark.parametrize(
     ("words", "remedy"),
     [
+        (
+            "many_run --false-positives 3 --without 2 --false-negatives 0 --with 2 --delta 0".split(),
+            "cannot exceed the numbers of runs",
+        ),
+        (["bound", "--canaries", "90", "--guesses", "5", "--correct", "5", "--delta", "2"], "delta must lie in"),
+        (
+            ["bound", "--canaries", "90", "--guesses", "5", "--correct", "5", "--delta", "0", "--confidence", "1"],
+            "confidence must lie in",
+        ),
         (["bound", "--canaries", "9", "--guesses", "5", "--correct", "5", "--delta", "0"], "at least 10 canaries"),
         (["bound", "--canaries", "90", "--guesses", "5", "--correct", "6", "--delta", "0"], "6 right of 5 guesses"),
         (["nothing"], "no run 'nothing'"),
