@@ -64,7 +64,7 @@ def lira_table(lira: dict[str, Any]) -> Table:
 
 
 def scores_svg(audit: dict[str, Any]) -> str:
-    """Scores of the canaries that were in and of those that were out, as an `<svg>` element."""
+    """Scores of the canaries that were in and of those that were out, with the ends that were guessed: an `<svg>`."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -72,9 +72,18 @@ def scores_svg(audit: dict[str, Any]) -> str:
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "audit", "font.size": 9}):
         figure = Figure(figsize=(9.6, 3.0), layout="constrained")
         axes = figure.subplots()
+        edges = histogram["edges"]
         for colour, name in zip(SERIES, ("in", "out"), strict=False):
-            axes.stairs(histogram[name], histogram["edges"], color=colour, linewidth=1.8, label=f"canaries {name}")
-        axes.set_xlabel("score", color=INK)
+            axes.stairs(histogram[name], edges, color=colour, alpha=0.18, fill=True)
+            axes.stairs(histogram[name], edges, color=colour, linewidth=1.8, label=f"canaries {name}")
+        highest_out, lowest_in = histogram["guessed"]
+        for start, end, name in ((edges[0], highest_out, "guessed out"), (lowest_in, edges[-1], "guessed in")):
+            axes.axvspan(start, end, color=INK, alpha=0.08, linewidth=0, zorder=0)
+            place = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "top", "fontsize": 8}
+            axes.text((start + end) / 2, 1.0, name, color=INK, **place)
+        axes.set_axisbelow(True)
+        axes.set_ylim(top=1.15 * max(*histogram["in"], *histogram["out"]))
+        axes.set_xlabel("score (higher: more likely in the training data)", color=INK)
         axes.set_ylabel("canaries", color=INK)
         axes.tick_params(colors=INK, length=0)
         axes.grid(axis="y", color=GRID, linewidth=0.8)

@@ -11,6 +11,7 @@ from support.zygote import Zygote
 
 from privlm.cli import main
 
+DELTA = ("--delta", "0")
 AUDITED = ("privacy.audit.canaries=dirac", "privacy.audit.num_canaries=20", "privacy.audit.guesses_in=2",
            "privacy.audit.guesses_out=2")  # fmt: skip
 
@@ -40,7 +41,7 @@ def test_many_runs_are_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "remedy"),
     [
         (
-            "many_run --false-positives 3 --without 2 --false-negatives 0 --with 2 --delta 0".split(),
+            ["many_run", "--false-positives", "3", "--without", "2", "--false-negatives", "0", "--with", "2", *DELTA],
             "cannot exceed the numbers of runs",
         ),
         (["bound", "--canaries", "90", "--guesses", "5", "--correct", "5", "--delta", "2"], "delta must lie in"),

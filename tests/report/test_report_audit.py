@@ -17,7 +17,8 @@ AUDIT = {
     "mu_estimate": 1.2, "epsilon_estimate": 5.1, "canaries": "dirac", "threat_model": "white box: sees all",
     "num_canaries": 1000, "guesses_in": 100, "guesses_out": 100, "num_guesses": 200, "num_correct": 195,
     "num_thresholds": 1, "exposure": None, "warnings": ["a warning"], "note": "PASS is not a proof",
-    "audited_run": "twin", "is_twin": True, "histogram": {"edges": [0.0, 1.0, 2.0], "in": [1, 9], "out": [8, 2]},
+    "audited_run": "twin", "is_twin": True,
+    "histogram": {"edges": [0.0, 1.0, 2.0], "in": [1, 9], "out": [8, 2], "guessed": [0.5, 1.5]},
 }  # fmt: skip
 
 
@@ -26,7 +27,8 @@ def test_a_failed_audit_stands_on_the_page_and_in_the_card(make_run, tmp_path):
     assert ("audit", "not audited") in privacy_card(read_run(path).privacy).facts
     (path / "audit.json").write_text(json.dumps(AUDIT))
     page = render_report(read_run(path))
-    for text in ("FAIL: ε ≥ 3.500 at 95% confidence, white box", "195 of 200", "rejected", "a warning", "canaries out"):
+    for text in ("FAIL: ε ≥ 3.500 at 95% confidence, white box", "195 of 200", "rejected", "a warning", "canaries out",
+                 "guessed in"):  # fmt: skip
         assert text in page
     assert "Audited run:" not in page
 

@@ -19,7 +19,7 @@ from privlm.privacy import keyed_random
 from privlm.privacy.accounting import Segment
 from privlm.privacy.accounting.gdp import gaussian_epsilon
 from privlm.privacy.audit.lira import attack_rates, confidence_logit, lira_scores
-from privlm.privacy.audit.one_run import ABSTAIN, IN, epsilon_lower_bound, guess, mu_lower_bound, rejects
+from privlm.privacy.audit.one_run import ABSTAIN, IN, OUT, epsilon_lower_bound, guess, mu_lower_bound, rejects
 from privlm.privacy.audit.trade_off import certified_trade_off
 
 THREAT_MODELS = {
@@ -31,7 +31,7 @@ NO_PROOF = (
     "PASS is not a proof: one run finds gross defects only (noise too small by a factor of ten, no clipping), and the "
     "lower bound can lie far below the true epsilon."
 )
-NUM_BINS = 40
+NUM_BINS = 30
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def judge(folder: Path, settings: Mapping[str, Any], claim: Claim) -> dict[str, 
         "exposure": None if settings["canaries"] == "dirac" else _exposure(scores_m, is_in_m),
         "warnings": ["all scores are equal: the audit sees nothing"] if np.ptp(scores_m) == 0 else [],
         "note": NO_PROOF,
-        "histogram": _histogram(scores_m, is_in_m),
+        "histogram": _histogram(scores_m, is_in_m, guesses_m),
     }
 
 
@@ -153,10 +153,17 @@ def _exposure(scores_m: np.ndarray, is_in_m: np.ndarray) -> dict[str, float]:
     return {"mean_bits": float(bits.mean()), "max_bits": float(bits.max())}
 
 
-def _histogram(scores_m: np.ndarray, is_in_m: np.ndarray) -> dict[str, list[float]]:
+def _histogram(scores_m: np.ndarray, is_in_m: np.ndarray, guesses_m: np.ndarray) -> dict[str, Any]:
+    """Scores of canaries in and out, and the scores up to which and from which canaries were guessed."""
     edges = np.histogram_bin_edges(scores_m, NUM_BINS)
     counts = {name: np.histogram(scores_m[chosen], edges)[0] for name, chosen in (("in", is_in_m), ("out", ~is_in_m))}
-    return {"edges": edges.tolist(), **{name: count.tolist() for name, count in counts.items()}}
+    highest_out = scores_m[guesses_m == OUT].max(initial=edges[0])
+    lowest_in = scores_m[guesses_m == IN].min(initial=edges[-1])
+    return {
+        "edges": edges.tolist(),
+        **{name: count.tolist() for name, count in counts.items()},
+        "guessed": [float(highest_out), float(lowest_in)],
+    }
 
 
 def _scores(folder: Path, name: str) -> np.ndarray:
