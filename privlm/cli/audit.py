@@ -155,6 +155,10 @@ def _twin(run: RunRecord, kind: str, num_canaries: int | None, seed: int) -> Run
     size = (run.privacy or {}).get("dataset_size")
     most = MAX_CANARIES if size is None else min(MAX_CANARIES, size // 2)
     number = most if num_canaries is None else num_canaries
+    if size is not None and 2 * number > size:
+        raise UsageError(
+            f"--num-canaries {number} would replace more than half of the {size} training records: lower it"
+        )
     audit = asdict(defaults(PrivacyConfig, "privacy", "dp_sgd").audit) | {
         "canaries": kind,
         "num_canaries": number,
