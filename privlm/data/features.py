@@ -58,7 +58,7 @@ def remembered_features(
 
 
 def _digest(model: EncoderClassifier, split: EncodedSplit) -> str:
-    digest = hashlib.sha256(np.ascontiguousarray(split.lengths))
+    digest = hashlib.sha256(split.lengths.tobytes())
     for ids in (*split.input_ids, *(split.token_type_ids or ())):
         digest.update(ids)
     for name, weight in model.state_dict().items():

@@ -79,8 +79,8 @@ def scores_svg(audit: dict[str, Any]) -> str:
         highest_out, lowest_in = histogram["guessed"]
         for start, end, name in ((edges[0], highest_out, "guessed out"), (lowest_in, edges[-1], "guessed in")):
             axes.axvspan(start, end, color=INK, alpha=0.08, linewidth=0, zorder=0)
-            place = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "top", "fontsize": 8}
-            axes.text((start + end) / 2, 1.0, name, color=INK, **place)
+            place = axes.get_xaxis_transform()  # data across, the height of the axes upwards
+            axes.text((start + end) / 2, 1.0, name, color=INK, transform=place, ha="center", va="top", fontsize=8)
         axes.set_axisbelow(True)
         axes.set_ylim(top=1.15 * max(*histogram["in"], *histogram["out"]))
         axes.set_xlabel("score (higher: more likely in the training data)", color=INK)
