@@ -74,6 +74,13 @@ def append_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         file.write(text)
 
 
+def append_durably(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Appends one JSON object a line; they are on disk when this returns."""
+    append_json_lines(path, rows)
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file.
 

@@ -1,4 +1,6 @@
-"""`privlm show RUN`: one run at a glance: its state, results, privacy, stages and files."""
+"""`privlm show RUN`: one run at a glance: its state, results, privacy, stages and files; with --item ID, what a program
+did with one item.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +20,8 @@ examples:
   privlm show runs/ewtune/minilm-sms_spam-head-dp3-seed0-3f2a9c1e
   privlm show 3f2a                                  by the beginning of the hash, below --runs
   privlm show 3f2a --json | jq .privacy.epsilon
+  privlm show 3f2a --item 2bc9c4f9c19c167187f2      the calls of a program about one item, as a tree
+  privlm show 3f2a --item tree_delta/2bc9c4f9c19c167187f2 --json | jq .[].prompt
 
 With --json: path, state, reason, config, result, privacy, stages, files ([path, bytes]) and problems, as the files
 of the run directory hold them.
@@ -28,14 +32,29 @@ def main(argv: list[str]) -> int:
     parser = ArgumentParser(prog="privlm show", description=__doc__, epilog=EPILOG)
     parser.add_argument("run", help="a path, a directory name, or a unique prefix of it or of the hash")
     parser.add_argument("--json", action="store_true", help="print for machines")
+    parser.add_argument("--item", metavar="ID", help="only this item of a run that asked a language model by a program")
     add_runs_option(parser)
     arguments = parser.parse_args(argv)
     run = find_run(arguments.run, runs_folder(arguments))
-    if arguments.json:
+    if arguments.item is not None:
+        _show_item(run, arguments.item, as_json=arguments.json)
+    elif arguments.json:
         print(to_json(_content(run)))
     else:
         _print(run, console())
     return 0
+
+
+def _show_item(run: RunRecord, item: str, *, as_json: bool) -> None:
+    from privlm.cli.show_item import traces, tree
+
+    found = traces(run.path, item)
+    if as_json:
+        print(to_json([line for lines in found.values() for line in lines]))
+        return
+    out = console()
+    for name, lines in found.items():
+        out.print(tree(name, lines))
 
 
 def _content(run: RunRecord) -> dict[str, Any]:

@@ -198,6 +198,10 @@ class LanguageModel:
         """Tokens that the request puts in, None where no tokenizer is at hand."""
         return self.backend.count_tokens(request)
 
+    def usd(self, reply: Reply) -> float | None:
+        """What the reply costs at the known price, cached or not; None where no price is known."""
+        return None if self._price is None else self._cost(reply).usd
+
     # --- a batch: from the record, else from the backend ------------------------------------------------------------
 
     def _replies(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from privlm.llm.types import Answer, GenerateRequest, Score, ScoreRequest
+from privlm.llm.types import Answer, GenerateRequest, Reply, Score, ScoreRequest
 
 
 class ScriptedModel:
@@ -19,18 +19,24 @@ class ScriptedModel:
         self,
         write: Callable[[Any], str | Answer] = lambda prompt: "yes",
         nll: Callable[[str, str], float] = lambda context, continuation: 1.0,
+        logprobs: tuple[float, ...] | None = None,
     ) -> None:
         self.write = write
         self.nll = nll
+        self.logprobs = logprobs
         self.batches: list[list[GenerateRequest] | list[ScoreRequest]] = []
 
-    def generate(self, requests: Sequence[GenerateRequest]) -> list[Answer]:
+    def generate(self, requests: Sequence[GenerateRequest], *, failures: str) -> list[Answer]:
+        assert failures == "return"
         self.batches.append(list(requests))
         return [self._answer(request) for request in requests]
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
         self.batches.append(list(requests))
         return [self._score(request) for request in requests]
+
+    def usd(self, reply: Reply) -> float | None:
+        return 0.25
 
     @property
     def prompts(self) -> list[Any]:
@@ -40,7 +46,8 @@ class ScriptedModel:
         written = self.write(request.prompt)
         if isinstance(written, Answer):
             return written
-        return Answer(written, "ok" if written else "empty", prompt_tokens=10, completion_tokens=len(written.split()))
+        status = "ok" if written else "empty"
+        return Answer(written, status, None, 10, len(written.split()), logprobs=self.logprobs)
 
     def _score(self, request: ScoreRequest) -> Score:
         num_tokens = len(request.continuation.split())

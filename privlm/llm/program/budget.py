@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from privlm.config import LLMBudget
@@ -24,14 +24,15 @@ class Spending:
     """What an item has spent. A call counts whether the call record answers it or not, so that an item that is taken up
     again stops at the same call.
 
-    usd: None where the price is not known. exhausted: a call was refused.
+    price: what a reply costs, None where no price is known. exhausted: a call was refused.
     """
 
-    limits: LLMBudget = field(default_factory=lambda: UNLIMITED)
+    limits: LLMBudget
+    price: Callable[[Reply], float | None]
     calls: int = 0
     tokens: int = 0
     cached: int = 0
-    usd: float | None = None
+    usd: float = 0.0
     exhausted: bool = False
     started: float = field(default_factory=time.monotonic)
 
@@ -45,7 +46,7 @@ class Spending:
         reached = {
             "calls": limits.calls is not None and self.calls + num_calls > limits.calls,
             "tokens": limits.tokens is not None and self.tokens >= limits.tokens,
-            "usd": limits.usd is not None and self.usd is not None and self.usd >= limits.usd,
+            "usd": limits.usd is not None and self.usd >= limits.usd,
             "seconds": limits.seconds is not None and self.seconds >= limits.seconds,
         }
         for name, is_reached in reached.items():
@@ -58,6 +59,7 @@ class Spending:
             self.calls += 1
             self.cached += reply.cached
             self.tokens += num_tokens(reply)
+            self.usd += self.price(reply) or 0.0
 
 
 def num_tokens(reply: Reply) -> int:

@@ -32,9 +32,11 @@ Variables = Mapping[str, Any]
 class Model(Protocol):
     """What a program needs of privlm.llm.client.LanguageModel."""
 
-    def generate(self, requests: Sequence[GenerateRequest]) -> list[Answer]: ...
+    def generate(self, requests: Sequence[GenerateRequest], *, failures: str) -> list[Answer]: ...
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Score]: ...
+
+    def usd(self, reply: Reply) -> float | None: ...
 
 
 class CallFailed(PrivLMError):
@@ -50,7 +52,8 @@ class StepResult:
     """What a generation gave.
 
     value: as parsed, None unless status is ok. status: ok, malformed or refused. text: the output as it came.
-    error: why it could not be read. logprobs: of the generated tokens, if the step asks for them.
+    error: why it could not be read. logprobs: of the generated tokens, if the step asks for them. finished: the model
+    came to an end by itself, not at max_tokens.
     """
 
     step: str
@@ -60,6 +63,7 @@ class StepResult:
     attempts: int
     error: str | None = None
     logprobs: tuple[float, ...] | None = None
+    finished: bool = True
 
     def require(self) -> Any:
         """The value. Raises MalformedError where there is none, which ends the item with that status."""
@@ -81,6 +85,7 @@ class Chosen:
 class Item:
     """What all contexts of one item share."""
 
+    name: str
     spending: Spending
     trace: ItemTrace
 
@@ -158,7 +163,7 @@ class _Operations:
         open_ = list(range(len(many)))
         for attempt in range(1, step.reasks + 2):
             began = time.monotonic()
-            requests = [step.generate_request(prompts[number]) for number in open_]
+            requests = [step.generate_request(prompts[number], self._item.name) for number in open_]
             replies = yield list(requests)
             lines = self._record(step, requests, replies, began)
             for number, reply, line in zip(open_, replies, lines, strict=True):
@@ -195,7 +200,8 @@ class _Operations:
 
 
 def _read(step: Step, reply: Answer, attempt: int) -> StepResult:
-    result = StepResult(step.name, None, "malformed", reply.text, attempt, logprobs=reply.logprobs)
+    finished = reply.status != "length"
+    result = StepResult(step.name, None, "malformed", reply.text, attempt, logprobs=reply.logprobs, finished=finished)
     if reply.status == "refused":
         return replace(result, status="refused")
     try:

@@ -68,7 +68,7 @@ def run_programs(
         asyncio.run(_run_together(program, items, model, on_done, trace, budget, width))
         return
     for name, arguments in items.items():
-        with _Running(name, program, trace, budget) as running:
+        with _Running(name, program, model, trace, budget) as running:
             running.value = program(Context(running.item, ask=lambda requests: _ask(model, requests)), *arguments)
         on_done(name, running.result)
 
@@ -82,7 +82,7 @@ async def _run_together(
 
     async def work() -> None:
         for name, arguments in waiting:
-            with _Running(name, program, trace, budget) as running:
+            with _Running(name, program, model, trace, budget) as running:
                 running.value = await program(AsyncContext(running.item, ask=gathering.ask), *arguments)
             on_done(name, running.result)
 
@@ -102,8 +102,8 @@ ENDINGS = {ItemBudgetExhausted: "budget_exhausted", MalformedError: "malformed",
 class _Running:
     """One item at work: what ends it early becomes its status, what ends the run passes through."""
 
-    def __init__(self, name: str, program: Program, trace: Trace, budget: LLMBudget) -> None:
-        self.item = Item(Spending(budget), trace.item(name, program.__name__))
+    def __init__(self, name: str, program: Program, model: Model, trace: Trace, budget: LLMBudget) -> None:
+        self.item = Item(name, Spending(budget, model.usd), trace.item(name, program.__name__))
         self.value: Any = None
         self._status = "done"
         self._error: str | None = None
@@ -164,6 +164,6 @@ def _ask(model: Model, requests: Sequence[Request]) -> list[Reply]:
     """One batch for each kind of request, the replies in the order of the requests."""
     generations = [request for request in requests if isinstance(request, GenerateRequest)]
     scores = [request for request in requests if isinstance(request, ScoreRequest)]
-    answers = iter(model.generate(generations) if generations else ())
+    answers = iter(model.generate(generations, failures="return") if generations else ())
     scored = iter(model.score(scores) if scores else ())
     return [next(answers) if isinstance(request, GenerateRequest) else next(scored) for request in requests]

@@ -68,10 +68,9 @@ class Step:
             return text
         return (*self._system_turn(), Message("user", text))
 
-    def generate_request(self, prompt: Prompt) -> GenerateRequest:
-        return GenerateRequest(
-            prompt, Sampling(self.max_tokens, temperature=self.temperature, stop=self.stop), logprobs=self.logprobs
-        )
+    def generate_request(self, prompt: Prompt, item: str) -> GenerateRequest:
+        sampling = Sampling(self.max_tokens, temperature=self.temperature, stop=self.stop)
+        return GenerateRequest(prompt, sampling, logprobs=self.logprobs, item=item)
 
     def score_requests(self, variables: Mapping[str, Any]) -> list[ScoreRequest]:
         """One request of a score, one for each option of a choice. A blank at the border belongs to the latter part."""

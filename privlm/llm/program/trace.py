@@ -62,7 +62,7 @@ class ItemTrace:
 
     def call(self, parent: int, step: str, request: Request, reply: Reply, *, ms: float) -> int:
         """ms: of the batch that the call was part of, where the reply does not know its own."""
-        prompt = asdict(request)
+        prompt = asdict(request) | {"item": None}
         content: dict[str, Any]
         if isinstance(request, GenerateRequest):
             assert isinstance(reply, Answer)
@@ -106,6 +106,11 @@ class ItemTrace:
         )
         self._began.append(time.monotonic())
         return span
+
+
+def read_items(path: Path) -> list[str]:
+    """The names of all traced items, each once."""
+    return list(dict.fromkeys(line["item"] for line in files.read_json_lines(path)))
 
 
 def read_item(path: Path, item: str) -> dict[str, list[dict[str, Any]]]:

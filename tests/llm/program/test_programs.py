@@ -127,7 +127,8 @@ def test_the_call_inside_a_span_hangs_under_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("limits", "calls"), [({"calls": 3}, 3), ({"tokens": 22}, 2), ({"tokens": 23}, 3), ({"seconds": 0.0}, 0)]
+    ("limits", "calls"),
+    [({"calls": 3}, 3), ({"tokens": 22}, 2), ({"tokens": 23}, 3), ({"usd": 0.3}, 2), ({"seconds": 0.0}, 0)],
 )
 def test_the_budget_of_an_item_stops_it_before_the_call(limits, calls):
     def program(ctx):

@@ -1,0 +1,146 @@
+"""Schema, checks and inputs of the task `llm_programs`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+from privlm.checks import not_negative, one_of, positive
+from privlm.config import LLMBudget, is_private
+
+ROWS = ("filter", "relevance", "no_cot", "cot", "tree_nll", "tree_delta", "golden", "golden_cot")
+"""filter: of the paragraphs, alone. relevance: the black-box question about one paragraph. The others answer."""
+
+TREE_ROWS = ("tree_nll", "tree_delta")
+FILTERS = ("likelihood", "black_box", "bm25", "none")
+SUBSETS = ("all_annotators", "any_annotator", "all")
+SIZES = (
+    "num_questions", "num_tree_questions", "num_candidates", "n_keep", "max_steps", "num_shots", "step_max_tokens",
+    "cot_max_tokens",
+)  # fmt: skip
+
+
+@dataclass
+class Task:
+    """One program and its rows; sizes are per question unless they say otherwise."""
+
+    name: str = MISSING
+    program: str = MISSING
+    rows: list[str] = MISSING
+    filters: list[str] = MISSING
+    filter: str = MISSING
+    num_questions: int | None = MISSING
+    num_tree_questions: int | None = MISSING
+    num_candidates: int = MISSING
+    n_keep: int = MISSING
+    max_steps: int = MISSING
+    complete_above: int = MISSING
+    step_max_tokens: int = MISSING
+    cot_max_tokens: int = MISSING
+    num_shots: int = MISSING
+    examples: str | None = MISSING
+    answer_pattern: str = MISSING
+    reasks: int = MISSING
+    vote: str = MISSING
+    budget: LLMBudget = MISSING
+
+
+@dataclass
+class StrategyQAConfig:
+    """Questions with their facts (configs/data/strategyqa*.yaml)."""
+
+    name: str = MISSING
+    hub_id: str | None = MISSING
+    path: str | None = MISSING
+    embedded: bool = MISSING
+    split: str = MISSING
+    subset: str = MISSING
+    paragraphs: str | None = MISSING
+    max_paragraph_chars: int = MISSING
+    licence: str = MISSING
+
+
+SCHEMAS = {"data": {"strategyqa": StrategyQAConfig}}
+
+
+def check(config: Any) -> list[str]:
+    """Problems of this task's own settings."""
+    task, data = config.task, config.data
+    problems = one_of("task.program", task.program, ("evidence_qa",))
+    problems += _check_names("task.rows", task.rows, ROWS)
+    problems += _check_names("task.filters", task.filters, FILTERS)
+    problems += one_of("task.filter", task.filter, FILTERS)
+    problems += one_of("task.vote", task.vote, ("best", "majority"))
+    problems += one_of("data.subset", data.subset, SUBSETS)
+    for key in SIZES:
+        problems += positive(f"task.{key}", task[key])
+    for key, value in task.budget.items():
+        problems += positive(f"task.budget.{key}", value)
+    for key in ("reasks", "complete_above"):
+        problems += not_negative(f"task.{key}", task[key])
+    problems += positive("data.max_paragraph_chars", data.max_paragraph_chars)
+    if task.n_keep > task.num_candidates:
+        problems.append(f"task.n_keep={task.n_keep} is more than task.num_candidates={task.num_candidates}")
+    problems += _check_pattern(task.answer_pattern)
+    if config.llm is None:
+        problems.append("llm: this task asks a language model; name one, llm=smollm2")
+    elif config.llm.backend == "endpoint" and config.llm.score == "none" and (needs := scoring_parts(task)):
+        problems.append(
+            f"llm={config.llm.name} llm.api={config.llm.api} cannot score given text (needed by {', '.join(needs)}); "
+            "use a local model, a server that scores (llm.score), or task.rows without them"
+        )
+    if is_private(config):
+        problems.append("privacy: this task trains nothing, so there is nothing that privacy=dp_sgd could protect")
+    return problems
+
+
+def scoring_parts(task: Any) -> list[str]:
+    """What asks for the likelihood of given texts."""
+    parts = [f"row {row}" for row in task.rows if row in TREE_ROWS]
+    return parts + (["row filter"] if "filter" in task.rows and "likelihood" in task.filters else [])
+
+
+def _check_names(field: str, names: Any, options: tuple[str, ...]) -> list[str]:
+    problems = [problem for name in names for problem in one_of(field, name, options)]
+    if len(set(names)) < len(names):
+        problems.append(f"{field} names one of them twice: {', '.join(names)}")
+    return problems if names else [f"{field} is empty: name at least one of {', '.join(options)}"]
+
+
+def _check_pattern(pattern: str) -> list[str]:
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        return [f"task.answer_pattern is no regular expression: {error}"]
+    return [] if groups == 1 else [f"task.answer_pattern needs one group, around yes or no; it has {groups}"]
+
+
+def inputs(config: Any) -> dict[str, str]:
+    """Fingerprints of what the run reads. Raises UsageError for what is not at hand, model and data in one message."""
+    from privlm.errors import UsageError
+    from privlm.files import sha256_file
+    from privlm.llm.opening import llm_inputs
+
+    from .strategyqa import locate
+
+    found: dict[str, str] = {}
+    missing = []
+    for function in (lambda: llm_inputs(config.llm), lambda: {"data": locate(config.data).fingerprint}):
+        try:
+            found |= function()
+        except UsageError as error:
+            missing.append(str(error))
+    for key, path in {"task.examples": config.task.examples, "data.paragraphs": config.data.paragraphs}.items():
+        if path is None:
+            continue
+        if Path(path).expanduser().is_file():
+            found[key] = sha256_file(Path(path).expanduser())
+        else:
+            missing.append(f"{key}: no file {path}")
+    if missing:
+        raise UsageError("\n".join(missing))
+    return found

@@ -1,0 +1,68 @@
+"""What a run would ask and about how long it would take, for `--dry-run`. No torch."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Any
+
+from privlm.config import Config
+
+from .config import TREE_ROWS
+from .parts import Part, ask, make_parts
+from .prompts import load_shots
+from .strategyqa import load
+
+CHARACTERS_PER_TOKEN = 4.0  # of English text
+
+TOKENS_PER_SECOND = {"smollm2": 180.0}
+"""Read and written, measured with this task on one CPU core; the speed of other models is not known here."""
+
+
+def plan(config: Config) -> dict[str, Any]:
+    """Name -> value. Estimates: no answer is asked for again, and a search ends as soon as it can with all its chains
+    at full length.
+    """
+    data = load(config.data, config.task.num_questions)
+    costs = {part.name: _estimate(part, config) for part in make_parts(config, data, has_logprobs=True)}
+    calls = sum(calls for calls, _ in costs.values())
+    tokens = sum(tokens for _, tokens in costs.values())
+    speed = TOKENS_PER_SECOND.get(config.llm.name)
+    return {
+        "questions": len(data.questions),
+        "paragraphs": len(data.pool),
+        **{f"calls_{name}": count for name, (count, _) in costs.items()},
+        "calls": calls,
+        "tokens": tokens,
+        "seconds_on_one_core": None if speed is None else round(tokens / speed),
+    }
+
+
+def _estimate(part: Part, config: Config) -> tuple[int, int]:
+    """(calls, tokens) of a part."""
+    if part.program is ask:
+        characters = sum(len(str(step.prompt(variables))) for step, variables in part.items.values())
+        written = sum(step.max_tokens for step, _ in part.items.values())
+        return len(part.items), round(characters / CHARACTERS_PER_TOKEN) + written
+    if part.name in TREE_ROWS:
+        return _estimate_tree(part, config)
+    if part.name in ("filter_bm25", "filter_none"):
+        return 0, 0
+    characters = 0
+    for steps, _, question, candidates, _ in part.items.values():
+        step = steps.likelihood if part.name == "filter_likelihood" else steps.relevance
+        around = len(step.template) + len(question)
+        characters += sum(around + len(paragraph.text) for paragraph in candidates)
+    return len(part.items) * config.task.num_candidates, round(characters / CHARACTERS_PER_TOKEN)
+
+
+def _estimate_tree(part: Part, config: Config) -> tuple[int, int]:
+    """Each expansion asks for one step a paragraph; the criterion delta scores each of them twice more."""
+    task = config.task
+    expansions = task.max_steps - 1 + ceil((task.complete_above + 1) / task.n_keep)
+    per_step = 3 if part.name == "tree_delta" else 1
+    calls = expansions * task.n_keep * per_step
+    filtered = task.num_candidates if task.filter in ("likelihood", "black_box") else 0
+    if task.budget.calls is not None:
+        calls = min(calls, task.budget.calls - filtered)
+    prompt = len(load_shots(task.examples, task.num_shots).step) / CHARACTERS_PER_TOKEN + 40 + task.step_max_tokens
+    return len(part.items) * (calls + filtered), round(len(part.items) * (calls * prompt + filtered * 40))
