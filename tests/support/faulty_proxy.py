@@ -81,6 +81,10 @@ class FaultyProxy:
             self.most_at_once = max(self.most_at_once, self._under_way)
             return self._faults.popleft() if self._faults else self._always
 
+    @property
+    def busy(self) -> bool:
+        return self._under_way > 0
+
     def leave(self) -> None:
         with self._lock:
             self._under_way -= 1
