@@ -161,6 +161,22 @@ def check_trackers() -> Iterator[Finding]:
             yield Finding("ok", "trackers", f"tracker={package}: {package} {version}")
 
 
+def check_llm() -> Iterator[Finding]:
+    """What llm=endpoint and the tests of servers need."""
+    for use, packages, extra in (
+        ("llm=endpoint", ("openai", "tenacity"), "llm"),
+        ("transformers serve", ("fastapi", "uvicorn"), "serving"),
+    ):
+        versions = {package: environment.package_version(package) for package in packages}
+        absent = [package for package, version in versions.items() if version is None]
+        if absent:
+            text = f"{use}: {', '.join(absent)} is not installed"
+            yield Finding("note", "llm", text, f"pip install 'privlm[{extra}]'")
+        else:
+            found = ", ".join(f"{package} {version}" for package, version in versions.items())
+            yield Finding("ok", "llm", f"{use}: {found}")
+
+
 def check_runs() -> Iterator[Finding]:
     """Whether the folder of run directories can be written, and the space there. Makes nothing that stays."""
     runs = Path(os.environ.get("PRIVLM_RUNS", "runs")).expanduser().absolute()
@@ -191,5 +207,6 @@ CHECKS = (
     check_hub,
     check_slurm,
     check_trackers,
+    check_llm,
     check_runs,
 )

@@ -51,7 +51,7 @@ class Usage:
     """What a LanguageModel has done since it was opened.
 
     calls: asked of the backend. cached: replies served from the record. usd: None where no price is known. estimated:
-    some token counts are our estimate. seconds: from the first call asked to the last answered, idle time included.
+    some token counts are our estimate. seconds: spent asking.
     """
 
     calls: int = 0
@@ -349,24 +349,27 @@ class _Dispatch:
     def _run_threads(self) -> None:
         while self.in_flight or (self.error is None and (self.waiting or self.elsewhere)):
             self._check_stop()
-            while self.error is None and len(self.in_flight) < self.backend.parallel:
-                allowed = self._claim(1)
-                if not allowed:
-                    break
-                self._make_ready()
-                for pending, estimate in allowed if self.error is None else ():
-                    self.in_flight[pending.key] = pending, estimate
-                    # A daemon: a second Ctrl-C leaves at once, whatever a server is doing.
-                    threading.Thread(target=self._ask_one, args=(pending,), daemon=True).start()
+            while self.error is None and self.waiting and len(self.in_flight) < self.backend.parallel:
+                before = len(self.waiting)
+                self._start(self._claim(self.backend.parallel - len(self.in_flight)))
+                if len(self.waiting) == before:
+                    break  # a budget: there may be room when the calls under way have told their real cost
             self._collect()
         if self.error is not None:
             raise self.error
 
-    def _make_ready(self) -> None:
+    def _start(self, allowed: Sequence[tuple[_Pending, Spent]]) -> None:
+        if not allowed:
+            return
         try:
             self.model._make_ready()
         except (ServiceError, UsageError) as error:
             self.error = error
+            return
+        for pending, estimate in allowed:
+            self.in_flight[pending.key] = pending, estimate
+            # A daemon: a second Ctrl-C leaves at once, whatever a server is doing.
+            threading.Thread(target=self._ask_one, args=(pending,), daemon=True).start()
 
     def _ask_one(self, pending: _Pending) -> None:
         try:

@@ -29,6 +29,7 @@ from privlm.llm.types import ANSWERED, Answer, GenerateRequest, Reply, Request, 
 SCHEMA = 1
 FILE_NAME = "llm_calls.sqlite"
 LEASE_SLACK = 5.0  # seconds by which the clocks of two machines may differ
+BUSY_SECONDS = 60.0  # how long a write of another process is waited for
 KEYS_PER_QUERY = 500
 NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "fuse.sshfs", "fuse.s3fs"})
 
@@ -100,15 +101,17 @@ class CallRecord:
         with self._named():
             if not read_only:
                 path.parent.mkdir(parents=True, exist_ok=True)
-            mode = "ro" if read_only else "rwc"
+            mode = "rwc"
+            if read_only:  # a folder that cannot be written has no room for the files that readers share
+                mode = "ro" if os.access(path.parent, os.W_OK) else "ro&immutable=1"
             address = f"{path.absolute().as_uri()}?mode={mode}"
-            self._database = sqlite3.connect(address, uri=True, timeout=60.0, isolation_level=None)
+            self._database = sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
             self._open(read_only, network)
 
     def _open(self, read_only: bool, network: bool) -> None:
         if not read_only:
             # WAL needs memory that processes of one machine share; the lock of the run directory covers the rest.
-            self._database.execute(f"PRAGMA journal_mode={'TRUNCATE' if network else 'WAL'}")
+            self._when_free(f"PRAGMA journal_mode={'TRUNCATE' if network else 'WAL'}")
             self._database.execute("PRAGMA synchronous=FULL")
         with self._transaction() if not read_only else contextlib.nullcontext():
             (version,) = self._database.execute("PRAGMA user_version").fetchone()
@@ -121,6 +124,18 @@ class CallRecord:
                 raise UsageError(f"{self.path} was written by a newer PrivLM (schema {version}): update this one")
             elif version != SCHEMA or not {"calls", "spent"} <= tables:
                 raise UsageError(f"{self.path} is no call record: move it away, or set llm.cache_dir")
+
+    def _when_free(self, statement: str) -> None:
+        """Changing the journal does not wait for other processes by itself."""
+        end = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                self._database.execute(statement)
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                    raise
+                time.sleep(0.05)
 
     def get(self, keys: Sequence[str]) -> dict[str, Reply]:
         """The stored answers among `keys`, marked as cached. Failures are not served."""
@@ -215,7 +230,7 @@ class CallRecord:
         have gone backwards, that the lease was not renewed while we watched it for its whole length.
         """
         host, pid, started, _ = owner.split("|")
-        if host == _host() and _start_time(int(pid)) != started:
+        if host == _host() and str(_start_time(int(pid))) != started:
             return True
         if until + LEASE_SLACK < now:
             return True

@@ -46,6 +46,15 @@ def test_a_version_out_of_range_is_a_problem_with_its_remedy(monkeypatch):
     }
 
 
+def test_what_servers_need_is_listed(monkeypatch):
+    monkeypatch.setattr(environment, "package_version", {"openai": "3.57.0", "tenacity": "9.2.1"}.get)
+    found = [(finding.status, finding.text, finding.remedy) for finding in doctor.check_llm()]
+    assert found == [
+        ("ok", "llm=endpoint: openai 3.57.0, tenacity 9.2.1", ""),
+        ("note", "transformers serve: fastapi, uvicorn is not installed", "pip install 'privlm[serving]'"),
+    ]
+
+
 @pytest.mark.usefixtures("quick")
 def test_a_runs_folder_that_cannot_be_written_is_a_problem(capsys, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")

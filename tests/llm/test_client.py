@@ -130,6 +130,18 @@ def test_scores_are_kept_too(record):
     assert not backend.asked
 
 
+def test_a_cached_call_costs_less_than_five_milliseconds(record):
+    """The limit of a slow machine; benchmarks/llm_record.py measures."""
+    requests = [ask(f"question {number} " + "of many words " * 100) for number in range(1000)]
+    LanguageModel(ScriptedBackend(parallel=64), record=record).generate(requests)
+    model = LanguageModel(ScriptedBackend(), record=record)
+    began = time.process_time()
+    for request in requests:
+        model.generate([request])
+    assert time.process_time() - began < 5.0
+    assert model.usage.cached == 1000
+
+
 # --- how asking ends ------------------------------------------------------------------------------------------------
 
 

@@ -217,6 +217,24 @@ def test_the_file_system_of_a_folder_is_found(tmp_path):
     assert record_module._file_system(record_module.Path("/proc/self")) == "proc"
 
 
+def test_many_processes_may_make_the_same_record(path):
+    code = (
+        "import sys; from pathlib import Path; from privlm.llm.record import CallRecord; path = Path(sys.argv[1]);"
+        "records = [CallRecord(path.with_name(f'{n}.sqlite')) for n in range(20)]"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(path)]) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+
+
+def test_prompts_can_be_left_out(path):
+    record = CallRecord(path)
+    model = LanguageModel(ScriptedBackend(), record=record, keep_prompts=False)
+    model.generate([ask("a private matter")])
+    record.close()
+    assert b"a private matter" not in path.read_bytes()
+    assert LanguageModel(ScriptedBackend(), record=CallRecord(path)).generate([ask("a private matter")])[0].cached
+
+
 def test_replies_are_durable(path):
     record = CallRecord(path)
     assert record._database.execute("PRAGMA synchronous").fetchone() == (2,)
