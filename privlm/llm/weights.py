@@ -45,10 +45,10 @@ def _check_adapter(adapter: Path, hub_id: str | None) -> None:
     path = adapter / "adapter_config.json"
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
-        base = content["base_model_name_or_path"]
+        base = content.get("base_model_name_or_path")
     except FileNotFoundError:
         raise UsageError(f"llm.adapter: {adapter} holds no adapter_config.json") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
+    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError):
         raise UsageError(f"{path}: not the configuration of a peft adapter") from None
     _adapter_weights(adapter)
     is_repository = isinstance(base, str) and base.count("/") == 1 and not Path(base).exists()

@@ -85,7 +85,11 @@ def apply_peft(model: Any, adapter: Path) -> PeftModel:
     from peft import PeftModel  # takes seconds
 
     with readable(adapter), quiet():
-        adapted = PeftModel.from_pretrained(model, adapter)
+        adapted = PeftModel.from_pretrained(model, str(adapter))
+        report = adapted.load_adapter(str(adapter), "default")  # again: the first time tells nothing
+    if report.unexpected_keys or report.missing_keys:
+        first = sorted([*report.unexpected_keys, *report.missing_keys])[0]
+        raise UsageError(f"llm.adapter: {adapter} was made for other weights (first that does not fit: {first})")
     return adapted.eval()
 
 
