@@ -10,8 +10,6 @@ import logging
 import os
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from privlm import files
 from privlm.errors import UsageError
 from privlm.models.files import ModelFiles, missing_files
@@ -45,13 +43,14 @@ def dequantized(model: ModelFiles) -> Path:
             if missing_files(folder):
                 logger.info("unpacking %s into %s, once: about a minute", model.gguf_file, folder)
                 _unpack(model.directory, model.gguf_file, folder)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise UsageError(f"{folder} cannot be written ({error}); set PRIVLM_CACHE to another folder") from error
     return folder
 
 
 def _unpack(directory: Path, gguf_file: str, folder: Path) -> None:
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     from privlm.models.loading import quiet, readable
@@ -66,8 +65,11 @@ def _unpack(directory: Path, gguf_file: str, folder: Path) -> None:
         )
 
     def fill(temporary: Path) -> None:
-        with quiet():
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
+        try:
+            with quiet():
+                model.save_pretrained(temporary)
+                tokenizer.save_pretrained(temporary)
+        except SafetensorError as error:  # so it calls a full disk
+            raise OSError(str(error)) from error
 
     files.write_directory(folder, fill)

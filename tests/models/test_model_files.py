@@ -1,6 +1,8 @@
 """Where weights are found, in which order, and what is said when they are not."""
 
 import hashlib
+import importlib.util
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,9 +13,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from privlm import hub
-from privlm.config import ModelConfig
+from privlm.config import LocalLLMConfig, ModelConfig
 from privlm.errors import UsageError
-from privlm.models.files import locate_model
+from privlm.models.files import BIN_PATTERNS, HUB_PATTERNS, ModelFiles, download_weights, locate_model
 
 pytestmark = pytest.mark.torch_free
 
@@ -117,3 +119,63 @@ def test_locating_and_estimating_import_no_torch():
     code = f"import sys; {imports}; print(sorted({{'torch', 'transformers', 'hydra', 'peft'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def llm(**changes: Any) -> LocalLLMConfig:
+    values = {"name": "somebody", "hub_id": "some/body", "path": None, "random": None, "package": None}
+    return replace(LocalLLMConfig(), **{**values, "package_folder": None, "gguf_file": None, "sha256": {}, **changes})
+
+
+def test_messages_name_the_group(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "find_snapshot", no_hub)
+    with pytest.raises(UsageError, match=r"llm 'somebody' .* llm\.path=DIRECTORY .* llm=smollm2 .* llm=tiny"):
+        locate_model(llm(), "llm")
+    with pytest.raises(UsageError, match=r"llm\.path: .* holds no config\.json"):
+        locate_model(llm(path=str(tmp_path)), "llm")
+
+
+@pytest.mark.parametrize("path", [".", "weights.gguf"])
+def test_gguf_file_stands_for_a_folder(tmp_path, monkeypatch, path):
+    put_files(tmp_path, ["weights.gguf"])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "gguf")
+    files = locate_model(llm(path=str(tmp_path / path), gguf_file="weights.gguf"), "llm")
+    assert (files.kind, files.directory, files.gguf_file) == ("path", tmp_path, "weights.gguf")
+    assert files.fingerprint == f"sha256:{hashlib.sha256(b'content of weights.gguf').hexdigest()}"
+
+
+def test_folder_of_ordinary_weights_needs_no_gguf(tmp_path):
+    files = locate_model(llm(path=str(put_files(tmp_path)), gguf_file="weights.gguf"), "llm")
+    assert (files.kind, files.gguf_file) == ("path", None)
+
+
+def test_gguf_without_its_reader_says_how_to_install_it(tmp_path, monkeypatch):
+    put_files(tmp_path, ["weights.gguf"])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"pip install gguf.*llm\.path=DIRECTORY"):
+        locate_model(llm(path=str(tmp_path / "weights.gguf")), "llm")
+
+
+def test_missing_shard_is_named(tmp_path):
+    put_files(tmp_path, ["config.json", "tokenizer.json", "model-00001-of-00002.safetensors"])
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {f"layer{i}": f"model-0000{i}-of-00002.safetensors" for i in (1, 2)}}))
+    with pytest.raises(UsageError, match="holds no model-00002-of-00002"):
+        locate_model(llm(path=str(tmp_path)), "llm")
+    index.write_text("{")
+    with pytest.raises(UsageError, match="not an index of weights"):
+        locate_model(llm(path=str(tmp_path)), "llm")
+
+
+def test_bin_weights_are_downloaded_where_there_are_no_others(tmp_path, monkeypatch):
+    put_files(tmp_path, ["config.json"])
+    asked = []
+
+    def download(directory, repo_id, repo_type, patterns):
+        asked.append(patterns)
+        put_files(directory, ["tokenizer.json"] if len(asked) == 1 else ["pytorch_model.bin"])
+
+    monkeypatch.setattr(hub, "download", download)
+    download_weights(ModelFiles("hub", tmp_path, "hub:some/body@0"), "some/body")
+    assert asked == [HUB_PATTERNS, BIN_PATTERNS]
+    download_weights(ModelFiles("hub", tmp_path, "hub:some/body@0"), "some/body")
+    assert len(asked) == 2

@@ -120,7 +120,6 @@ def test_nothing_is_loaded_for_what_the_record_knows(tmp_path):
     assert "_lm" not in vars(backend)
 
 
-@pytest.mark.torch_free
 def test_identity_needs_no_torch():
     code = """
 import sys
