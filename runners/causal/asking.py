@@ -1,0 +1,148 @@
+"""Asks a language model the questions of a suite; what the call record knows already costs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from privlm.llm.backends.replay import ReplayBackend
+from privlm.llm.client import BudgetExhausted, LanguageModel
+from privlm.llm.types import Answer, GenerateRequest, Message, Reply as ModelReply, Sampling
+
+from .grading import Reply
+from .items import Item, Question, Suite
+
+
+@dataclass(frozen=True)
+class Manner:
+    """chat: send messages, system message first; else the prompt as raw text. swap: ask with swapped options too."""
+
+    chat: bool
+    num_samples: int
+    swap: bool
+    seed: int
+
+
+@dataclass
+class Asked:
+    """Answers so far. num_items: of the suite; exhausted: a budget ended the asking; swaps_recorded: False where
+    recorded answers have none to swapped options.
+    """
+
+    replies: list[Reply] = field(default_factory=list)
+    swapped: list[Reply] = field(default_factory=list)
+    num_items: int = 0
+    exhausted: BudgetExhausted | None = None
+    swaps_recorded: bool = True
+
+    @property
+    def num_done(self) -> int:
+        """Items with all their answers to the straight question."""
+        return len({reply.item.id for reply in self.replies})
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A question on its way: swapped tells the two orders of the options apart."""
+
+    item: Item
+    question: Question
+    sample: int
+    swapped: bool
+
+
+class Interview:
+    """One suite and one model. num_calls: how many answers are wanted, cached ones included."""
+
+    def __init__(self, suite: Suite, model: LanguageModel, manner: Manner) -> None:
+        self.suite = suite
+        self.model = model
+        self.manner = manner
+        self.asked = Asked(num_items=len(suite.items))
+        self._calls = self._plan()
+        self.num_calls = sum(2 if call.item.follow_up else 1 for call in self._calls)
+        self._num_done = 0
+
+    def run(self, tick: Callable[[int], None]) -> Asked:
+        """Asks everything; of an exhausted budget it returns what has been answered.
+
+        tick: told how many answers there are. Raises what LanguageModel.generate raises, BudgetExhausted excepted.
+        """
+        try:
+            first = self._ask(self._calls, tick, keep=False)
+            self._ask([_follow_up(call, first[call]) for call in self._calls if call.item.follow_up], tick, keep=True)
+        except BudgetExhausted as error:
+            self.asked.exhausted = error
+        return self.asked
+
+    def _plan(self) -> list[_Call]:
+        samples = range(self.manner.num_samples)
+        calls = [
+            _Call(item, question, sample, swapped=False)
+            for item in self.suite.items
+            for question in [self._wording(item)]
+            for sample in samples
+        ]
+        if not self.manner.swap:
+            return calls
+        swapped = [
+            _Call(item, item.swapped, sample, swapped=True)
+            for item in self.suite.items
+            if item.swapped is not None
+            for sample in samples
+        ]
+        kept = [call for call in swapped if self._is_answerable(call.question)]
+        self.asked.swaps_recorded = bool(kept) or not swapped
+        return calls + kept
+
+    def _wording(self, item: Item) -> Question:
+        """The item's question; of recorded answers, the first of its wordings that was asked."""
+        return next(
+            (question for question in (item.question, *item.earlier) if self._is_answerable(question)), item.question
+        )
+
+    def _is_answerable(self, question: Question) -> bool:
+        backend = self.model.backend
+        return not isinstance(backend, ReplayBackend) or backend.holds(self._request(question, 0, ""))
+
+    def _request(self, question: Question, sample: int, name: str) -> GenerateRequest:
+        prompt: str | tuple[Message, ...] = question.prompt
+        if self.manner.chat:
+            system = [Message("system", self.suite.system)] if self.suite.system else []
+            prompt = (*system, Message("user", question.prompt))
+        temperature = self.suite.temperature
+        sampling = Sampling(self.suite.max_tokens, temperature, seed=self.manner.seed if temperature > 0 else None)
+        return GenerateRequest(prompt, sampling, sample_index=sample, item=name)
+
+    def _ask(self, calls: Sequence[_Call], tick: Callable[[int], None], *, keep: bool) -> dict[_Call, str]:
+        """Texts by call. Answers to questions without a follow-up are kept as they come."""
+        texts: dict[_Call, str] = {}
+
+        def on_reply(place: int, answer: ModelReply) -> None:
+            assert isinstance(answer, Answer)
+            call = calls[place]
+            texts[call] = answer.text
+            if keep or call.item.follow_up is None:
+                kept = self.asked.swapped if call.swapped else self.asked.replies
+                kept.append(
+                    Reply(call.item, call.question, call.sample, answer.text, answer.status, answer.finish_reason)
+                )
+            self._num_done += 1
+            tick(self._num_done)
+
+        self.model.generate(
+            [self._request(call.question, call.sample, _name(self.suite, call)) for call in calls], on_reply=on_reply
+        )
+        order = {item.id: number for number, item in enumerate(self.suite.items)}
+        for replies in (self.asked.replies, self.asked.swapped):
+            replies.sort(key=lambda reply: (order[reply.item.id], reply.sample))
+        return texts
+
+
+def _follow_up(call: _Call, text: str) -> _Call:
+    assert call.item.follow_up is not None
+    return _Call(call.item, call.item.follow_up(text), call.sample, call.swapped)
+
+
+def _name(suite: Suite, call: _Call) -> str:
+    return f"{suite.name} {call.item.id}{' swapped' if call.swapped else ''}"

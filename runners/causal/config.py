@@ -1,0 +1,140 @@
+"""Schema, checks and inputs of the task `causal`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import MISSING
+
+from privlm.checks import not_negative, one_of, positive
+from privlm.config import is_private
+
+SUITES: dict[str, str] = {
+    "tuebingen": "tuebingen",
+    "neuropathic_pair": "neuropathic",
+    "neuropathic_one_side": "neuropathic",
+    "neuropathic_graph100": "neuropathic",
+    "arctic": "arctic",
+    "crass": "crass",
+    "vignettes": "vignettes",
+    "vignettes_lab": "vignettes",
+    "normality": "normality",
+    "memorisation": "tuebingen",
+    "redaction": "tuebingen",
+}
+"""Suite -> the family of files that it reads (sources.FILES)."""
+
+PROMPTINGS = ("two", "agent", "single")
+RULES = ("strict", "upstream")
+METHODS = ("anm", "igci", "reci")
+
+
+@dataclass
+class Numeric:
+    """Data-driven baselines on the numbers behind the Tuebingen pairs."""
+
+    methods: list[str] = MISSING
+    max_points: int = MISSING
+    seconds: float = MISSING
+
+
+@dataclass
+class Discovery:
+    """The answers to neuropathic_pair as background knowledge of the PC algorithm, on simulated data."""
+
+    num_nodes: int = MISSING
+    num_samples: int = MISSING
+    alpha: float = MISSING
+
+
+@dataclass
+class Task:
+    """suite: a name or a list of names."""
+
+    name: str = MISSING
+    suite: Any = MISSING
+    prompting: str = MISSING
+    chat: bool = MISSING
+    system: str = MISSING
+    temperature: float | None = MISSING
+    max_tokens: int | None = MISSING
+    n_samples: int = MISSING
+    items: int | None = MISSING
+    swap_options: bool = MISSING
+    parser: str = MISSING
+    credit: str = MISSING
+    numeric: Numeric = MISSING
+    discovery: Discovery = MISSING
+
+
+@dataclass
+class CausalData:
+    """Where the files of the suites lie (configs/data/causal.yaml)."""
+
+    name: str = MISSING
+    path: str | None = MISSING
+    licence: str = MISSING
+
+
+SCHEMAS = {"data": {"causal": CausalData}}
+
+
+def suite_names(task: Any) -> list[str]:
+    """`task.suite` as a list."""
+    return [task.suite] if isinstance(task.suite, str) else list(task.suite)
+
+
+def check(config: Any) -> list[str]:
+    """Problems of this task's own settings."""
+    task = config.task
+    names = suite_names(task)
+    problems = [problem for name in names for problem in one_of("task.suite", name, SUITES)]
+    if not names or len(set(names)) < len(names):
+        problems.append("task.suite: name at least one suite, and each once")
+    problems += one_of("task.prompting", task.prompting, PROMPTINGS)
+    problems += one_of("task.parser", task.parser, RULES)
+    problems += one_of("task.credit", task.credit, RULES)
+    for method in task.numeric.methods:
+        problems += one_of("task.numeric.methods", method, METHODS)
+    for key in ("max_tokens", "n_samples", "items"):
+        problems += positive(f"task.{key}", task[key])
+    problems += not_negative("task.temperature", task.temperature)
+    if task.n_samples > 1 and task.temperature == 0:
+        problems.append("task.n_samples above 1 needs task.temperature above 0: at 0 all samples are the same")
+    if task.numeric.methods and config.data.path is None:
+        problems.append(
+            "task.numeric.methods needs the numbers, which do not ship with PrivLM: give data.path=FOLDER with "
+            "tuebingen_cdt/Tuebingen_pairs.csv in it, or task.numeric.methods=[]"
+        )
+    if is_private(config):
+        problems.append("privacy=dp_sgd: task=causal asks a model and trains nothing, so there is nothing to protect")
+    if config.get("model") is not None or config.get("adapter") is not None:
+        problems.append("task=causal trains no model and no adapter: choose whom to ask by llm=NAME")
+    return problems
+
+
+def inputs(config: Any) -> dict[str, str]:
+    """Fingerprints of the files of the suites and of the language model.
+
+    Raises UsageError for what is not at hand, data and model in one message.
+    """
+    from privlm.errors import UsageError
+    from privlm.llm.opening import llm_inputs
+
+    from .sources import Sources
+
+    families = {SUITES[name] for name in suite_names(config.task)}
+    families |= {"numeric"} if config.task.numeric.methods else set()
+    found, missing = {}, []
+    for fingerprints in (
+        lambda: {"data": Sources(config.data.path).fingerprint(families)},
+        lambda: llm_inputs(config.llm),
+    ):
+        try:
+            found |= fingerprints()
+        except UsageError as error:
+            missing.append(str(error))
+    if missing:
+        raise UsageError("\n".join(missing))
+    return found
