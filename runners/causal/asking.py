@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from privlm.llm.backends.replay import ReplayBackend
 from privlm.llm.client import BudgetExhausted, LanguageModel
-from privlm.llm.types import Answer, GenerateRequest, Message, Reply as ModelReply, Sampling
+from privlm.llm.types import Answer, GenerateRequest, Message, Sampling
+from privlm.llm.types import Reply as ModelReply
 
 from .grading import Reply
 from .items import Item, Question, Suite

@@ -60,7 +60,7 @@ class Task:
     temperature: float | None = MISSING
     max_tokens: int | None = MISSING
     n_samples: int = MISSING
-    items: int | None = MISSING
+    num_items: int | None = MISSING
     swap_options: bool = MISSING
     parser: str = MISSING
     credit: str = MISSING
@@ -97,7 +97,7 @@ def check(config: Any) -> list[str]:
     problems += one_of("task.credit", task.credit, RULES)
     for method in task.numeric.methods:
         problems += one_of("task.numeric.methods", method, METHODS)
-    for key in ("max_tokens", "n_samples", "items"):
+    for key in ("max_tokens", "n_samples", "num_items"):
         problems += positive(f"task.{key}", task[key])
     problems += not_negative("task.temperature", task.temperature)
     if task.n_samples > 1 and task.temperature == 0:

@@ -20,17 +20,19 @@ from .arctic import graph_rows
 from .grading import Grading
 
 SPLIT = "neuropathic simulated"
+FAN_OUT = 3  # PC's time grows exponentially with the number of neighbours
 
 
 def subgraph(links: Sequence[tuple[str, str]], num_nodes: int) -> tuple[list[str], graphs.Adjacency]:
-    """A connected part of the graph: from the node with most links outwards, in the order of the file."""
+    """A connected part of the graph: from the node with most links outwards, at most FAN_OUT new nodes from each."""
     neighbours: dict[str, list[str]] = {}
     for cause, effect in links:
         neighbours.setdefault(cause, []).append(effect)
         neighbours.setdefault(effect, []).append(cause)
     names = [max(neighbours, key=lambda node: len(neighbours[node]))]
     for node in names:  # grows while it is walked
-        names += [other for other in dict.fromkeys(neighbours[node]) if other not in names][: num_nodes - len(names)]
+        new = [other for other in dict.fromkeys(neighbours[node]) if other not in names]
+        names += new[: min(FAN_OUT, num_nodes - len(names))]
     inside = [link for link in links if set(link) <= set(names)]
     return names, graphs.from_edges(names, inside)
 

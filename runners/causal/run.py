@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from privlm import files
@@ -34,7 +35,7 @@ def run(config: Config, job: Job) -> None:
     results: list[Result] = []
     notes = [f"{settings}; the released scorer beside it: *_upstream"]
     gradings: dict[str, Grading] = {}
-    done = total = 0
+    done = 0
     with open_llm(config.llm, job) as model:
         model.require("generate", by="task=causal")
         for suite in suites:
@@ -47,14 +48,17 @@ def run(config: Config, job: Job) -> None:
                 _log(job, rows, len(asked.replies))
                 results += rows
             notes += _notes(suite, asked, task)
-            done, total = done + asked.num_done, total + asked.num_items
-            if asked.exhausted is not None:
+            done += asked.num_done
+            exhausted = asked.exhausted is not None
+            if exhausted:
                 break
     _write_answers(job, gradings)
-    if done < (total := sum(len(suite.items) for suite in suites)):
-        job.finish(results, status="budget_exhausted", notes=[f"budget_exhausted: {done}/{total} items done", *notes])
-        return
-    job.finish(results, notes=notes)
+    if exhausted:
+        job.finish(
+            results, status="budget_exhausted", notes=notes, items=(done, sum(len(suite.items) for suite in suites))
+        )
+    else:
+        job.finish(results, notes=notes)
 
 
 def _notes(suite: Suite, asked: Asked, task: Any) -> list[str]:
@@ -78,7 +82,7 @@ def _write_answers(job: Job, gradings: dict[str, Grading]) -> None:
         for swapped, replies in ((False, grading.replies), (True, grading.swapped)):
             lines += [_line(name, grading, reply, swapped) for reply in replies]
     if job.is_main:
-        files.write_text(job.directory / ANSWERS, files.json_lines(lines))
+        files.write_text(job.directory / ANSWERS, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _line(suite: str, grading: Grading, reply: Reply, swapped: bool) -> dict[str, Any]:

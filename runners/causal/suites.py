@@ -33,7 +33,7 @@ def load(name: str, sources: Sources, task: Any, seed: int) -> Suite:
     systems = {"auto": suite.system, "none": None, "expert": neuropathic.EXPERT}
     return replace(
         suite,
-        items=_first(suite.items, task.items),
+        items=_first(suite.items, task.num_items),
         system=systems.get(task.system, task.system),
         temperature=suite.temperature if task.temperature is None else task.temperature,
         max_tokens=suite.max_tokens if task.max_tokens is None else min(task.max_tokens, suite.max_tokens),

@@ -73,6 +73,10 @@ class ReplayBackend:
             raise UsageError(f"{self.path} has no answer for {len(missing)} of {len(requests)} requests: {names}{more}")
         yield from ((number, reply) for number, reply in enumerate(found) if reply is not None)
 
+    def holds(self, request: Request) -> bool:
+        """Whether the file has an answer to it."""
+        return self._find(request) is not None
+
     def hidden_states(self, texts: Sequence[str], layer: int) -> Tensor:
         raise UsageError(f"llm=replay: {self.path} holds no hidden states; use a local model")
 
