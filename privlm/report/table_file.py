@@ -15,6 +15,7 @@
     rows:
       - name: RGP, roberta-base
         run: [task=ewtune, model=roberta]          # overrides of all cells of the row
+        columns: [sst2]                            # those that have a cell in this row; left out: all
         cells:
           sst2: {published: 91.6, source: Table 2, tolerance: 0.5, run: [task=ewtune, model=roberta, data=sst2]}
           f1: null                                 # no such cell
@@ -116,7 +117,7 @@ def parse_table(name: str, spec: dict[str, Any]) -> TableFile:
     columns = {key: _column(key, column or {}, spec, where) for key, column in spec["columns"].items()}
     rows: dict[str, dict[str, Cell]] = {}
     for row in spec["rows"]:
-        _refuse_unknown(row, ("name", "run", "cells"), where)
+        _refuse_unknown(row, ("name", "run", "columns", "cells"), where)
         _require(row, ("name",), where)
         if row["name"] in rows:
             raise UsageError(f"{where}: row '{row['name']}' stands twice; give each row its own name")
@@ -147,10 +148,12 @@ def _column(key: str, column: dict[str, Any], header: dict[str, Any], where: str
 
 def _cells(row: dict[str, Any], columns: dict[str, Column], where: str) -> dict[str, Cell]:
     given = row.get("cells") or {}
-    _refuse_unknown(given, columns, where)
+    chosen = row.get("columns") or list(columns)
+    _refuse_unknown(chosen, columns, where)
+    _refuse_unknown(given, chosen, where)
     cells = {}
     for key, column in columns.items():
-        if key in given and given[key] is None:
+        if key not in chosen or (key in given and given[key] is None):
             continue
         settings = {"run": row.get("run"), "tolerance": column.tolerance, **given.get(key, {})}
         cells[key] = _cell(row["name"], column, settings, f"{where}, column '{key}'")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -50,7 +50,7 @@ def read_truth(sources: Sources) -> Truth:
     named = [line.partition(": ") for line in sources.lines(f"{FOLDER}/variables.txt")]
     name = f"{FOLDER}/ground_truth_adjacency.csv"
     cells = [line.split(",") for line in sources.lines(name)]
-    is_square = all(len(row_) == len(named) for row_ in [*cells, cells])
+    is_square = [len(row_) for row_ in cells] == [len(named)] * len(named)
     if not is_square or not {cell for row_ in cells for cell in row_} <= {"0", "1"}:
         raise UsageError(f"{sources.locate(name)}: not a 0/1 matrix of {len(named)} x {len(named)}")
     graph = np.array([[cell == "1" for cell in row_] for row_ in cells])
@@ -115,9 +115,13 @@ def results(grading: Grading, truth: Truth) -> list[Result]:
 def graph_rows(truth: graphs.Adjacency, graph: graphs.Adjacency, suffix: str, split: str) -> list[Result]:
     """All figures of one predicted graph, intervals over resampled pairs of nodes; undefined ones are left out."""
     counts = graphs.pair_counts(truth, graph)
+
+    def metric(name: str) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda sums: graphs.metrics(sums, len(truth))[name]
+
     rows = []
     for name in graphs.metrics(counts.sum(0), len(truth)):
-        found = estimates.estimate(counts, lambda sums, name=name: graphs.metrics(sums, len(truth))[name])
+        found = estimates.estimate(counts, metric(name))
         if not np.isnan(found.value):
             rows.append(row(f"{name}{suffix}", found, split, UNITS.get(name, "fraction")))
     return [

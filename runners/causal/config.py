@@ -22,8 +22,9 @@ SUITES: dict[str, str] = {
     "normality": "normality",
     "memorisation": "tuebingen",
     "redaction": "tuebingen",
+    "numeric": "numeric",
 }
-"""Suite -> the family of files that it reads (sources.FILES)."""
+"""Suite -> the family of files that it reads (sources.FILES). numeric asks no model: data-driven baselines."""
 
 PROMPTINGS = ("two", "agent", "single")
 RULES = ("strict", "upstream")
@@ -99,14 +100,21 @@ def check(config: Any) -> list[str]:
         problems += one_of("task.numeric.methods", method, METHODS)
     for key in ("max_tokens", "n_samples", "num_items"):
         problems += positive(f"task.{key}", task[key])
+    for key in ("max_points", "seconds"):
+        problems += positive(f"task.numeric.{key}", task.numeric[key])
+    problems += not_negative("task.discovery.num_nodes", task.discovery.num_nodes)
+    problems += positive("task.discovery.num_samples", task.discovery.num_samples)
+    if not 0 < task.discovery.alpha < 1:
+        problems.append(f"task.discovery.alpha must lie between 0 and 1, not {task.discovery.alpha}")
+    if task.discovery.num_nodes and "neuropathic_pair" not in names:
+        problems.append(
+            "task.discovery needs task.suite=neuropathic_pair, whose answers are the knowledge; or num_nodes=0"
+        )
     problems += not_negative("task.temperature", task.temperature)
     if task.n_samples > 1 and task.temperature == 0:
         problems.append("task.n_samples above 1 needs task.temperature above 0: at 0 all samples are the same")
-    if task.numeric.methods and config.data.path is None:
-        problems.append(
-            "task.numeric.methods needs the numbers, which do not ship with PrivLM: give data.path=FOLDER with "
-            "tuebingen_cdt/Tuebingen_pairs.csv in it, or task.numeric.methods=[]"
-        )
+    if "numeric" in names and not task.numeric.methods:
+        problems.append(f"task.numeric.methods: name at least one of {', '.join(METHODS)} for task.suite=numeric")
     if is_private(config):
         problems.append("privacy=dp_sgd: task=causal asks a model and trains nothing, so there is nothing to protect")
     if config.get("model") is not None or config.get("adapter") is not None:
@@ -124,12 +132,13 @@ def inputs(config: Any) -> dict[str, str]:
 
     from .sources import Sources
 
-    families = {SUITES[name] for name in suite_names(config.task)}
-    families |= {"numeric"} if config.task.numeric.methods else set()
-    found, missing = {}, []
+    names = suite_names(config.task)
+    families = {SUITES[name] for name in names}
+    found: dict[str, str] = {}
+    missing = []
     for fingerprints in (
         lambda: {"data": Sources(config.data.path).fingerprint(families)},
-        lambda: llm_inputs(config.llm),
+        lambda: llm_inputs(config.llm) if names != ["numeric"] else {},
     ):
         try:
             found |= fingerprints()

@@ -8,6 +8,7 @@ against the direction that the model gave. This shows what the knowledge adds to
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,17 @@ from .grading import Grading
 
 SPLIT = "neuropathic simulated"
 FAN_OUT = 3  # PC's time grows exponentially with the number of neighbours
+
+
+@dataclass(frozen=True)
+class Discovered:
+    """graphs: what PC found alone (pc) and with the model's knowledge (pc_llm)."""
+
+    results: list[Result]
+    note: str
+    names: list[str]
+    truth: graphs.Adjacency
+    graphs: dict[str, graphs.Adjacency]
 
 
 def subgraph(links: Sequence[tuple[str, str]], num_nodes: int) -> tuple[list[str], graphs.Adjacency]:
@@ -38,7 +50,7 @@ def subgraph(links: Sequence[tuple[str, str]], num_nodes: int) -> tuple[list[str
 
 
 def simulate(graph: graphs.Adjacency, num_samples: int, seed: int) -> np.ndarray:
-    """Data [num_samples, m] of a linear model of the acyclic `graph`: weights of size 0.5 to 1.5, noise of variance 1."""
+    """Data [num_samples, m] of a linear model of the acyclic `graph`: weights 0.5 to 1.5 in size, unit noise."""
     rng = np.random.default_rng(seed)
     m = len(graph)
     weights = graph * rng.uniform(0.5, 1.5, (m, m)) * rng.choice((-1.0, 1.0), (m, m))
@@ -84,22 +96,22 @@ def answered_directions(grading: Grading, names: Sequence[str]) -> list[tuple[st
     return directions
 
 
-def results(
+def discover(
     links: Sequence[tuple[str, str]], grading: Grading, *, num_nodes: int, num_samples: int, alpha: float, seed: int
-) -> tuple[list[Result], list[str], dict[str, graphs.Adjacency]]:
-    """Rows for PC alone (_pc) and with the model's knowledge (_pc_llm), a note, and the graphs by name."""
+) -> Discovered:
+    """Runs PC without and with the model's directions. Raises UsageError where causal-learn is not installed."""
     try:
         import causallearn  # noqa: F401
     except ImportError:
-        raise UsageError("task.discovery: needs causal-learn: pip install 'privlm[llm]', or num_nodes=0") from None
+        raise UsageError("task.discovery needs causal-learn: pip install 'privlm[llm]', or num_nodes=0") from None
     names, truth = subgraph(links, num_nodes)
     directions = answered_directions(grading, names)
     data = simulate(truth, num_samples, seed)
     against = graphs.from_edges(names, [(effect, cause) for cause, effect in directions])
     found = {"pc": pc_graph(data, alpha), "pc_llm": pc_graph(data, alpha, against)}
-    rows = [row for name, graph in found.items() for row in graph_rows(truth, graph, f"_{name}", SPLIT)]
     note = (
-        f"{SPLIT}: {num_samples} samples SIMULATED from {len(names)} nodes and {int(truth.sum())} links of the true graph; "
-        f"{len(directions)} directions of the model as background knowledge of PC"
+        f"{SPLIT}: {num_samples} samples SIMULATED from {len(names)} nodes and {int(truth.sum())} links of the true "
+        f"graph; {len(directions)} directions of the model as background knowledge of PC"
     )
-    return rows, [note], {"truth": truth, **found}
+    rows = [row for name, graph in found.items() for row in graph_rows(truth, graph, f"_{name}", SPLIT)]
+    return Discovered(rows, note, names, truth, found)

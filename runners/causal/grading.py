@@ -159,9 +159,11 @@ def swap_consistency(grading: Grading) -> Estimate:
 def constant_answers(grading: Grading) -> dict[str, np.ndarray]:
     """Label -> credit by unit of a model that always answers with it, the first option first."""
     labels = dict.fromkeys(label for reply in grading.replies for label in choices(reply.question))
-    return {
-        label: grading.mean_by_unit(lambda reply, label=label: float(label == reply.question.truth)) for label in labels
-    }
+
+    def credits(label: str) -> np.ndarray:
+        return grading.mean_by_unit(lambda reply: float(label == reply.question.truth))
+
+    return {label: credits(label) for label in labels}
 
 
 def choices(question: Question) -> Sequence[str]:

@@ -119,7 +119,7 @@ METHODS: dict[str, Method] = {"anm": anm, "igci": igci, "reci": reci}
 
 
 def results(
-    sources: Sources,
+    pairs: list[NumericPair],
     methods: list[str],
     *,
     seed: int,
@@ -138,7 +138,6 @@ def results(
             import causallearn  # noqa: F401
         except ImportError:
             raise UsageError("task.numeric.methods: anm needs causal-learn: pip install 'privlm[llm]'") from None
-    pairs = read_pairs(sources, seed)
     rows: list[Result] = []
     for number, name in enumerate(methods):
         ends = time.monotonic() + seconds / len(methods)

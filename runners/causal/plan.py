@@ -8,7 +8,7 @@ from privlm.config import Config
 
 from .config import suite_names
 from .sources import Sources
-from .suites import load
+from .suites import load_all
 
 CHARACTERS_PER_TOKEN = 4.0  # English text
 
@@ -16,7 +16,7 @@ CHARACTERS_PER_TOKEN = 4.0  # English text
 def plan(config: Config) -> dict[str, Any]:
     """Name -> value. prompt_tokens is an estimate from characters; what a call record holds already is not asked."""
     task = config.task
-    suites = [load(name, Sources(config.data.path), task, config.seed) for name in suite_names(task)]
+    suites = load_all(Sources(config.data.path), task, config.seed)
     calls: dict[str, int] = {}
     prompt_characters = completion_tokens = 0
     for suite in suites:
@@ -36,4 +36,5 @@ def plan(config: Config) -> dict[str, Any]:
         "completion_tokens_at_most": completion_tokens,
         "parser": task.parser,
         "credit": task.credit,
+        "numeric_baselines": list(task.numeric.methods) if "numeric" in suite_names(task) else [],
     }

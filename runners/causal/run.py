@@ -13,52 +13,107 @@ from typing import Any
 from privlm import files
 from privlm.config import Config
 from privlm.job import Job, Result
+from privlm.llm.client import LanguageModel
 from privlm.llm.opening import open_llm
 
+from . import arctic, discovery, drawing, graphs, neuropathic, numeric
 from .asking import Asked, Interview, Manner
 from .config import suite_names
 from .grading import Grading, Reply, Settings
 from .items import Suite
 from .sources import Sources
-from .suites import load
+from .suites import load_all
 
 ANSWERS = "answers.jsonl"
 """One line an answer: item, status, what both parsers read, the truth. No text of prompts or answers."""
+
+PICTURES = "graphs"
 
 
 def run(config: Config, job: Job) -> None:
     task = config.task
     sources = Sources(config.data.path)
-    suites = [load(name, sources, task, config.seed) for name in suite_names(task)]
-    settings = Settings(task.parser, task.credit)
-    manner = Manner(task.chat, task.n_samples, task.swap_options, config.seed)
+    suites = load_all(sources, task, config.seed)
     results: list[Result] = []
-    notes = [f"{settings}; the released scorer beside it: *_upstream"]
-    gradings: dict[str, Grading] = {}
-    done = 0
-    with open_llm(config.llm, job) as model:
-        model.require("generate", by="task=causal")
-        for suite in suites:
-            with job.stage(suite.name):
-                interview = Interview(suite, model, manner)
-                with job.progress(suite.name, interview.num_calls) as tick:
-                    asked = interview.run(tick)
-                grading = gradings[suite.name] = Grading(suite, asked.replies, asked.swapped, settings)
-                rows = suite.results(grading) if asked.replies else []
-                _log(job, rows, len(asked.replies))
-                results += rows
-            notes += _notes(suite, asked, task)
-            done += asked.num_done
-            exhausted = asked.exhausted is not None
-            if exhausted:
-                break
+    notes = [f"{Settings(task.parser, task.credit)}; *_upstream: both as the released scorer has them"]
+    gradings: list[Grading] = []
+    num_done, exhausted = 0, False
+    if suites:
+        with open_llm(config.llm, job) as model:
+            model.require("generate", by="task=causal")
+            for suite in suites:
+                asked, grading = _ask(config, job, suite, model)
+                gradings.append(grading)
+                notes += _notes(suite, asked, task)
+                num_done += asked.num_done
+                if exhausted := asked.exhausted is not None:
+                    break
+    for grading in gradings:
+        if grading.replies:
+            rows = grading.suite.results(grading)
+            _log(job, rows, len(grading.replies))
+            results += rows
+            _draw(job, sources, grading)
     _write_answers(job, gradings)
     if exhausted:
-        job.finish(
-            results, status="budget_exhausted", notes=notes, items=(done, sum(len(suite.items) for suite in suites))
+        items = num_done, sum(len(suite.items) for suite in suites)
+        job.finish(results, status="budget_exhausted", notes=notes, items=items)
+        return
+    if task.discovery.num_nodes:
+        rows, remarks = _discover(config, job, sources, gradings)
+        results, notes = results + rows, notes + remarks
+    if "numeric" in suite_names(task):
+        results += _numeric(config, job, sources)
+    job.finish(results, notes=notes)
+
+
+def _ask(config: Config, job: Job, suite: Suite, model: LanguageModel) -> tuple[Asked, Grading]:
+    task = config.task
+    interview = Interview(suite, model, Manner(task.chat, task.n_samples, task.swap_options, config.seed))
+    with job.stage(suite.name), job.progress(suite.name, interview.num_calls) as tick:
+        asked = interview.run(tick)
+    return asked, Grading(suite, asked.replies, asked.swapped, Settings(task.parser, task.credit))
+
+
+def _discover(config: Config, job: Job, sources: Sources, gradings: list[Grading]) -> tuple[list[Result], list[str]]:
+    settings = config.task.discovery
+    (grading,) = (grading for grading in gradings if grading.suite.name == "neuropathic_pair")
+    with job.stage("discovery"):
+        found = discovery.discover(
+            neuropathic.read_links(sources),
+            grading,
+            num_nodes=settings.num_nodes,
+            num_samples=settings.num_samples,
+            alpha=settings.alpha,
+            seed=config.seed,
         )
-    else:
-        job.finish(results, notes=notes)
+        for name, graph in found.graphs.items():
+            _picture(job, f"discovery_{name}", found.names, found.truth, graph)
+    return found.results, [found.note]
+
+
+def _numeric(config: Config, job: Job, sources: Sources) -> list[Result]:
+    settings = config.task.numeric
+    methods = list(settings.methods)
+    pairs = numeric.read_pairs(sources, config.seed)
+    with (
+        job.stage("numeric"),
+        job.progress("numeric pairs", len(methods) * len(pairs), interruptible=True) as tick,
+    ):
+        return numeric.results(
+            pairs, methods, seed=config.seed, max_points=settings.max_points, seconds=settings.seconds, tick=tick
+        )
+
+
+def _draw(job: Job, sources: Sources, grading: Grading) -> None:
+    if grading.suite.name == "arctic":
+        truth = arctic.read_truth(sources)
+        _picture(job, "arctic", truth.names, truth.graph, arctic.predicted(grading, None, len(truth.names)))
+
+
+def _picture(job: Job, name: str, names: list[str], truth: graphs.Adjacency, graph: graphs.Adjacency) -> None:
+    if job.is_main:
+        drawing.draw(job.directory / PICTURES / f"{name}.png", name.replace("_", " "), names, truth, graph)
 
 
 def _notes(suite: Suite, asked: Asked, task: Any) -> list[str]:
@@ -73,21 +128,22 @@ def _notes(suite: Suite, asked: Asked, task: Any) -> list[str]:
 def _log(job: Job, rows: list[Result], num_answers: int) -> None:
     for row in rows:
         if row.unit == "fraction" and row.split and not row.metric.startswith("baseline"):
-            job.log(num_answers, row.split, **{row.metric: row.value})
+            values: dict[str, Any] = {row.metric: row.value}
+            job.log(num_answers, row.split, **values)
 
 
-def _write_answers(job: Job, gradings: dict[str, Grading]) -> None:
+def _write_answers(job: Job, gradings: list[Grading]) -> None:
     lines: list[dict[str, Any]] = []
-    for name, grading in gradings.items():
+    for grading in gradings:
         for swapped, replies in ((False, grading.replies), (True, grading.swapped)):
-            lines += [_line(name, grading, reply, swapped) for reply in replies]
+            lines += [_line(grading, reply, swapped) for reply in replies]
     if job.is_main:
         files.write_text(job.directory / ANSWERS, "".join(json.dumps(line) + "\n" for line in lines))
 
 
-def _line(suite: str, grading: Grading, reply: Reply, swapped: bool) -> dict[str, Any]:
+def _line(grading: Grading, reply: Reply, swapped: bool) -> dict[str, Any]:
     return {
-        "suite": suite,
+        "suite": grading.suite.name,
         "item": reply.item.id,
         "sample": reply.sample,
         "swapped": swapped,

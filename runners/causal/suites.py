@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from . import arctic, crass, memorisation, neuropathic, normality, redaction, tuebingen, vignettes
-from .config import SUITES
+from .config import SUITES, suite_names
 from .items import Item, Suite
 from .sources import Sources
 
@@ -24,7 +24,12 @@ LOADERS: dict[str, Callable[[Sources, Any, int], Suite]] = {
     "memorisation": lambda sources, task, seed: memorisation.load(sources),
     "redaction": lambda sources, task, seed: redaction.load(sources, seed),
 }
-assert set(LOADERS) == set(SUITES)
+assert set(LOADERS) == set(SUITES) - {"numeric"}
+
+
+def load_all(sources: Sources, task: Any, seed: int) -> list[Suite]:
+    """The suites of `task` that ask a model, in their order."""
+    return [load(name, sources, task, seed) for name in suite_names(task) if name in LOADERS]
 
 
 def load(name: str, sources: Sources, task: Any, seed: int) -> Suite:
