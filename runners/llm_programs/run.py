@@ -30,7 +30,7 @@ from .config import TREE_ROWS, scoring_parts
 from .parts import Part, make_parts
 from .strategyqa import load
 
-ITEMS_AT_ONCE = 16
+ITEMS_AT_ONCE = 32
 """What they ask at one time is one batch. It changes the speed, and the results by rounding alone."""
 
 TOP_N = (1, 2, 5, 10, 20)
