@@ -90,12 +90,17 @@ def _work(part: Part, title: str, job: Job, model: LanguageModel, trace: Trace, 
             now = time.monotonic()
             files.append_durably(path, [_line(item, result, now - before)])
             before = now
-            done.add(item)
-            tick(len(done))
             job.beat()
 
         run_programs(
-            part.program, open_items, model, on_done=keep, trace=trace, budget=config.task.budget, width=ITEMS_AT_ONCE
+            part.program,
+            open_items,
+            model,
+            on_done=keep,
+            trace=trace,
+            budget=config.task.budget,
+            width=ITEMS_AT_ONCE,
+            tick=lambda ended: tick(len(done) + ended),
         )
     if failed:
         raise ServiceError(

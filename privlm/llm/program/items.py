@@ -57,34 +57,48 @@ def run_programs(
     trace: Trace | None = None,
     budget: LLMBudget = UNLIMITED,
     width: int = 1,
+    tick: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Runs `program` on each of `items` (name -> arguments); `on_done` is told of each as it ends.
 
     width: items of a coroutine program that are at work together; what they ask at one time is one batch.
+    tick: told how many have ended, once of those that end together.
     Raises what the language model raises to end the run: BudgetExhausted, ServiceError, Interrupted.
     """
     trace = trace or Trace()
     if inspect.iscoroutinefunction(program):
-        asyncio.run(_run_together(program, items, model, on_done, trace, budget, width))
+        asyncio.run(_run_together(program, items, model, on_done, trace, budget, width, tick))
         return
-    for name, arguments in items.items():
+    for number, (name, arguments) in enumerate(items.items(), start=1):
         with _Running(name, program, model, trace, budget) as running:
             running.value = program(Context(running.item, ask=lambda requests: _ask(model, requests)), *arguments)
         on_done(name, running.result)
+        tick(number)
 
 
 async def _run_together(
     program: Program, items: Mapping[str, Sequence[Any]], model: Model, on_done: OnDone, trace: Trace,
-    budget: LLMBudget, width: int,
+    budget: LLMBudget, width: int, tick: Callable[[int], None],
 ) -> None:  # fmt: skip
     gathering = _Gathering(model)
+    done = shown = 0
     waiting: Iterator[tuple[str, Sequence[Any]]] = iter(items.items())
 
+    def show() -> None:
+        """Runs when all items that the last batch has ended are counted."""
+        nonlocal shown
+        if shown < done:
+            shown = done
+            tick(done)
+
     async def work() -> None:
+        nonlocal done
         for name, arguments in waiting:
             with _Running(name, program, model, trace, budget) as running:
                 running.value = await program(AsyncContext(running.item, ask=gathering.ask), *arguments)
             on_done(name, running.result)
+            done += 1
+            asyncio.get_running_loop().call_soon(show)
 
     workers = [asyncio.ensure_future(work()) for _ in range(min(width, len(items)))]
     try:

@@ -181,7 +181,9 @@ def test_async_programs_share_their_batches(tmp_path):
     results = {}
     items = {f"q{number}": (f"question {number}",) for number in range(5)}
     trace = Trace(tmp_path / "trace.jsonl")
-    run_programs(together, items, model, on_done=results.__setitem__, width=4, trace=trace)
+    ticks: list[int] = []
+    run_programs(together, items, model, on_done=results.__setitem__, width=4, trace=trace, tick=ticks.append)
+    assert ticks == [4, 5]  # once of those that end together
     assert list(results) == list(items)
     assert all(result.value == ("yes", " yes", 2, "yes") for result in results.values())
     assert [len(batch) for batch in model.batches] == [4, 8, 8, 4, 1, 2, 2, 1]
