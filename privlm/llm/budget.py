@@ -1,14 +1,12 @@
-"""Where asking stops: limits on calls, tokens, dollars and seconds, of a run or of one item of it.
+"""Where asking stops: limits on calls, tokens, dollars and seconds.
 
-A limit is held against what was spent plus an estimate of the next call, so it is never exceeded by more than the
+A limit is held against what was spent plus an estimate of the calls to come, so it is never exceeded by more than the
 error of that estimate.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from privlm import errors
@@ -17,20 +15,16 @@ LIMITS = ("calls", "tokens", "usd", "seconds")
 
 
 class BudgetExhausted(errors.BudgetExhausted):
-    """The next call would exceed a budget.
+    """The next call would exceed `limit`, one of calls, tokens, usd and seconds."""
 
-    budget: the one that is exhausted; a caller who gave a budget of its own can tell it from the run's.
-    """
-
-    def __init__(self, budget: Budget, limit: str) -> None:
-        super().__init__(f"{budget.name}.{limit}={getattr(budget, limit):g} is reached")
-        self.budget = budget
+    def __init__(self, limit: str, allowed: float) -> None:
+        super().__init__(f"llm.budget.{limit}={allowed:g} is reached")
         self.limit = limit
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What calls have cost. usd: 0 where no price is known."""
+    """What calls have cost. usd: 0 where no price is known. seconds: of asking."""
 
     calls: int = 0
     prompt_tokens: int = 0
@@ -43,19 +37,13 @@ class Spent:
         return self.prompt_tokens + self.completion_tokens
 
     def __add__(self, other: Spent) -> Spent:
-        return Spent(
-            self.calls + other.calls,
-            self.prompt_tokens + other.prompt_tokens,
-            self.completion_tokens + other.completion_tokens,
-            self.usd + other.usd,
-            self.seconds + other.seconds,
-        )
+        return Spent(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
 
 class Budget:
-    """Limits and what was spent under them. None: no limit. Not for several threads.
+    """Limits, and what was spent under them. None: no limit.
 
-    name: of the limits in messages. spent: by earlier tries of the same run; its seconds go on from there.
+    spent: by earlier tries of the same run.
     """
 
     def __init__(
@@ -65,36 +53,22 @@ class Budget:
         tokens: int | None = None,
         usd: float | None = None,
         seconds: float | None = None,
-        name: str = "budget",
         spent: Spent = Spent(),
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.calls, self.tokens, self.usd, self.seconds = calls, tokens, usd, seconds
-        self.name = name
+        limits = zip(LIMITS, (calls, tokens, usd, seconds), strict=True)
+        self.limits = {name: limit for name, limit in limits if limit is not None}
         self.spent = spent
-        self._clock = clock
-        self._began = clock()
 
     @classmethod
-    def of(cls, limits: Any, *, spent: Spent = Spent(), name: str = "llm.budget") -> Budget:
+    def of(cls, limits: Any, *, spent: Spent = Spent()) -> Budget:
         """The budget of a configuration (privlm.config.LLMBudget)."""
-        return cls(**{limit: getattr(limits, limit) for limit in LIMITS}, spent=spent, name=name)
+        return cls(**{limit: getattr(limits, limit) for limit in LIMITS}, spent=spent)
 
-    @property
-    def is_limited(self) -> bool:
-        return any(getattr(self, limit) is not None for limit in LIMITS)
-
-    def add(self, spent: Spent) -> None:
-        """Counts what a call has cost; its seconds are counted by the clock."""
-        self.spent += Spent(spent.calls, spent.prompt_tokens, spent.completion_tokens, spent.usd)
-
-    def exceeded(self, reserved: Spent) -> str | None:
-        """The limit that `reserved`, calls not yet paid for, would exceed; None when there is room."""
+    def exceeded(self, reserved: Spent) -> BudgetExhausted | None:
+        """What is to be raised instead of spending `reserved` more; None when there is room."""
         total = self.spent + reserved
-        elapsed = self.spent.seconds + self._clock() - self._began
-        values = {"calls": total.calls, "tokens": total.tokens, "usd": total.usd}
-        for limit, value in values.items():
-            allowed = getattr(self, limit)
-            if allowed is not None and value > allowed:
-                return limit
-        return "seconds" if self.seconds is not None and elapsed >= self.seconds else None
+        for name, allowed in self.limits.items():
+            value = getattr(total, name)
+            if value > allowed or (name == "seconds" and value >= allowed):
+                return BudgetExhausted(name, allowed)
+        return None

@@ -18,7 +18,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -192,24 +192,19 @@ class CallRecord:
                 "UPDATE calls SET lease_owner=NULL, lease_until=NULL WHERE lease_owner=?", [self.owner]
             )
 
-    def store(self, rows: Iterable[CallRow], payer: str, seconds: float = 0.0) -> None:
-        """Writes replies durably, in one transaction, and what they cost to the account of `payer`.
-
-        seconds: of asking, since the last call of this.
-        """
-        rows = list(rows)
+    def store(self, rows: Sequence[CallRow], payer: str, spent: Spent) -> None:
+        """Writes replies durably, in one transaction, and what was spent on them to the account of `payer`."""
         with self._named(), self._transaction():
             for row in rows:
                 self._database.execute(
                     "INSERT OR REPLACE INTO calls VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,NULL,NULL)", row.values()
                 )
-            total = sum((row.spent for row in rows), Spent(seconds=seconds))
             self._database.execute(
                 "INSERT INTO spent VALUES (?,?,?,?,?,?) ON CONFLICT (payer) DO UPDATE SET calls=calls+excluded.calls, "
                 "prompt_tokens=prompt_tokens+excluded.prompt_tokens, "
                 "completion_tokens=completion_tokens+excluded.completion_tokens, usd=usd+excluded.usd, "
                 "seconds=seconds+excluded.seconds",
-                [payer, total.calls, total.prompt_tokens, total.completion_tokens, total.usd, total.seconds],
+                [payer, *astuple(spent)],
             )
 
     def spent(self, payer: str) -> Spent:

@@ -28,7 +28,7 @@ def path(tmp_path):
 
 def store(record, request, reply, key=None):
     key = key or call_key("b", "m", request)
-    record.store([CallRow(key, "b", "m", request, reply, Spent(1))], "run")
+    record.store([CallRow(key, "b", "m", request, reply, Spent(1))], "run", Spent(1))
     return key
 
 
