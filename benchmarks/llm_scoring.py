@@ -105,6 +105,7 @@ def measure(backend: LocalBackend, workload: str, arguments: argparse.Namespace)
         low, ratio, high = np.quantile(np.divide(own, seconds["privlm"]), [0.25, 0.5, 0.75])
         rate = len(requests) / np.median(own)
         rows.append(f"| {workload} | {name} | {rate:.1f} | {ratio:.2f} ({low:.2f}-{high:.2f}) |")
+        print(rows[-1], file=sys.stderr)
     return rows
 
 

@@ -202,7 +202,7 @@ class Rows:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Holds these rows from now on, repeated or left out as they are named."""
-        index = torch.tensor(rows, device=self.mask_BS.device)
+        index = torch.tensor(rows)  # on the CPU: layers may lie on several devices
         if self.cache is not None:
             self.cache.batch_select_indices(index)
         self.mask_BS, self.length_B = self.mask_BS[index], self.length_B[index]

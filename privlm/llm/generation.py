@@ -27,6 +27,7 @@ class Prompt:
     request: GenerateRequest
 
 
+@torch.inference_mode()
 def generate(
     model: Model,
     tokenizer: PreTrainedTokenizerBase,
@@ -95,8 +96,14 @@ class Drawn:
         return int((nucleus(logits_V / self.sampling.temperature, self.sampling.top_p) + noise_V).argmax())
 
     def _decode(self) -> str:
-        ended = self.tokens and self.tokens[-1] in self._stop_tokens
-        return str(self._tokenizer.decode(self.tokens[:-1] if ended else self.tokens, skip_special_tokens=True))
+        """The text of the tokens, read after the prompt's last one: alone, some tokenizers drop a space before it."""
+        before = list(self.prompt.tokens[-1:])
+        tokens = self.tokens[:-1] if self.tokens and self.tokens[-1] in self._stop_tokens else self.tokens
+        return self._read(before + tokens)[len(self._read(before)) :]
+
+    def _read(self, tokens: list[int]) -> str:
+        text = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(text)
 
     def _cut(self) -> str | None:
         """The text before the first stop string, None where there is none."""

@@ -57,11 +57,8 @@ class Encoder:
             raise UsageError(
                 f"a continuation of {len(continuation)} tokens is longer than the context length, {self.window} tokens"
             )
-        start = self.start
-        if start and context[: len(start)] == start:  # the text itself begins with it
-            context = context[len(start) :]
-        if not start and not context:
-            start = [self._stand_in()]
+        context = self._without_start(context)
+        start = self.start if self.start or context else [self._stand_in()]
         room = len(start) + len(context) if self.window is None else self.window + 1 - len(continuation)
         kept = [*start, *context]
         if len(kept) > room:
@@ -69,6 +66,15 @@ class Encoder:
             kept = [*start[:num_start], *context[len(context) - (room - num_start) :]]
             return Encoded(tuple(kept), tuple(continuation), truncated=True)
         return Encoded(tuple(kept), tuple(continuation), truncated=False)
+
+    def begin(self, text: str) -> list[int]:
+        """Tokens of a text that stands at the beginning, BOS once; none for an empty text without BOS."""
+        return [*self.start, *self._without_start(self.tokenizer(text, add_special_tokens=False)["input_ids"])]
+
+    def _without_start(self, tokens: list[int]) -> list[int]:
+        """The text itself may say what the tokenizer puts before it."""
+        num_start = len(self.start)
+        return tokens[num_start:] if tokens[:num_start] == self.start else tokens
 
     def _split(self, request: ScoreRequest) -> tuple[list[int], list[int]]:
         """Tokens of context and continuation, without special ones."""
@@ -92,6 +98,7 @@ class Encoder:
         raise UsageError("an empty context cannot be scored: the tokenizer has neither a BOS nor an EOS token")
 
 
+@torch.inference_mode()
 def score(model: Model, requests: Sequence[Encoded], limits: Limits) -> Iterator[tuple[int, Score]]:
     """Yields (index, score), batch by batch."""
     by_context: dict[tuple[int, ...], list[int]] = defaultdict(list)

@@ -26,8 +26,7 @@ LIMITS = Limits(4096, 4096)
 
 def answers(model, requests, limits=LIMITS, stop_tokens=()):
     prompts = [Prompt(tuple(TOKENIZER(request.prompt)["input_ids"]), request) for request in requests]
-    with torch.inference_mode():
-        found = dict(generate(model, TOKENIZER, prompts, stop_tokens, limits))
+    found = dict(generate(model, TOKENIZER, prompts, stop_tokens, limits))
     return [found[i] for i in range(len(requests))]
 
 

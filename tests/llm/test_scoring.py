@@ -39,8 +39,7 @@ LIMITS = Limits(256, 256)
 
 def scores(model, requests, limits=LIMITS, window=None):
     encoder = Encoder(TOKENIZER, window)
-    with torch.inference_mode():
-        found = dict(score(model, [encoder(request) for request in requests], limits))
+    found = dict(score(model, [encoder(request) for request in requests], limits))
     return [found[i] for i in range(len(requests))]
 
 

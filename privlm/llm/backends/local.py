@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from privlm.llm.scoring import Encoder
     from privlm.models.causal import CausalLM
 
-CPU_READ_TOKENS = 512  # at once, where nothing is decoded: a CPU gains nothing by more, and scores come sooner
+CPU_TEXT_TOKENS = 512  # of given texts read at once: a CPU gains nothing by more, and scores come sooner
+CPU_PROMPT_TOKENS = 2048  # of prompts, since decoding is quicker in company
 
 
 class LocalBackend:
@@ -67,8 +68,6 @@ class LocalBackend:
         Raises:
             UsageError: before any reply, for a continuation that cannot be scored, or messages without a chat template.
         """
-        import torch
-
         from privlm.llm.generation import Prompt, generate
         from privlm.llm.scoring import score
 
@@ -80,32 +79,37 @@ class LocalBackend:
         }
         for i in [i for i, prompt in prompts.items() if not self._fits(prompt)]:
             yield i, self._refusal(prompts.pop(i))
-        with torch.inference_mode():
-            if texts:
-                indices = list(texts)
-                for i, reply in score(self._lm, list(texts.values()), self._limits(CPU_READ_TOKENS)):
-                    yield indices[i], reply
-            if prompts:
-                indices = list(prompts)
-                stop_tokens, limits = self._stop_tokens, self._limits()
-                for i, answer in generate(self._lm, self._tokenizer, list(prompts.values()), stop_tokens, limits):
-                    yield indices[i], answer
+        if texts:
+            indices = list(texts)
+            for i, reply in score(self._lm, list(texts.values()), self._limits(CPU_TEXT_TOKENS)):
+                yield indices[i], reply
+        if prompts:
+            indices = list(prompts)
+            stop_tokens, limits = self._stop_tokens, self._limits(CPU_PROMPT_TOKENS)
+            for i, answer in generate(self._lm, self._tokenizer, list(prompts.values()), stop_tokens, limits):
+                yield indices[i], answer
 
     def hidden_states(self, texts: Sequence[str], layer: int) -> Tensor:
-        """Raises UsageError for a layer that the model does not have."""
+        """A text that is too long is cut to the context length. See privlm.llm.types.Backend.
+
+        Raises:
+            UsageError: the model does not have this layer, or a text is empty and the tokenizer begins none with BOS.
+        """
         import torch
 
         from privlm.llm.batching import batches, output_layer_sees, pad_right
 
-        ids = [self._tokenizer(text)["input_ids"][: self._window] for text in texts]
+        ids = [self._encoder.begin(text)[: self._window] for text in texts]
+        if not all(ids):
+            raise UsageError("an empty text has no hidden states: the tokenizer begins no text with BOS")
         num_layers = self._lm.config.num_hidden_layers
         if not -num_layers - 1 <= layer <= num_layers:
             raise UsageError(f"layer {layer}: '{self.config.name}' has layers 0 (the embedding) to {num_layers}")
         means: dict[int, Tensor] = {}
         nowhere = torch.empty(0, dtype=torch.long)
-        with torch.inference_mode():
-            lengths = [len(row) for row in ids]
-            for batch in batches(self._limits(CPU_READ_TOKENS), lengths, lengths):
+        lengths = [len(row) for row in ids]
+        with torch.no_grad():  # not inference_mode: callers train on what they get
+            for batch in batches(self._limits(CPU_TEXT_TOKENS), lengths, lengths):
                 ids_BT = pad_right([ids[i] for i in batch], self._lm)
                 with output_layer_sees(self._lm, nowhere, nowhere):
                     output = self._lm(input_ids=ids_BT, output_hidden_states=True)
@@ -152,12 +156,11 @@ class LocalBackend:
             raise UsageError(f"llm.context_length={asked}: '{self.config.name}' reads at most {own} tokens")
         return own if asked is None else asked
 
-    def _limits(self, read_on_cpu: int | None = None) -> Limits:
+    def _limits(self, read_on_cpu: int) -> Limits:
         from privlm.llm.batching import Limits
 
         most = self.config.batch_tokens
-        on_cpu = self._lm.device.type == "cpu"
-        return Limits(held=most, read=min(most, read_on_cpu) if read_on_cpu and on_cpu else most)
+        return Limits(held=most, read=min(most, read_on_cpu) if self._lm.device.type == "cpu" else most)
 
     @cached_property
     def _stop_tokens(self) -> frozenset[int]:
@@ -168,7 +171,7 @@ class LocalBackend:
     def _prompt_tokens(self, request: GenerateRequest) -> list[int]:
         """Raises UsageError: no chat template for messages, or nothing to continue."""
         if isinstance(request.prompt, str):
-            tokens = self._tokenizer(request.prompt)["input_ids"]
+            tokens = self._encoder.begin(request.prompt)
         else:
             tokens = self._tokenizer(self._chat_text(request.prompt), add_special_tokens=False)["input_ids"]
         if not tokens:

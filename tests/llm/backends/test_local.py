@@ -257,6 +257,16 @@ def test_hidden_states_are_means_over_the_tokens_of_each_text(backend, layer):
         torch.testing.assert_close(mean_d, output.hidden_states[layer][0].mean(0))
 
 
+def test_hidden_states_can_be_trained_on(backend):
+    head = torch.nn.Linear(64, 1)
+    head(backend.hidden_states(["a b c"], -1)).sum().backward()
+    assert head.weight.grad is not None
+
+
+def test_inference_mode_does_not_leak_to_who_reads_replies(backend):
+    assert [torch.is_inference_mode_enabled() for _ in backend.ask(REQUESTS)] == [False] * len(REQUESTS)
+
+
 def test_layer_that_is_not_there_is_refused(backend):
     with pytest.raises(UsageError, match=r"layer 3: 'tiny' has layers 0 \(the embedding\) to 2"):
         backend.hidden_states(["a"], 3)
