@@ -37,7 +37,15 @@ def of_transformers(model, prompt, max_tokens):
     return output[0, ids.shape[1] :].tolist()
 
 
-def test_greedy_decoding_is_that_of_transformers(model):
+WINDOWED = {
+    "model_type": "mistral", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "intermediate_size": 64, "sliding_window": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [None, WINDOWED], ids=["tiny", "sliding window"])
+def test_greedy_decoding_is_that_of_transformers(model, shape):
+    model = random_causal_lm(shape) if shape else model
     lengths = [12, 3, 8, 5, 12]  # rows leave the batch one by one
     requests = [GenerateRequest(prompt, Sampling(n)) for prompt, n in zip(PROMPTS, lengths, strict=True)]
     for request, answer in zip(requests, answers(model, requests), strict=True):

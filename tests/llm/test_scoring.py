@@ -61,6 +61,34 @@ def test_equals_log_softmax_by_hand_over_the_continuation_alone(model):
         assert found.avg_nll == found.sum_nll / len(continuation)
 
 
+SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2},
+    "opt": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "ffn_dim": 64,
+        "word_embed_proj_dim": 16,
+    },
+    "qwen2": {**SHAPE, "num_key_value_heads": 1},
+    "mistral": {**SHAPE, "num_key_value_heads": 1, "sliding_window": 12},
+    "gemma2": {**SHAPE, "num_key_value_heads": 1, "head_dim": 16, "sliding_window": 12, "final_logit_softcapping": 0.5},
+}
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_other_architectures_too(model_type):
+    """Learned positions, projected embeddings, windows shorter than the text, logits that are capped."""
+    other = random_causal_lm({"model_type": model_type, **ARCHITECTURES[model_type]})
+    few_shot = [ScoreRequest(f"the same long beginning of all of them, {name}", " x y z") for name in "abcde"]
+    requests = [*REQUESTS[:6], *few_shot]
+    for request, found in zip(requests, scores(other, requests), strict=True):
+        context = TOKENIZER(request.context)["input_ids"]
+        continuation = TOKENIZER(request.continuation, add_special_tokens=False)["input_ids"]
+        assert found.sum_nll == pytest.approx(by_hand(other, context, continuation), abs=1e-4)
+
+
 @pytest.mark.parametrize("limits", [Limits(1, 1), Limits(60, 40), Limits(10_000, 10_000), Limits(10_000, 10_000, 3)])
 def test_the_batch_does_not_matter(model, limits):
     for request, found in zip(REQUESTS, scores(model, REQUESTS, limits), strict=True):
