@@ -16,6 +16,9 @@ from privlm.config import LLMBudget, is_private
 ROWS = ("filter", "relevance", "no_cot", "cot", "tree_nll", "tree_delta", "golden", "golden_cot")
 """filter: of the paragraphs, alone. relevance: the black-box question about one paragraph. The others answer."""
 
+ANSWER_SENTENCE = "Thus, the answer is {answer}."
+"""How a chain ends, in the few-shot examples and in a forced answer."""
+
 TREE_ROWS = ("tree_nll", "tree_delta")
 FILTERS = ("likelihood", "black_box", "bm25", "none")
 SUBSETS = ("all_annotators", "any_annotator", "all")
@@ -116,10 +119,17 @@ def _check_names(field: str, names: Any, options: tuple[str, ...]) -> list[str]:
 
 def _check_pattern(pattern: str) -> list[str]:
     try:
-        groups = re.compile(pattern).groups
+        compiled = re.compile(pattern)
     except re.error as error:
         return [f"task.answer_pattern is no regular expression: {error}"]
-    return [] if groups == 1 else [f"task.answer_pattern needs one group, around yes or no; it has {groups}"]
+    if compiled.groups != 1:
+        return [f"task.answer_pattern needs one group, around yes or no; it has {compiled.groups}"]
+    for answer in ("yes", "no"):
+        sentence = ANSWER_SENTENCE.format(answer=answer)
+        found = compiled.search(sentence)
+        if found is None or found.group(1) != answer:
+            return [f"task.answer_pattern does not find the answer in '{sentence}', as the examples end"]
+    return []
 
 
 def inputs(config: Any) -> dict[str, str]:

@@ -14,12 +14,14 @@ from typing import Any
 from privlm.errors import UsageError
 from privlm.llm.program import ParseError, Step, choice
 
+from .config import ANSWER_SENTENCE
+
 BUILT_IN = Path(__file__).with_name("examples.json")
 ANSWERS = ("yes", "no")
 
 
 def answer_sentence(answer: str) -> str:
-    return f"Thus, the answer is {answer}."
+    return ANSWER_SENTENCE.format(answer=answer)
 
 
 @dataclass(frozen=True)

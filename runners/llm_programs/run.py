@@ -167,11 +167,14 @@ def _result(metric: str, estimate: Estimate, config: Config) -> Result:
 def _sizes(config: Config, num_questions: int) -> str:
     """What a reader of the numbers must know of how they were made."""
     task = config.task
+    said = f"{num_questions} questions ({config.data.subset}), {task.num_candidates} candidates a question"
+    if not set(task.rows) & set(TREE_ROWS):
+        return said
     num_tree = min(num_questions, task.num_tree_questions or num_questions)
     return (
-        f"{num_questions} questions ({config.data.subset}), {task.num_candidates} candidates; trees on {num_tree}: "
-        f"filter {task.filter}, {task.n_keep} kept, at most {task.max_steps} steps of {task.step_max_tokens} tokens, "
-        f"until more than {task.complete_above} chains are complete, budget {_budget(config)} a question"
+        f"{said}; trees on {num_tree}: filter {task.filter}, {task.n_keep} kept, at most {task.max_steps} steps of "
+        f"{task.step_max_tokens} tokens, until more than {task.complete_above} chains are complete, budget "
+        f"{_budget(config)} a question"
     )
 
 

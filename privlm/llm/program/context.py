@@ -47,6 +47,14 @@ class MalformedError(PrivLMError):
     """The output of a step could not be read, at the last attempt either."""
 
 
+ENDINGS = {ItemBudgetExhausted: "budget_exhausted", MalformedError: "malformed", CallFailed: "failed"}
+
+
+def ending(error: BaseException | None) -> str | None:
+    """The status of an item that `error` ends, None for an error that ends the run."""
+    return next((status for kind, status in ENDINGS.items() if isinstance(error, kind)), None)
+
+
 @dataclass(frozen=True)
 class StepResult:
     """What a generation gave.
@@ -121,11 +129,8 @@ class _Operations:
         try:
             yield self._at(span)
             status = "done"
-        except ItemBudgetExhausted:
-            status = "budget_exhausted"
-            raise
-        except MalformedError:
-            status = "malformed"
+        except PrivLMError as error:
+            status = ending(error) or status
             raise
         finally:
             trace.close_span(span, status)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from privlm.config import LLMBudget
-from privlm.llm.program.budget import UNLIMITED, ItemBudgetExhausted, Spending
-from privlm.llm.program.context import AsyncContext, CallFailed, Context, Item, MalformedError, Model
+from privlm.llm.program.budget import UNLIMITED, Spending
+from privlm.llm.program.context import AsyncContext, Context, Item, Model, ending
 from privlm.llm.program.trace import Trace
 from privlm.llm.types import GenerateRequest, Reply, Request, ScoreRequest
 
@@ -109,10 +109,6 @@ async def _run_together(
         await asyncio.gather(*workers, return_exceptions=True)
 
 
-ENDINGS = {ItemBudgetExhausted: "budget_exhausted", MalformedError: "malformed", CallFailed: "failed"}
-"""What ends an item, and the status it then has."""
-
-
 class _Running:
     """One item at work: what ends it early becomes its status, what ends the run passes through."""
 
@@ -126,7 +122,7 @@ class _Running:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> bool:
-        early = next((status for ending, status in ENDINGS.items() if isinstance(error, ending)), None)
+        early = ending(error)
         if early is not None:
             self._status, self._error = early, str(error)
         elif self.item.spending.exhausted:

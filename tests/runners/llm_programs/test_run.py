@@ -37,6 +37,7 @@ from privlm.registry import tasks
         (("task.filter=tfidf",), "task.filter: 'tfidf' is not one of"),
         (("data.subset=some",), "data.subset: 'some' is not one of"),
         (("task.answer_pattern='answer is yes'",), "task.answer_pattern needs one group, around yes or no; it has 0"),
+        (("task.answer_pattern='So: (yes|no)'",), "task.answer_pattern does not find the answer in 'Thus, the answer"),
         (("task.answer_pattern='(yes'",), "task.answer_pattern is no regular expression"),
         (("~llm",), "llm: this task asks a language model"),
     ],
