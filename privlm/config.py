@@ -29,11 +29,13 @@ class DataConfig:
     path: str | None = MISSING
     text_fields: list[str] = MISSING
     label_field: str = MISSING
+    aliases: dict[str, str] = MISSING
     labels: list[str] = MISSING
     positive_label: str | None = MISSING
     train_split: str = MISSING
     eval_splits: list[str] = MISSING
     max_train_examples: int | None = MISSING
+    split_sizes: dict[str, int] = MISSING
     licence: str = MISSING
     public_overlap: list[str] = MISSING
 

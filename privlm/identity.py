@@ -20,6 +20,9 @@ from privlm.files import read_json
 NEVER = (
     "runs",
     "recipe",
+    "task.presets",  # the recipe's menus: what is chosen of them stands in data, trainer and privacy
+    "task.settings",
+    "task.max_train_examples",
     "tracker",
     "trainer.log_every",
     "trainer.checkpoint_every",

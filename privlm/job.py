@@ -202,13 +202,15 @@ class Job:
         *,
         status: str = "done",
         notes: Sequence[str] = (),
+        marks: Sequence[str] = (),
         items: tuple[int, int] | None = None,
     ) -> None:
-        """Writes result.json and marks the run as done.
+        """Writes result.json and records the run as done.
 
         status: done; budget_reached when the privacy budget ended training before the last step; budget_exhausted when
             a budget of the language model ended asking. Then the results are of a part, the run counts as interrupted,
             and the same command goes on once the budget is raised.
+        marks: what every reader of the results must be told in a word: subset, public-overlap.
         items: how many of how many a run with an exhausted budget has done.
         """
         if not self.is_main:
@@ -231,6 +233,7 @@ class Job:
                 "finished": time.time(),
                 "rows": rows,
                 "notes": list(notes),
+                "marks": list(marks),
             },
         )
         if status == "budget_exhausted":

@@ -228,6 +228,8 @@ def _print_results(directory: Path, as_json: bool) -> None:
     if run.state != "done":  # a budget of the language model is spent
         out.print(f"{run.status.get('reason')}; the same command goes on once it is raised", markup=False)
     out.print(f"privacy  {privacy_card(run.privacy).headline}", markup=False)
+    if run.marks:
+        out.print(f"marks    {', '.join(run.marks)}", markup=False)
     for note in (run.result or {}).get("notes", ()):
         out.print(f"note     {note}", markup=False)
     out.print(f"report   {_relative(directory / 'report.html')}", markup=False, soft_wrap=True)

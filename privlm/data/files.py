@@ -60,7 +60,11 @@ def _split_file(folder: Path, split: str) -> Path:
     for name in (f"{split}.tsv", f"{split}.jsonl"):
         if (folder / name).is_file():
             return folder / name
-    raise UsageError(f"data.path: no file {split}.tsv or {split}.jsonl in {folder}; give the folder that holds them")
+    there = sorted(path.stem for path in folder.glob("*") if path.suffix in (".tsv", ".jsonl"))
+    remedy = "choose from them by data.train_split and data.eval_splits" if there else "give the folder that holds it"
+    raise UsageError(
+        f"data.path: no file {split}.tsv or {split}.jsonl in {folder} (splits there: {', '.join(there) or 'none'}); {remedy}"
+    )
 
 
 def _hub_files(config: DataConfig, splits: tuple[str, ...]) -> DataFiles:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +43,7 @@ class TextClassification:
 
     labels: class names in the order of their ids.
     notes: what was left out of the files, for the report.
+    is_subset: a split has fewer examples than the data set is known to have (data.split_sizes).
     """
 
     train: Split
@@ -50,6 +51,7 @@ class TextClassification:
     labels: tuple[str, ...]
     fingerprint: str
     notes: tuple[str, ...]
+    is_subset: bool = False
 
 
 def load(config: DataConfig, files: DataFiles | None = None) -> TextClassification:
@@ -60,6 +62,8 @@ def load(config: DataConfig, files: DataFiles | None = None) -> TextClassificati
     Raises:
         UsageError: not at hand, or bad data: names file, line and field, never a text.
     """
+    if not config.eval_splits or config.train_split in config.eval_splits:
+        raise UsageError("data.eval_splits: name one split or more, none of them data.train_split")
     files = files or locate(config)
     read = _read_sms if config.format == "sms" else _read_glue
     splits, notes = read(config, files)
@@ -68,7 +72,25 @@ def load(config: DataConfig, files: DataFiles | None = None) -> TextClassificati
     if limit is not None and limit < len(train):
         notes.append(f"trained on the first {limit:,} of {len(train):,} examples (data.max_train_examples)")
         train = train.take(range(limit))
-    return TextClassification(train, splits, tuple(config.labels), files.fingerprint, tuple(notes))
+    incomplete = [
+        f"{name} {len(split):,} of {config.split_sizes[name]:,}"
+        for name, split in {config.train_split: train, **splits}.items()
+        if len(split) < config.split_sizes.get(name, 0)
+    ]
+    if incomplete:
+        notes.append(f"subset of {config.name}: {', '.join(incomplete)} examples")
+    return TextClassification(
+        train, splits, tuple(config.labels), files.fingerprint, tuple(notes), is_subset=bool(incomplete)
+    )
+
+
+def marks(data: TextClassification, config: DataConfig, pretrained_on: Sequence[str]) -> list[str]:
+    """What the reader of an accuracy must know: `subset`, `public-overlap`, both or nothing.
+
+    pretrained_on: public corpora that the model has seen.
+    """
+    overlaps = bool(set(pretrained_on) & set(config.public_overlap))
+    return ["subset"] * data.is_subset + ["public-overlap"] * overlaps
 
 
 def _read_glue(config: DataConfig, files: DataFiles) -> tuple[dict[str, Split], list[str]]:
@@ -100,26 +122,35 @@ def _read_sms(config: DataConfig, files: DataFiles) -> tuple[dict[str, Split], l
 
 def _read_split(paths: tuple[Path, ...], config: DataConfig, header: tuple[str, ...] | None = None) -> Split:
     class_ids = _class_ids(config.labels)
+    names = _names(config)
     texts: tuple[list[str], ...] = tuple([] for _ in config.text_fields)
     labels: list[int] = []
     for path in paths:
         for number, row in read_rows(path, header):
             for column, field in zip(texts, config.text_fields, strict=True):
-                if not isinstance(row.get(field), str):
+                text = next((row[name] for name in names[field] if name in row), None)
+                if not isinstance(text, str):
                     raise UsageError(f"{path} line {number}: no text in field '{field}' (data.text_fields)")
-                column.append(row[field])
-            if config.label_field not in row:
+                column.append(text)
+            label_name = next((name for name in names[config.label_field] if name in row), None)
+            if label_name is None:
                 raise UsageError(f"{path} line {number}: no field '{config.label_field}' (data.label_field)")
-            label = class_ids.get(str(row[config.label_field]))
+            label = class_ids.get(str(row[label_name]))
             if label is None:
                 raise UsageError(
-                    f"{path} line {number}: field '{config.label_field}' holds none of data.labels "
+                    f"{path} line {number}: field '{label_name}' holds none of data.labels "
                     f"({', '.join(config.labels)})"
                 )
             labels.append(label)
     if not labels:
         raise UsageError(f"{', '.join(map(str, paths))}: no examples")
     return Split(texts, np.array(labels, dtype=np.int64))
+
+
+def _names(config: DataConfig) -> dict[str, list[str]]:
+    """Field -> the names that it has in the files: its own, then those of data.aliases."""
+    fields = (*config.text_fields, config.label_field)
+    return {field: [field, *(name for name, known in config.aliases.items() if known == field)] for field in fields}
 
 
 def _class_ids(names: list[str]) -> dict[str, int]:

@@ -110,6 +110,11 @@ class RunRecord:
     def results(self) -> list[Result]:
         return [_result(row) for row in self.result["rows"]] if self.result else []
 
+    @property
+    def marks(self) -> list[str]:
+        """What every reader of the results must be told in a word: subset, public-overlap."""
+        return (self.result or {}).get("marks", [])
+
     @cached_property
     def config(self) -> dict[str, Any]:
         """The resolved configuration, secrets masked; {} where config.yaml is absent or damaged."""

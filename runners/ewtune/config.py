@@ -37,10 +37,11 @@ class BudgetPreset:
 
 @dataclass
 class Task:
-    """setting and settings are read by the paper's recipe, presets by all."""
+    """setting and settings are read by the paper's recipe, max_train_examples by the small one, presets by all."""
 
     name: str = MISSING
     presets: dict[str, TrainingPreset] = MISSING
+    max_train_examples: dict[str, int | None] = MISSING
     setting: str = MISSING
     settings: dict[str, BudgetPreset] = MISSING
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from privlm.adapters.estimate import estimate_parameters, held_in_memory
 from privlm.config import Config, is_private
-from privlm.data.text_classification import load
+from privlm.data.text_classification import load, marks
 from privlm.models.architecture import read_architecture
 from privlm.models.files import locate_model
 from privlm.privacy.plan import make_plan
@@ -26,6 +26,7 @@ def plan(config: Config) -> dict[str, Any]:
         "batch_size": config.trainer.batch_size,
         **(_privacy(config, len(data.train), steps) if is_private(config) else {"epsilon": None}),
         **_size(config, len(data.labels)),
+        "marks": marks(data, config.data, config.model.pretrained_on),
     }
 
 

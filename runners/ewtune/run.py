@@ -21,7 +21,7 @@ from privlm.adapters.adapter import apply_adapter, count_parameters
 from privlm.config import Config, is_private
 from privlm.data.encoding import EncodedSplit, tokenize
 from privlm.data.features import FeatureSplit, remembered_features
-from privlm.data.text_classification import load
+from privlm.data.text_classification import load, marks
 from privlm.job import Job, Result
 from privlm.metrics.classification import Estimate, accuracy, f1, majority_class
 from privlm.models.encoder import EncoderClassifier, build_encoder_classifier, load_model, save_model
@@ -44,81 +44,77 @@ def run(config: Config, job: Job) -> None:
     data = load(config.data)
     model, tokenizer = build_encoder_classifier(config.model, locate_model(config.model), len(data.labels), config.seed)
     apply_adapter(model, config.adapter, config.seed)
-    test_split = config.data.eval_splits[0]
-    train = tokenize(data.train, tokenizer, config.model.max_length)
-    test = tokenize(data.evaluation[test_split], tokenizer, config.model.max_length)
+    encoded = {
+        name: tokenize(split, tokenizer, config.model.max_length)
+        for name, split in {config.data.train_split: data.train, **data.evaluation}.items()
+    }
+    marked = marks(data, config.data, config.model.pretrained_on)
+    flags = _flags(config, marked)
 
-    steps = num_steps(config.trainer, len(train))
-    private = _plan(config, job, len(train), steps) if is_private(config) else None
-    if config.adapter.name == "head":  # the encoder is frozen: each text passes it once, not once a step
-        outcome, results = _train_and_test(config, job, model, *_features(job, model, train, test), steps, private)
-    else:
-        outcome, results = _train_and_test(config, job, model, train, test, steps, private)
+    steps = num_steps(config.trainer, len(data.train))
+    private = _plan(config, job, len(data.train), steps, flags) if is_private(config) else None
+    # A frozen encoder sees each text once, not once a step.
+    splits: Mapping[str, Examples] = _features(job, model, encoded) if config.adapter.name == "head" else encoded
+    outcome, results = _train_and_evaluate(config, job, model, splits, steps, private)
 
     if private is not None and job.is_main:
-        spent = account(private.plan, private.ledger, steps=outcome.steps, flags=_flags(config))
+        spent = account(private.plan, private.ledger, steps=outcome.steps, flags=flags)
         job.write_json("privacy.json", spent)
         results += _privacy_results(private.plan, spent)
-    truncated = train.num_truncated + test.num_truncated
-    notes = [*data.notes, f"{truncated:,} of {len(train) + len(test):,} texts cut to {config.model.max_length} tokens"]
-    job.finish(results, status=outcome.status, notes=notes)
+    truncated = sum(split.num_truncated for split in encoded.values())
+    total = sum(map(len, encoded.values()))
+    notes = [*data.notes, f"{truncated:,} of {total:,} texts cut to {config.model.max_length} tokens"]
+    job.finish(results, status=outcome.status, notes=notes, marks=marked)
     if job.is_main:
         (job.directory / FEATURES).unlink(missing_ok=True)  # made from private texts, and of no further use
 
 
-def _plan(config: Config, job: Job, dataset_size: int, steps: int) -> Private:
+def _plan(config: Config, job: Job, dataset_size: int, steps: int, flags: list[str]) -> Private:
     """The noise for the budget, told to the user before training, and the ledger of earlier tries of this run."""
     plan = make_plan(config.privacy, dataset_size=dataset_size, batch_size=config.trainer.batch_size, steps=steps)
     ledger = Ledger(job.directory / "privacy_ledger.jsonl" if job.is_main else None)
-    job.write_json("privacy.json", account(plan, ledger, steps=0, flags=_flags(config)))
+    job.write_json("privacy.json", account(plan, ledger, steps=0, flags=flags))
     job.say(f"noise multiplier {plan.noise_multiplier:.4f}: {plan.describe()}")
     for warning in plan.warnings:
         job.say(f"warning: {warning}")
     return Private(plan, ledger, log_diagnostics=config.privacy.log_private_diagnostics)
 
 
-def _features(
-    job: Job, model: EncoderClassifier, train: EncodedSplit, test: EncodedSplit
-) -> tuple[FeatureSplit, FeatureSplit]:
+def _features(job: Job, model: EncoderClassifier, encoded: dict[str, EncodedSplit]) -> dict[str, FeatureSplit]:
     """What the frozen encoder makes of the texts, computed by the main process and kept for a resumed run."""
     path = job.directory / FEATURES
     with job.stage("features") as stage:
         if stage.needed and job.is_main:
             model.to(job.accelerator.device)
             features = {}
-            for name, split in {"train": train, "test": test}.items():
+            for name, split in encoded.items():
                 with job.progress(f"features of the {name} split", len(split), interruptible=True) as tick:
                     features[name] = remembered_features(model, split, FEATURE_BATCH, progress=tick)
             files.write_file(path, lambda temporary: save_file(features, temporary))
             stage.output(path)
     job.accelerator.wait_for_everyone()
     features = load_file(path)
-    return FeatureSplit(features["train"], train.labels), FeatureSplit(features["test"], test.labels)
+    return {name: FeatureSplit(features[name], split.labels) for name, split in encoded.items()}
 
 
-def _train_and_test(
+def _train_and_evaluate(
     config: Config,
     job: Job,
     model: EncoderClassifier,
-    train: Examples,
-    test: Examples,
+    splits: Mapping[str, Examples],
     steps: int,
     private: Private | None,
 ) -> tuple[Outcome, list[Result]]:
-    """Trains `model`, or loads what an earlier try of this run has trained; then measures it on `test`."""
+    """Trains `model` on the training split, or loads what an earlier try of this run has trained; then measures it.
 
-    def measure(model: nn.Module) -> dict[str, Estimate]:
-        predictions = predict(model, test, config.trainer.micro_batch_size)
-        measured = {"accuracy": accuracy(predictions, test.labels)}
-        if config.data.positive_label is not None:
-            positive = list(config.data.labels).index(config.data.positive_label)
-            measured["f1"] = f1(predictions, test.labels, positive)
-        return measured
+    What is logged during training, and early stopping reads, is of the first evaluation split.
+    """
+    evaluated = {name: splits[name] for name in config.data.eval_splits}
+    first = config.data.eval_splits[0]
 
     def values(model: nn.Module) -> Mapping[str, float]:
-        return {name: estimate.value for name, estimate in measure(model).items()}
+        return {name: estimate.value for name, estimate in _measure(config, model, evaluated[first]).items()}
 
-    split = config.data.eval_splits[0]
     folder = job.directory / "model"
     with job.stage("train") as stage:
         if stage.needed:
@@ -127,13 +123,13 @@ def _train_and_test(
                 outcome = Trainer(
                     model,
                     Classification(),
-                    train,
+                    splits[config.data.train_split],
                     config.trainer,
                     seed=config.seed,
                     accelerator=job.accelerator,
                     private=private,
                     canaries=job.canaries(),
-                    evaluation=Evaluation(split, values, early_stop_metric="accuracy"),
+                    evaluation=Evaluation(first, values, early_stop_metric="accuracy"),
                     log=stage.log,
                     save=store,
                     stop=lambda: job.stop.signum,
@@ -148,17 +144,31 @@ def _train_and_test(
             outcome = Outcome(**json.loads((folder / "training.json").read_text(encoding="utf-8")))
 
     with job.stage("evaluate"):
+        model.to(job.accelerator.device)
         results = [
-            Result(name, estimate.value, "fraction", estimate.n, estimate.ci_low, estimate.ci_high, split)
-            for name, estimate in measure(model.to(job.accelerator.device)).items()
+            Result(metric, estimate.value, "fraction", estimate.n, estimate.ci_low, estimate.ci_high, name)
+            for name, split in evaluated.items()
+            for metric, estimate in _measure(config, model, split).items()
         ]
     trainable, total = count_parameters(model)
     return outcome, [
         *results,
-        Result("majority_class", majority_class(test.labels)[1], "fraction", len(test), split=split),
+        *(
+            Result("majority_class", majority_class(split.labels)[1], "fraction", len(split), split=name)
+            for name, split in evaluated.items()
+        ),
         Result("trainable_parameters", trainable, "parameters"),
         Result("parameters", total, "parameters"),
     ]
+
+
+def _measure(config: Config, model: nn.Module, split: Examples) -> dict[str, Estimate]:
+    predictions = predict(model, split, config.trainer.micro_batch_size)
+    measured = {"accuracy": accuracy(predictions, split.labels)}
+    if config.data.positive_label is not None:
+        positive = list(config.data.labels).index(config.data.positive_label)
+        measured["f1"] = f1(predictions, split.labels, positive)
+    return measured
 
 
 def _save(model: EncoderClassifier, outcome: Outcome, folder: Path) -> None:
@@ -184,13 +194,13 @@ def _privacy_results(plan: PrivacyPlan, spent: dict[str, Any]) -> list[Result]:
     return results
 
 
-def _flags(config: Config) -> list[str]:
+def _flags(config: Config, marked: list[str]) -> list[str]:
     """What a reader of the privacy statement must know besides its numbers."""
     flags = {
         "seeded_noise": config.privacy.rng == "reproducible",
         "non_private_diagnostics": config.privacy.log_private_diagnostics,
         "early_stop_on_evaluation": config.trainer.early_stop_patience is not None,
-        "public-overlap": bool(set(config.model.pretrained_on) & set(config.data.public_overlap)),
+        **dict.fromkeys(marked, True),
         "smoke": config.scale == "smoke",
     }
     return [name for name, holds in flags.items() if holds]
