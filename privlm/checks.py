@@ -68,6 +68,8 @@ def _check_trainer(trainer: Any) -> list[str]:
     for key in ("log_every", "evaluate_every", "checkpoint_every"):
         problems += not_negative(f"trainer.{key}", trainer[key])
     problems += positive("trainer.learning_rate", trainer.learning_rate)
+    for name, rate in trainer.learning_rates.items():
+        problems += positive(f"trainer.learning_rates.{name}", rate)
     problems += positive("trainer.max_grad_norm", trainer.max_grad_norm)
     problems += positive("trainer.early_stop_patience", trainer.early_stop_patience)
     for key in ("momentum", "weight_decay", "warmup_steps"):

@@ -118,6 +118,7 @@ class TrainerConfig:
     epochs: float | None = MISSING
     optimizer: str = MISSING
     learning_rate: float = MISSING
+    learning_rates: dict[str, float] = MISSING
     momentum: float = MISSING
     weight_decay: float = MISSING
     schedule: str = MISSING

@@ -154,7 +154,7 @@ class Trainer:
         self.parameters = self.rgp.stepped(
             {name: value for name, value in model.named_parameters() if value.requires_grad}
         )
-        self.optimizer = _optimizer(config, list(self.parameters.values()))
+        self.optimizer = _optimizer(config, self.parameters)
         self._best = -math.inf
         self._stale = 0
 
@@ -317,7 +317,7 @@ class Trainer:
     def _set_learning_rate(self, step: int, steps: int) -> None:
         factor = learning_rate_factor(self.config.schedule, step, steps, self.config.warmup_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * factor
+            group["lr"] = group["initial_lr"] * factor
 
     # --- between steps --------------------------------------------------------------------------------------------
 
@@ -430,9 +430,20 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _optimizer(config: Any, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def _optimizer(config: Any, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """One parameter group for trainer.learning_rate, which comes first, and one for each of trainer.learning_rates."""
+    by_beginning: dict[str, list[nn.Parameter]] = {name: [] for name in ("", *config.learning_rates)}
+    for name, parameter in parameters.items():
+        beginning = next((known for known in config.learning_rates if f"{name}.".startswith(f"{known}.")), "")
+        by_beginning[beginning].append(parameter)
+    for beginning in config.learning_rates:
+        if not by_beginning[beginning]:
+            raise UsageError(f"trainer.learning_rates: no parameter that trains has a name that begins '{beginning}.'")
+    rates = {"": config.learning_rate, **config.learning_rates}
+    groups = [
+        {"params": members, "lr": rates[beginning], "initial_lr": rates[beginning]}
+        for beginning, members in by_beginning.items()
+    ]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters, config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
-        )
-    return torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay)
+        return torch.optim.SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay)

@@ -17,6 +17,7 @@ class TrainingPreset:
 
     optimizer: str = MISSING
     learning_rate: float = MISSING
+    learning_rates: dict[str, float] = MISSING
     steps: int | None = MISSING
     epochs: float | None = MISSING
     schedule: str = MISSING
@@ -36,12 +37,20 @@ class BudgetPreset:
 
 
 @dataclass
+class SizePreset:
+    """How much of a data set of one format is trained on, and how much at a time."""
+
+    max_train_examples: int | None = MISSING
+    batch_size: int = MISSING
+
+
+@dataclass
 class Task:
-    """setting and settings are read by the paper's recipe, max_train_examples by the small one, presets by all."""
+    """setting and settings are read by the paper's recipe, sizes by the small one, presets by all."""
 
     name: str = MISSING
     presets: dict[str, TrainingPreset] = MISSING
-    max_train_examples: dict[str, int | None] = MISSING
+    sizes: dict[str, SizePreset] = MISSING
     setting: str = MISSING
     settings: dict[str, BudgetPreset] = MISSING
 
@@ -53,8 +62,8 @@ def check(config: Any) -> list[str]:
     known = ", ".join(sorted(config.task.presets))
     return [
         f"task.presets: no training preset for adapter '{config.adapter.name}' (there are {known}); add "
-        f"'+task.presets.{config.adapter.name}={{optimizer: adamw, learning_rate: 1e-3, steps: 60, epochs: null, "
-        "schedule: linear, micro_batch_size: 32}'"
+        f"'+task.presets.{config.adapter.name}={{optimizer: adamw, learning_rate: 1e-3, learning_rates: {{}}, "
+        "steps: 60, epochs: null, schedule: linear, micro_batch_size: 32}'"
     ]
 
 
