@@ -22,7 +22,7 @@ NEVER = (
     "recipe",
     "task.presets",  # the recipe's menus: what is chosen of them stands in data, trainer and privacy
     "task.settings",
-    "task.sizes",
+    "task.max_train_examples",
     "tracker",
     "trainer.log_every",
     "trainer.checkpoint_every",

@@ -7,6 +7,7 @@ from pathlib import Path
 from privlm.cli.arguments import ArgumentParser, add_runs_option, runs_folder
 from privlm.errors import UsageError
 from privlm.report.compare import compare
+from privlm.report.epsilon_plot import draw, panels_of
 from privlm.report.render import console, print_table, to_json
 from privlm.report.store import RUN_MARKERS, RunRecord, find_run, find_runs
 
@@ -15,6 +16,7 @@ examples:
   privlm compare runs/ewtune                        all runs below a folder
   privlm compare 3f2a 9c1e                          two runs, by the beginning of their hashes
   privlm compare runs/ewtune --by-cell              seeds of one configuration as mean ± sd
+  privlm compare runs/ewtune --plot accuracy.png    also draws accuracy against epsilon, a line for each adapter
 
 With --json: {"results": [...], "config": [...], "environment": [...]}, one object per line of the printed tables,
 the figures of each column at full precision.
@@ -27,6 +29,7 @@ def main(argv: list[str]) -> int:
         "run", nargs="+", help="a path, a directory name, a unique prefix of it or of the hash, or a folder"
     )
     parser.add_argument("--by-cell", action="store_true", help="put the seeds of one configuration into one column")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw accuracy against epsilon: .png, .svg or .pdf")
     parser.add_argument("--json", action="store_true", help="print for machines")
     add_runs_option(parser)
     arguments = parser.parse_args(argv)
@@ -35,6 +38,8 @@ def main(argv: list[str]) -> int:
     if len(runs) < 2:
         raise UsageError(f"compare needs two runs or more; {' '.join(arguments.run)} names {len(runs)}")
     tables = compare(list(runs.values()), by_cell=arguments.by_cell)
+    if arguments.plot is not None:
+        draw(panels_of(list(runs.values())), arguments.plot)
     if arguments.json:
         print(to_json({table.name: table.values for table in tables}))
     else:

@@ -29,8 +29,12 @@ status of a cell:
   small, smoke      a figure at that scale, no verdict (with "partial" while seeds are missing)
   failed, not run   no finished run
   not published     there is nothing to compare with
+  no verdict        the runs read only a subset of the data set
+Marks follow the status: subset (fewer examples than the data set has), public-overlap (the model's public training
+data hold these texts).
 
-With --json: [{"name", "title", "columns", "rows", "values", "notes"}]; values repeats each row at full precision.
+With --json: [{"name", "title", "columns", "rows", "values", "notes", "claims"}]; values repeats each row at full
+precision, claims holds what the table decides, with "verdict", "num_seeds", "difference", "ci_low", "ci_high".
 """
 
 

@@ -61,10 +61,10 @@ def _split_file(folder: Path, split: str) -> Path:
         if (folder / name).is_file():
             return folder / name
     there = sorted(path.stem for path in folder.glob("*") if path.suffix in (".tsv", ".jsonl"))
-    remedy = "choose from them by data.train_split and data.eval_splits" if there else "give the folder that holds it"
-    raise UsageError(
-        f"data.path: no file {split}.tsv or {split}.jsonl in {folder} (splits there: {', '.join(there) or 'none'}); {remedy}"
-    )
+    remedy = "give the folder that holds it"
+    if there:
+        remedy = f"choose data.train_split and data.eval_splits from what is there: {', '.join(there)}"
+    raise UsageError(f"data.path: no file {split}.tsv or {split}.jsonl in {folder}; {remedy}")
 
 
 def _hub_files(config: DataConfig, splits: tuple[str, ...]) -> DataFiles:

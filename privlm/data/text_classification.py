@@ -138,8 +138,7 @@ def _read_split(paths: tuple[Path, ...], config: DataConfig, header: tuple[str, 
             label = class_ids.get(str(row[label_name]))
             if label is None:
                 raise UsageError(
-                    f"{path} line {number}: field '{label_name}' holds none of data.labels "
-                    f"({', '.join(config.labels)})"
+                    f"{path} line {number}: field '{label_name}' holds none of data.labels ({', '.join(config.labels)})"
                 )
             labels.append(label)
     if not labels:

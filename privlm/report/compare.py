@@ -71,6 +71,10 @@ def _results(groups: Sequence[Group]) -> Table:
             values[group.name] = [row.value for row in rows]
         table.rows.append([f"{metric} ({unit})" if unit else metric, split or "", *texts])
         table.values.append(values)
+    if any(run.marks for group in groups for run in group.runs):
+        marks = [", ".join(dict.fromkeys(mark for run in group.runs for mark in run.marks)) for group in groups]
+        table.rows.append(["marks", "", *marks])
+        table.values.append({"metric": "marks"} | {group.name: text for group, text in zip(groups, marks, strict=True)})
     states = [f"{run.name}: {run.state}" for group in groups for run in group.runs if not run.finished]
     spread = [SPREAD_NOTE] if any(len(group.runs) > 1 for group in groups) else [INTERVAL_NOTE]
     table.notes = [*spread, *states]

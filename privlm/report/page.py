@@ -22,6 +22,10 @@ SCALES = {
     "small": "Small scale: not the sizes of the paper. These figures compare with nothing published.",
     "smoke": "Smoke run: tiny random models. It proves that the plumbing works and says nothing about a method.",
 }
+MARKS = {
+    "subset": "Subset: fewer examples than the data set has. These figures stand beside no published one.",
+    "public-overlap": "Public overlap: the model's public training data hold texts of this data set.",
+}
 
 
 AUDITED = "Audited run: canaries stand in place of training records. Its figures are no results of the method."
@@ -94,6 +98,7 @@ def _names(run: RunRecord) -> list[str]:
 
 def _banners(run: RunRecord) -> list[str]:
     banners = [SCALES[run.scale]] if run.scale in SCALES else []
+    banners += [MARKS[mark] for mark in run.marks if mark in MARKS]
     return banners + ([AUDITED] if run.canaries != "none" else [])
 
 
@@ -104,14 +109,14 @@ def _date(run: RunRecord) -> str:
 
 def _result_tiles(run: RunRecord) -> list[Tile]:
     """The first results that are fractions: runners report what matters most first."""
-    baselines = {row.metric: row.value for row in run.results if row.metric == "majority_class"}
-    rows = [row for row in run.results if row.unit == "fraction" and row.metric not in baselines][:NUM_TILES]
+    baselines = {row.split: row.value for row in run.results if row.metric == "majority_class"}
+    rows = [row for row in run.results if row.unit == "fraction" and row.metric != "majority_class"][:NUM_TILES]
     tiles = []
     for row in rows:
         remarks = [f"95% interval {_interval(row)}"] if row.ci_low is not None else []
         remarks += [f"n = {row.n:,}" + (f" ({row.split})" if row.split else "")] if row.n else []
-        if row.metric == "accuracy":
-            remarks += [f"majority class {share:.1%}" for share in baselines.values()]
+        if row.metric == "accuracy" and row.split in baselines:
+            remarks.append(f"majority class {baselines[row.split]:.1%}")
         tiles.append(Tile(row.metric.replace("_", " "), f"{row.value:.1%}", remarks))
     return tiles
 

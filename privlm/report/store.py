@@ -108,7 +108,12 @@ class RunRecord:
 
     @cached_property
     def results(self) -> list[Result]:
-        return [_result(row) for row in self.result["rows"]] if self.result else []
+        """The rows of result.json, and `audit_epsilon`, the lower bound that an audit of the run has found."""
+        rows = [_result(row) for row in self.result["rows"]] if self.result else []
+        if rows and self.audit:
+            bound = float(self.audit["epsilon_lower_bound"])
+            rows.append(Result("audit_epsilon", bound, "epsilon", None, None, None, None, "measured"))
+        return rows
 
     @property
     def marks(self) -> list[str]:

@@ -11,6 +11,7 @@ class Table:
     """Rows of text under column titles, ready to print.
 
     notes: footer lines. values: one dictionary per row with the same facts at full precision.
+    claims: what the table was asked to decide, one dictionary each; the footer says it in words.
     """
 
     name: str
@@ -19,3 +20,4 @@ class Table:
     rows: list[list[str]]
     notes: list[str] = field(default_factory=list)
     values: list[dict[str, Any]] = field(default_factory=list)
+    claims: list[dict[str, Any]] = field(default_factory=list)

@@ -14,15 +14,18 @@
       f1: {title: F1, metric: f1}
     rows:
       - name: RGP, roberta-base
-        run: [task=ewtune, model=roberta]          # overrides of all cells of the row
+        run: [task=ewtune, model=roberta]          # overrides of all cells of the row; its source likewise
         columns: [sst2]                            # those that have a cell in this row; left out: all
         cells:
           sst2: {published: 91.6, source: Table 2, tolerance: 0.5, run: [task=ewtune, model=roberta, data=sst2]}
           f1: null                                 # no such cell
+    claims:
+      - {claim: what the paper says, column: sst2, higher: RGP, than: full}   # two rows
     notes: [printed below the table]
 
 A cell may hold published, source, tolerance (absolute, in the column's unit), run (null: we do not run it) and note. A
-table none of whose cells says `published` is one of our own runs and has no published column.
+column may say `absent`: what it prints where no run reports its metric. A table none of whose cells says `published` is
+one of our own runs and has no published column.
 """
 
 from __future__ import annotations
@@ -36,8 +39,21 @@ from privlm.errors import UsageError
 from privlm.report.store import nearest
 
 COLUMN_KEYS = ("metric", "split", "unit", "decimals", "tolerance")
+CLAIM_KEYS = ("claim", "column", "higher", "than")
 CELL_KEYS = ("published", "source", "tolerance", "run", "note")
-HEADER_KEYS = ("kind", "title", "paper", "number", "seeds", "row_title", "columns", "rows", "notes", *COLUMN_KEYS)
+HEADER_KEYS = (
+    "kind",
+    "title",
+    "paper",
+    "number",
+    "seeds",
+    "row_title",
+    "columns",
+    "rows",
+    "claims",
+    "notes",
+    *COLUMN_KEYS,
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +67,7 @@ class Column:
     unit: str | None  # None: as the runs report it
     decimals: int
     tolerance: float | None
+    absent: str | None = None  # printed where no run reports the metric; None: that is an error
 
 
 @dataclass(frozen=True)
@@ -67,6 +84,16 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """A sentence of the paper: in `column`, the row `higher` stands above the row `than`."""
+
+    claim: str
+    column: str
+    higher: str
+    than: str
+
+
+@dataclass(frozen=True)
 class TableFile:
     """A checked table file. `rows` maps a row's name to its cells by column key; an absent cell stays blank."""
 
@@ -78,6 +105,7 @@ class TableFile:
     row_title: str
     columns: tuple[Column, ...]
     rows: dict[str, dict[str, Cell]]
+    claims: tuple[Claim, ...]
     notes: tuple[str, ...]
     is_own: bool  # no cell speaks of a published figure
 
@@ -117,7 +145,7 @@ def parse_table(name: str, spec: dict[str, Any]) -> TableFile:
     columns = {key: _column(key, column or {}, spec, where) for key, column in spec["columns"].items()}
     rows: dict[str, dict[str, Cell]] = {}
     for row in spec["rows"]:
-        _refuse_unknown(row, ("name", "run", "columns", "cells"), where)
+        _refuse_unknown(row, ("name", "run", "source", "columns", "cells"), where)
         _require(row, ("name",), where)
         if row["name"] in rows:
             raise UsageError(f"{where}: row '{row['name']}' stands twice; give each row its own name")
@@ -131,6 +159,7 @@ def parse_table(name: str, spec: dict[str, Any]) -> TableFile:
         row_title=spec.get("row_title", ""),
         columns=tuple(columns.values()),
         rows=rows,
+        claims=tuple(_claim(claim, rows, where) for claim in spec.get("claims") or ()),
         notes=tuple(spec.get("notes") or ()),
         is_own=not any("published" in (cell or {}) for row in spec["rows"] for cell in row.get("cells", {}).values()),
     )
@@ -138,12 +167,12 @@ def parse_table(name: str, spec: dict[str, Any]) -> TableFile:
 
 def _column(key: str, column: dict[str, Any], header: dict[str, Any], where: str) -> Column:
     where = f"{where}, column '{key}'"
-    _refuse_unknown(column, ("title", *COLUMN_KEYS), where)
+    _refuse_unknown(column, ("title", "absent", *COLUMN_KEYS), where)
     settings: dict[str, Any] = {name: column.get(name, header.get(name)) for name in COLUMN_KEYS}
     for name in ("metric", "decimals"):
         if settings[name] is None:
             raise UsageError(f"{where}: no {name}; give one here or for the whole table")
-    return Column(key=key, title=column.get("title", key), **settings)
+    return Column(key=key, title=column.get("title", key), absent=column.get("absent"), **settings)
 
 
 def _cells(row: dict[str, Any], columns: dict[str, Column], where: str) -> dict[str, Cell]:
@@ -155,7 +184,12 @@ def _cells(row: dict[str, Any], columns: dict[str, Column], where: str) -> dict[
     for key, column in columns.items():
         if key not in chosen or (key in given and given[key] is None):
             continue
-        settings = {"run": row.get("run"), "tolerance": column.tolerance, **given.get(key, {})}
+        settings = {
+            "run": row.get("run"),
+            "source": row.get("source"),
+            "tolerance": column.tolerance,
+            **given.get(key, {}),
+        }
         cells[key] = _cell(row["name"], column, settings, f"{where}, column '{key}'")
     return cells
 
@@ -171,6 +205,18 @@ def _cell(row: str, column: Column, settings: dict[str, Any], where: str) -> Cel
             raise UsageError(f"{where}: a published value needs the unit of its column, such as `unit: percent`")
     run = settings.pop("run")
     return Cell(row=row, column=column, run=None if run is None else tuple(run), **settings)
+
+
+def _claim(claim: dict[str, Any], rows: dict[str, dict[str, Cell]], where: str) -> Claim:
+    where = f"{where}, claim '{claim.get('claim', '')}'"
+    _refuse_unknown(claim, CLAIM_KEYS, where)
+    _require(claim, CLAIM_KEYS, where)
+    for row in (claim["higher"], claim["than"]):
+        if row not in rows:
+            raise UsageError(f"{where}: no row '{row}'{nearest(row, rows)}")
+        if claim["column"] not in rows[row]:
+            raise UsageError(f"{where}: row '{row}' has no cell in column '{claim['column']}'")
+    return Claim(**claim)
 
 
 def _refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> None:

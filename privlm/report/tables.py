@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from privlm.errors import UsageError
 from privlm.identity import NEVER, ONLY_RUN
+from privlm.report.claims import in_words, judge
 from privlm.report.store import Result, RunRecord, Store, nearest
 from privlm.report.table import Table
 from privlm.report.table_file import Cell, Column, TableFile
@@ -47,14 +48,30 @@ class CellRuns:
 
 @dataclass(frozen=True)
 class Figure:
-    """A cell of the printed table, at full precision. sd is the sample standard deviation, None for one run."""
+    """A cell of the printed table, at full precision. sd is the sample standard deviation, None for one run.
+
+    marks: what must be said with the figure in a word (subset, public-overlap). by_seed: the values behind it.
+    """
 
     cell: Cell
     status: str
-    num_seeds: int = 0
     mean: float | None = None
     sd: float | None = None
     replayed: bool = False
+    marks: tuple[str, ...] = ()
+    by_seed: dict[Any, float] = field(default_factory=dict)
+
+    @property
+    def num_seeds(self) -> int:
+        return len(self.by_seed)
+
+    @property
+    def has_runs(self) -> bool:
+        return self.status not in ("failed", "not run")
+
+    @property
+    def marked_status(self) -> str:
+        return ", ".join([self.status, *self.marks])
 
     @property
     def delta(self) -> float | None:
@@ -68,7 +85,7 @@ class Figure:
     def text(self) -> str:
         """`mean ± sd` in the decimals of the column; the sd of one run is unknown, not 0."""
         if self.mean is None:
-            return ""
+            return self.cell.column.absent or "" if self.has_runs else ""
         text = spread_text(self.mean, self.sd, self.cell.column.decimals)
         return f"{text} (replayed)" if self.replayed else text
 
@@ -104,8 +121,18 @@ def build_table(
     layout = _own_layout if file.is_own else _published_layout
     columns, rows, values = layout(file, figures)
     title = f"SMOKE (proves the plumbing, no result): {file.title}" if scale == "smoke" else file.title
-    notes = [*file.notes, *_footer(file, list(groups.values()), store, shows_smoke=scale == "smoke")]
-    return Table(name=file.name, title=title, columns=columns, rows=rows, notes=notes, values=values)
+    claims, verdicts = [], []
+    for claim in file.claims:
+        higher, than = (figures[row][claim.column] for row in (claim.higher, claim.than))
+        judgement = judge(higher.by_seed, than.by_seed)
+        claims.append(asdict(claim) | asdict(judgement))
+        verdicts.append(in_words(claim.claim, judgement, higher.cell.column.decimals + 1))
+    notes = [
+        *verdicts,
+        *file.notes,
+        *_footer(file, list(groups.values()), store, shows_smoke=scale == "smoke"),
+    ]
+    return Table(name=file.name, title=title, columns=columns, rows=rows, notes=notes, values=values, claims=claims)
 
 
 # --- matching --------------------------------------------------------------------------------------------
@@ -167,18 +194,23 @@ def _figure(cell: Cell, runs: CellRuns | None, seeds: int) -> Figure:
     if runs is None or not runs.finished:
         failed = runs is not None and any(run.state == "failed" for run in runs.unfinished)
         return Figure(cell, "failed" if failed else "not run")
-    rows = [row for row in (_reported(run, cell) for run in runs.finished) if row is not None]
+    reported = {run.seed: _reported(run, cell) for run in runs.finished}
+    rows = {seed: row for seed, row in reported.items() if row is not None}
+    scale = runs.finished[0].scale
+    marks = tuple(dict.fromkeys(mark for run in runs.finished for mark in run.marks))
+    if not rows and cell.column.absent is not None:
+        return Figure(cell, scale, marks=marks)
     if not rows:
         known = sorted({row.metric for run in runs.finished for row in run.results})
         raise UsageError(
             f"row '{cell.row}', column '{cell.column.key}': no run reports the metric "
             f"'{cell.column.metric}'{nearest(cell.column.metric, known)} (reported: {', '.join(known)})"
         )
-    values = [_in_unit(row, cell.column) for row in rows]
-    mean, sd = mean_and_sd(values)
-    replayed = any(row.provenance == "replayed" for row in rows)
-    status = _status(cell, mean, runs.finished[0].scale, complete=len(rows) >= seeds)
-    return Figure(cell, status, len(rows), mean, sd, replayed)
+    by_seed = {seed: _in_unit(row, cell.column) for seed, row in rows.items()}
+    mean, sd = mean_and_sd(list(by_seed.values()))
+    replayed = any(row.provenance == "replayed" for row in rows.values())
+    status = _status(cell, mean, scale, marks, complete=len(rows) >= seeds)
+    return Figure(cell, status, mean, sd, replayed, marks, by_seed)
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
@@ -198,9 +230,11 @@ def spread_text(mean: float, sd: float | None, decimals: int) -> str:
     return f"{mean:.{decimals}f} ± " + ("—" if sd is None else f"{sd:.{decimals}f}")
 
 
-def _status(cell: Cell, mean: float, scale: str, *, complete: bool) -> str:
+def _status(cell: Cell, mean: float, scale: str, marks: Collection[str], *, complete: bool) -> str:
     if scale != "paper":
         return scale if complete else f"{scale}, partial"
+    if "subset" in marks:  # the paper's figures are of the whole data set
+        return "no verdict"
     if not complete:
         return "partial"
     if cell.published is None:
@@ -243,8 +277,9 @@ def _own_layout(file: TableFile, figures: Figures) -> Layout:
     columns = [file.row_title, *(column.title for column in file.columns), "seeds", "status"]
     rows, values = [], []
     for name, row in figures.items():
-        num_seeds = min((figure.num_seeds for figure in row.values()), default=0)
-        status = ", ".join(dict.fromkeys(figure.status for figure in row.values()))
+        expected = [figure for figure in row.values() if figure.cell.column.absent is None]
+        num_seeds = min((figure.num_seeds for figure in expected), default=0)
+        status = ", ".join(dict.fromkeys(figure.marked_status for figure in expected))
         texts = [row[column.key].text if column.key in row else "" for column in file.columns]
         rows.append([name, *texts, f"{num_seeds} of {file.seeds}", status])
         exact: dict[str, Any] = {"row": name, "seeds": num_seeds, "status": status}
@@ -271,7 +306,7 @@ def _published_layout(file: TableFile, figures: Figures) -> Layout:
                 figure.text,
                 f"{figure.num_seeds} of {file.seeds}",
                 "" if figure.delta is None else f"{figure.delta:+.{decimals}f}",
-                figure.status,
+                figure.marked_status,
                 cell.source or "",
             ]
         )
@@ -285,7 +320,7 @@ def _published_layout(file: TableFile, figures: Figures) -> Layout:
                 "seeds": figure.num_seeds,
                 "delta": figure.delta,
                 "tolerance": cell.tolerance,
-                "status": figure.status,
+                "status": figure.marked_status,
                 "source": cell.source,
             }
         )

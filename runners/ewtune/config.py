@@ -37,20 +37,12 @@ class BudgetPreset:
 
 
 @dataclass
-class SizePreset:
-    """How much of a data set of one format is trained on, and how much at a time."""
-
-    max_train_examples: int | None = MISSING
-    batch_size: int = MISSING
-
-
-@dataclass
 class Task:
-    """setting and settings are read by the paper's recipe, sizes by the small one, presets by all."""
+    """setting and settings are read by the paper's recipe, max_train_examples by the small one, presets by all."""
 
     name: str = MISSING
     presets: dict[str, TrainingPreset] = MISSING
-    sizes: dict[str, SizePreset] = MISSING
+    max_train_examples: dict[str, int | None] = MISSING
     setting: str = MISSING
     settings: dict[str, BudgetPreset] = MISSING
 

@@ -40,3 +40,12 @@ def test_one_run_is_not_a_comparison(tmp_path, make_run):
 def test_a_missing_runs_folder_is_refused(tmp_path):
     with pytest.raises(UsageError, match="--runs: no folder"):
         main(["a", "b", "--runs", str(tmp_path / "typo")])
+
+
+def test_draws_accuracy_against_epsilon(tmp_path, make_run):
+    names = {"model": {"name": "minilm"}, "adapter": {"name": "head"}}
+    for seed in (0, 1):
+        make_run(tmp_path, seed=seed, config=names)
+    plot = tmp_path / "plot.svg"
+    assert main([str(tmp_path), "--plot", str(plot)]) == 0
+    assert "sms_spam (test)" in plot.read_text()

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from privlm.config import DataConfig
+from privlm.config import DataConfig, defaults
 from privlm.data import files as data_files
 from privlm.data.files import EMBEDDED_SMS, locate
-from privlm.data.text_classification import load
+from privlm.data.text_classification import load, marks
 from privlm.errors import UsageError
 
 pytestmark = pytest.mark.torch_free
@@ -27,11 +27,13 @@ def sms(**changes) -> DataConfig:
         "path": None,
         "text_fields": ["text"],
         "label_field": "label",
+        "aliases": {},
         "labels": ["ham", "spam"],
         "positive_label": "spam",
         "train_split": "train",
         "eval_splits": ["test"],
         "max_train_examples": None,
+        "split_sizes": {},
         "licence": "CC BY 4.0",
         "public_overlap": [],
     }
@@ -122,30 +124,66 @@ def test_hub_and_local_copies_of_sst2_are_equal():
         assert np.array_equal(ours.labels, theirs.labels)
 
 
-def test_qnli_pairs(tmp_path):
-    dev = Path(shared("glue/QNLI")) / "dev.tsv"
-    glue_folder(tmp_path, dev.read_bytes(), dev.read_text(encoding="utf-8"))
-    config = sst2(path=str(tmp_path), text_fields=["question", "sentence"], labels=["entailment", "not_entailment"])
-    split = load(config).evaluation["dev"]
-    assert np.bincount(split.labels).tolist() == [2702, 2761]
-    assert len(split.texts) == 2
-    assert split.texts[0][0].startswith("What came into force")
+GLUE_SMALL = {
+    "qnli": ("QNLI", {}, [4523, 4476]),
+    "qqp": ("QQP", {}, [5747, 3252]),
+    "mnli": ("MNLI", {"eval_splits": ["dev"]}, [3061, 2980, 2958]),
+}
 
 
-@pytest.mark.parametrize(
-    ("name", "labels", "counts"),
-    [
-        ("MNLI", ["entailment", "neutral", "contradiction"], [3061, 2980, 2958]),
-        ("MNLI", ["contradiction", "entailment", "neutral"], [2958, 3061, 2980]),
-        ("QQP", ["not_duplicate", "duplicate"], [5747, 3252]),
-        ("QNLI", ["entailment", "not_entailment"], [4523, 4476]),
-    ],
-)
-def test_labels_are_mapped_by_name_not_by_appearance(name, labels, counts):
-    config = sst2(path=shared(f"glue_small/{name}"), text_fields=["text_a", "text_b"], labels=labels)
-    data = load(config)
+@pytest.mark.parametrize("name", GLUE_SMALL)
+def test_glue_small_by_the_shipped_configs(name):
+    folder, changes, counts = GLUE_SMALL[name]
+    data = load(defaults(DataConfig, "data", name, path=shared(f"glue_small/{folder}"), **changes))
     assert np.bincount(data.train.labels).tolist() == counts
     assert len(data.evaluation["dev"]) == 1000
+    assert len(data.train.texts) == 2
+    assert data.is_subset
+    assert "subset of" in data.notes[-1]
+    assert "train 8,999 of" in data.notes[-1]
+
+
+def test_labels_are_mapped_by_name_not_by_appearance():
+    labels = ["contradiction", "entailment", "neutral"]
+    config = defaults(DataConfig, "data", "mnli", path=shared("glue_small/MNLI"), eval_splits=["dev"], labels=labels)
+    assert np.bincount(load(config).train.labels).tolist() == [2958, 3061, 2980]
+
+
+GLUE_TSV = {
+    "qnli": ("index\tquestion\tsentence\tlabel\n0\tWho?\tIt was she.\tnot_entailment\n", ("Who?", "It was she."), 1),
+    "qqp": ("id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n0\t1\t2\tWhy \tHow?\t1\n", ("Why ", "How?"), 1),
+    "mnli": (
+        "index\tgenre\tsentence1\tsentence2\tlabel1\tgold_label\n0\tfiction\tA dog.\tA cat.\tneutral\tcontradiction\n",
+        ("A dog.", "A cat."),
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GLUE_TSV)
+def test_the_columns_of_glues_own_files_are_known(name, tmp_path):
+    content, texts, label = GLUE_TSV[name]
+    config = defaults(DataConfig, "data", name, path=str(tmp_path))
+    for split in ("train", *config.eval_splits):
+        (tmp_path / f"{split}.tsv").write_text(content)
+    data = load(config)
+    assert (*(column[0] for column in data.train.texts),) == texts
+    assert data.train.labels.tolist() == [label]
+    assert list(data.evaluation) == config.eval_splits
+
+
+def test_the_whole_data_set_is_no_subset_and_a_part_of_it_is():
+    path = shared("glue/SST-2")
+    assert not load(defaults(DataConfig, "data", "sst2", path=path)).is_subset
+    part = load(defaults(DataConfig, "data", "sst2", path=path, max_train_examples=4000))
+    assert part.notes[-1] == "subset of sst2: train 4,000 of 67,349 examples"
+
+
+def test_marks():
+    config = defaults(DataConfig, "data", "mnli")
+    data = load(sms(max_train_examples=100, split_sizes={"train": 4131}))
+    assert marks(data, config, ["multi_nli", "squad"]) == ["subset", "public-overlap"]
+    assert marks(load(sms()), config, ["squad"]) == []
 
 
 def test_numeric_names_are_not_mistaken_for_ids(tmp_path):
@@ -195,6 +233,19 @@ def test_bad_json_line_is_named_without_its_text(tmp_path, line):
     with pytest.raises(UsageError, match=r"train\.jsonl line 2: not (a )?JSON") as error:
         load(sst2(path=str(tmp_path)))
     assert SECRET not in str(error.value)
+
+
+def test_splits_that_are_there_are_named(tmp_path):
+    with pytest.raises(
+        UsageError, match=r"no file dev_matched\.tsv .* data\.eval_splits from what is there: dev, train"
+    ):
+        locate(sst2(path=glue_folder(tmp_path, "sentence\tlabel\n"), eval_splits=["dev_matched"]))
+
+
+@pytest.mark.parametrize("splits", [[], ["dev", "train"]])
+def test_evaluation_never_reads_the_training_split(splits, tmp_path):
+    with pytest.raises(UsageError, match=r"data\.eval_splits"):
+        load(sst2(path=glue_folder(tmp_path, "sentence\tlabel\n"), eval_splits=splits))
 
 
 def test_missing_path_is_named(tmp_path):

@@ -54,6 +54,12 @@ def test_the_same_run_gives_the_same_page(tmp_path, make_run):
     assert page_of(path) == page_of(path)
 
 
+def test_marks_are_banners(tmp_path, make_run):
+    html = page_of(make_run(tmp_path, result={"marks": ["subset", "public-overlap"]}))
+    assert html.count('class="banner"') == 3  # and the scale
+    assert "fewer examples than the data set has" in html
+
+
 def test_a_run_of_the_papers_scale_has_no_banner(tmp_path, make_run):
     assert 'class="banner"' not in page_of(make_run(tmp_path, scale="paper", config={"scale": "paper"}))
 

@@ -60,5 +60,10 @@ def test_a_run_without_result_is_said_to_have_none(tmp_path, make_run):
     assert results.notes[-1] == f"{runs[1].name}: failed"
 
 
+def test_marks_stand_below_the_figures(tmp_path, make_run):
+    runs = runs_of(tmp_path, make_run, [0]) + runs_of(tmp_path, make_run, [1], result={"marks": ["subset"]})
+    assert compare(runs)[0].rows[-1] == ["marks", "", "", "subset"]
+
+
 def test_flatten():
     assert flatten({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}

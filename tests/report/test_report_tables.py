@@ -164,6 +164,47 @@ def test_the_footer_tells_how_where_and_under_which_privacy(tmp_path, make_run):
         assert fact in notes
 
 
+def test_a_subset_gets_no_verdict_and_marks_are_printed(tmp_path, make_run):
+    for seed in (0, 1):
+        make_run(tmp_path, seed=seed, scale="paper", result={"marks": ["subset", "public-overlap"]})
+    cell = only_cell(tmp_path)
+    assert (cell["status"], cell["delta"]) == ("no verdict, subset, public-overlap", None)
+    assert table_of(tmp_path, OWN).rows[0][-1] == "no verdict, subset, public-overlap"
+
+
+AUDIT = {"sms": {}, "audit": {"metric": "audit_epsilon", "unit": None, "absent": "not audited"}}
+
+
+def test_what_no_run_reports_may_be_expected(tmp_path, make_run):
+    path = make_run(tmp_path)
+    spec = OWN | {"columns": AUDIT}
+    assert table_of(tmp_path, spec).rows == [["eps 3", "97.6 ± —", "not audited", "1 of 2", "small, partial"]]
+    (path / "audit.json").write_text(json.dumps({"epsilon_lower_bound": 0.4}))
+    assert table_of(tmp_path, spec).rows[0][2:4] == ["0.4 ± —", "1 of 2"]
+    assert table_of(tmp_path / "empty", spec).rows == [["eps 3", "", "", "0 of 2", "not run"]]
+
+
+def claimed(**changes):
+    rows = [{"name": name, "run": [f"cell={name}"]} for name in ("low", "high")]
+    claim = {"claim": "high beats low", "column": "sms", "higher": "high", "than": "low"}
+    return OWN | {"rows": rows, "claims": [claim | changes]}
+
+
+def test_a_claim_is_judged_over_the_seeds_that_both_rows_have(tmp_path, make_run):
+    for seed in range(4):
+        make_run(tmp_path, seed=seed, cell="high", values={"accuracy": 0.97 + seed / 100})
+        if seed:
+            make_run(tmp_path, seed=seed, cell="low", values={"accuracy": 0.95 + seed / 100})
+    table = build_table(
+        parse_table("ewtune_main", claimed()), find_runs(tmp_path), lambda words: words[0].removeprefix("cell=")
+    )
+    assert table.notes[0] == (
+        "claim: high beats low: holds (difference +2.00 [+2.00, +2.00], 95 % paired bootstrap over 3 seeds)"
+    )
+    (claim,) = table.claims
+    assert (claim["verdict"], claim["num_seeds"], claim["higher"]) == ("holds", 3, "high")
+
+
 @pytest.mark.parametrize("output_format", FORMATS)
 def test_the_same_store_gives_the_same_bytes(tmp_path, make_run, output_format):
     for seed in (1, 0):
@@ -221,6 +262,10 @@ def test_a_wrong_unit_is_refused(tmp_path, make_run):
         (SPEC | {"columns": {"qnli": {}}}, "unknown 'sms'"),
         (SPEC | {"seeds": None}, "missing seeds"),
         (SPEC | {"metric": None}, "no metric"),
+        (claimed(higher="hihg"), "no row 'hihg'; did you mean high"),
+        (claimed(column="f1"), "no cell in column 'f1'"),
+        (claimed(better="x"), "unknown 'better'"),
+        (claimed(than=None), "missing than"),
     ],
 )
 def test_a_faulty_table_file_does_not_load(spec, message):

@@ -108,6 +108,30 @@ def test_estimate_sets_the_noise_only_without_strict(zygote: Zygote, messages: P
     assert "saving_vs_rdp" not in result(only_run(tmp_path / "false"))  # not a saving: the budget is broken
 
 
+def test_each_evaluation_split_is_measured_and_marks_are_shown(zygote: Zygote, tmp_path: Path) -> None:
+    """MultiNLI's form, with far fewer examples than it has."""
+    for split, size in (("train", 48), ("dev_matched", 20), ("dev_mismatched", 10)):
+        labels = [("neutral", "entailment", "contradiction")[i % 3] for i in range(size)]
+        rows = [f"{i}\tA dog {i}.\tA cat.\t{label}\n" for i, label in enumerate(labels)]
+        (tmp_path / f"{split}.tsv").write_text("index\tsentence1\tsentence2\tgold_label\n" + "".join(rows))
+    words = tiny_run(tmp_path, tmp_path / "runs", "data=mnli", "model.pretrained_on=[multi_nli]")
+    finished = zygote.run(*words)
+    assert finished.status == 0, finished.output
+    assert "marks    subset, public-overlap" in finished.output
+    directory = only_run(tmp_path / "runs")
+    content = json.loads((directory / "result.json").read_text())
+    measured = {(row["metric"], row["split"]): row["n"] for row in content["rows"] if row["n"]}
+    assert measured == {
+        ("accuracy", "dev_matched"): 20,
+        ("accuracy", "dev_mismatched"): 10,
+        ("majority_class", "dev_matched"): 20,
+        ("majority_class", "dev_mismatched"): 10,
+    }
+    assert content["marks"] == ["subset", "public-overlap"]
+    assert {"subset", "public-overlap", "smoke"} <= set(privacy(directory)["flags"])
+    assert "fewer examples than the data set has" in (directory / "report.html").read_text()
+
+
 def test_nothing_of_the_data_is_written(zygote: Zygote, tmp_path: Path) -> None:
     canary = "canary0123456789"
     messages = tmp_path / "messages.txt"

@@ -112,6 +112,24 @@ def trained(objective: Squares | None = None, steps: int = 20, model: nn.Module 
     return SimpleNamespace(model=model, outcome=outcome, rows=rows, weights=weights(model))
 
 
+def test_parameters_may_have_a_rate_of_their_own() -> None:
+    """A step of SGD is the gradient times the rate: here ten times as large, and on the schedule all the same."""
+    start = torch.tensor(weights(linear()))
+    one = [
+        torch.tensor(trained(steps=1, config=settings(learning_rates=rates)).weights) for rates in ({}, {"bias": 0.5})
+    ]
+    moved, moved_more = (after - start for after in one)
+    assert moved_more[:3].tolist() == moved[:3].tolist()
+    assert moved_more[3] == pytest.approx(10 * moved[3].item(), rel=1e-5)
+    falling = trained(steps=2, config=settings(learning_rates={"bias": 0.5}, schedule="linear"))
+    assert [row["learning_rate"] for _, split, row in falling.rows if split == "train"] == [0.05, 0.025]
+
+
+def test_a_rate_for_no_parameter_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"trainer\.learning_rates: no parameter that trains .* begins 'head\.'"):
+        trained(config=settings(learning_rates={"head": 0.1}))
+
+
 def test_learns_and_logs_every_step() -> None:
     run = trained(steps=100)
     assert run.outcome.steps == 100
