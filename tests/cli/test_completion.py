@@ -17,7 +17,7 @@ pytestmark = pytest.mark.torch_free
         ("privlm ru", ["run"]),
         ("privlm c", ["compare", "cp"]),
         ("privlm run ta", ["task="]),
-        ("privlm run task=", ["task=ewtune"]),
+        ("privlm run task=ewt", ["task=ewtune"]),
         ("privlm sweep task=ewtune sca", ["scale="]),
         ("privlm run task=ewtune model=min", ["model=minilm"]),
         ("privlm run task=ewtune task.se", ["task.setting=", "task.settings."]),
