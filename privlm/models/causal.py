@@ -43,7 +43,10 @@ def load_causal_lm(files: ModelFiles, shape: Mapping[str, Any] | None, dtype: to
     """
     if files.directory is None:
         assert shape is not None
-        return _move(random_causal_lm(shape), device, dtype)
+        model = random_causal_lm(shape)
+        for parameter in model.parameters():  # buffers stay float32, as in loaded models: rotary frequencies among them
+            parameter.data = parameter.data.to(dtype)
+        return _move(model, device)
     directory = model_directory(files)
     require_files(directory, "llm")
     placement = {"device_map": "balanced"} if device == "balanced" else {}
@@ -53,7 +56,7 @@ def load_causal_lm(files: ModelFiles, shape: Mapping[str, Any] | None, dtype: to
     if report["missing_keys"] or report["mismatched_keys"]:
         first = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))[0]
         raise UsageError(f"{directory}: weights do not fit config.json (first missing: {first}); is it half written?")
-    return (model if placement else _move(model, device, dtype)).eval()
+    return (model if placement else _move(model, device)).eval()
 
 
 def random_causal_lm(shape: Mapping[str, Any], seed: int = 0) -> PreTrainedModel:
@@ -99,9 +102,9 @@ def model_directory(files: ModelFiles) -> Path:
     return dequantized(files) if files.gguf_file else files.directory
 
 
-def _move(model: Any, device: str, dtype: torch.dtype) -> Any:
+def _move(model: Any, device: str) -> Any:
     try:
-        return model.to("cuda:0" if device == "balanced" else device, dtype)
+        return model.to("cuda:0" if device == "balanced" else device)
     except (RuntimeError, AssertionError) as error:  # no such device, or no room on it; AssertionError: no CUDA
         first_line = str(error).partition("\n")[0]
         raise UsageError(f"llm.device={device}: {first_line}") from error
