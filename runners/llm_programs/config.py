@@ -90,8 +90,6 @@ def check(config: Any) -> list[str]:
     if task.n_keep > task.num_candidates:
         problems.append(f"task.n_keep={task.n_keep} is more than task.num_candidates={task.num_candidates}")
     problems += _check_pattern(task.answer_pattern)
-    if "bm25" in (*task.filters, task.filter) and find_spec("bm25s") is None:
-        problems.append("task.filters: bm25 needs the package bm25s; pip install 'privlm[llm]', or leave bm25 out")
     if config.llm is None:
         problems.append("llm: this task asks a language model; name one, llm=smollm2")
     elif config.llm.backend == "endpoint" and config.llm.score == "none" and (needs := scoring_parts(task)):
@@ -142,6 +140,8 @@ def inputs(config: Any) -> dict[str, str]:
 
     found: dict[str, str] = {}
     missing = []
+    if "bm25" in (*config.task.filters, config.task.filter) and find_spec("bm25s") is None:
+        missing.append("task.filters: bm25 needs the package bm25s; pip install 'privlm[llm]', or leave bm25 out")
     for function in (lambda: llm_inputs(config.llm), lambda: {"data": locate(config.data).fingerprint}):
         try:
             found |= function()

@@ -11,6 +11,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from privlm.runners.llm_programs import config as task_config
 from support.zygote import Finished, Zygote
 
 from privlm.cli.compose import Words, compose
@@ -52,6 +53,16 @@ def test_wrong_settings_are_refused_by_name(words: tuple[str, ...], message: str
 def test_rows_that_only_generate_may_ask_a_chat_server() -> None:
     words = ("llm=endpoint", "llm.base_url=http://127.0.0.1:1/v1", "llm.model=m", "task.rows=[no_cot,cot,golden]")
     assert compose(Words(("task=llm_programs", *words))).config.llm.api == "chat"
+
+
+@pytest.mark.torch_free
+def test_what_is_not_at_hand_is_named_in_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_config, "find_spec", lambda name: None)
+    words = ("scale=smoke", f"data.path={tmp_path}", "task.examples=nowhere.json", "data.paragraphs=none.json")
+    with pytest.raises(UsageError) as refusal:
+        task_config.inputs(compose(Words(("task=llm_programs", *words))).config)
+    for message in ("bm25s", "data.path: no file train.json", "task.examples: no file", "data.paragraphs: no file"):
+        assert message in str(refusal.value)
 
 
 @pytest.mark.torch_free
