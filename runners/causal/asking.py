@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from privlm.errors import BudgetExhausted, ServiceError
 from privlm.llm.backends.replay import ReplayBackend
-from privlm.llm.client import BudgetExhausted, LanguageModel
+from privlm.llm.client import LanguageModel
+from privlm.llm.program import ItemResult, Trace, run_programs
 from privlm.llm.types import Answer, GenerateRequest, Message, Sampling
 from privlm.llm.types import Reply as ModelReply
 
+from .agent import causal_agent
 from .grading import Reply
 from .items import Item, Question, Suite
+
+PAIRS_AT_ONCE = 32  # of the agent: what they ask at one time goes to the model in one batch
 
 
 @dataclass(frozen=True)
@@ -134,9 +139,7 @@ class Interview:
         self.model.generate(
             [self._request(call.question, call.sample, _name(self.suite, call)) for call in calls], on_reply=on_reply
         )
-        order = {item.id: number for number, item in enumerate(self.suite.items)}
-        for replies in (self.asked.replies, self.asked.swapped):
-            replies.sort(key=lambda reply: (order[reply.item.id], reply.sample))
+        _sort(self.suite, self.asked)
         return texts
 
 
@@ -147,3 +150,51 @@ def _follow_up(call: _Call, text: str) -> _Call:
 
 def _name(suite: Suite, call: _Call) -> str:
     return f"{suite.name} {call.item.id}{' swapped' if call.swapped else ''}"
+
+
+def consult(suite: Suite, model: LanguageModel, trace: Trace, *, swap: bool, tick: Callable[[int], None]) -> Asked:
+    """Lets the causal agent judge the pairs of the suite; a judgement that cannot be read stays an unread answer.
+
+    Raises ServiceError, after all others are judged, when pairs got no answer.
+    """
+    calls = {
+        f"{item.id}{' swapped' if swapped else ''}": _Call(item, question, 0, swapped)
+        for swapped in ((False, True) if swap else (False,))
+        for item in suite.items
+        for question in [item.swapped if swapped else item.question]
+        if question is not None
+    }
+    asked = Asked()
+    failed: list[str] = []
+    done = 0
+
+    def on_done(name: str, result: ItemResult) -> None:
+        nonlocal done
+        call = calls[name]
+        if result.status == "failed":
+            failed.append(f"{name}: {result.error}")
+        else:
+            text = f"<Answer>{result.value}</Answer>" if result.value else ""
+            kept = asked.swapped if call.swapped else asked.replies
+            kept.append(Reply(call.item, call.question, 0, text, "ok"))
+        done += 1
+        tick(done)
+
+    variables = {name: call.item.variables[:: -1 if call.swapped else 1] for name, call in calls.items()}
+    try:
+        run_programs(causal_agent, variables, model, on_done=on_done, trace=trace, width=PAIRS_AT_ONCE)
+    except BudgetExhausted as error:
+        asked.exhausted = error
+    if failed:
+        raise ServiceError(
+            f"{suite.name}: {len(failed)} pairs got no answer ({failed[0]}); what was answered is kept, the same "
+            "command asks the rest again"
+        )
+    _sort(suite, asked)
+    return asked
+
+
+def _sort(suite: Suite, asked: Asked) -> None:
+    order = {item.id: number for number, item in enumerate(suite.items)}
+    for replies in (asked.replies, asked.swapped):
+        replies.sort(key=lambda reply: (order[reply.item.id], reply.sample))

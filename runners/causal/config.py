@@ -26,7 +26,7 @@ SUITES: dict[str, str] = {
 }
 """Suite -> the family of files that it reads (sources.FILES). numeric asks no model: data-driven baselines."""
 
-PROMPTINGS = ("two", "agent", "single")
+PROMPTINGS = ("two", "agent", "single", "program")
 RULES = ("strict", "upstream")
 METHODS = ("anm", "igci", "reci")
 
@@ -88,18 +88,25 @@ def suite_names(task: Any) -> list[str]:
 
 def check(config: Any) -> list[str]:
     """Problems of this task's own settings."""
-    task = config.task
+    problems = [*_check_suites(config.task), *_check_asking(config.task), *_check_program(config)]
+    if config.llm is None:
+        problems.append("llm: task=causal needs somebody to ask; choose llm=NAME (`privlm list llms`)")
+    if is_private(config):
+        problems.append("privacy=dp_sgd: task=causal asks a model and trains nothing, so there is nothing to protect")
+    if config.get("model") is not None or config.get("adapter") is not None:
+        problems.append("task=causal trains no model and no adapter: choose whom to ask by llm=NAME")
+    return problems
+
+
+def _check_suites(task: Any) -> list[str]:
     names = suite_names(task)
     problems = [problem for name in names for problem in one_of("task.suite", name, SUITES)]
     if not names or len(set(names)) < len(names):
         problems.append("task.suite: name at least one suite, and each once")
-    problems += one_of("task.prompting", task.prompting, PROMPTINGS)
-    problems += one_of("task.parser", task.parser, RULES)
-    problems += one_of("task.credit", task.credit, RULES)
     for method in task.numeric.methods:
         problems += one_of("task.numeric.methods", method, METHODS)
-    for key in ("max_tokens", "n_samples", "num_items"):
-        problems += positive(f"task.{key}", task[key])
+    if "numeric" in names and not task.numeric.methods:
+        problems.append(f"task.numeric.methods: name at least one of {', '.join(METHODS)} for task.suite=numeric")
     for key in ("max_points", "seconds"):
         problems += positive(f"task.numeric.{key}", task.numeric[key])
     problems += not_negative("task.discovery.num_nodes", task.discovery.num_nodes)
@@ -107,18 +114,28 @@ def check(config: Any) -> list[str]:
     if not 0 < task.discovery.alpha < 1:
         problems.append(f"task.discovery.alpha must lie between 0 and 1, not {task.discovery.alpha}")
     if task.discovery.num_nodes and "neuropathic_pair" not in names:
-        problems.append(
-            "task.discovery needs task.suite=neuropathic_pair, whose answers are the knowledge; or num_nodes=0"
-        )
+        problems.append("task.discovery needs task.suite=neuropathic_pair, whose answers it uses; or num_nodes=0")
+    return problems
+
+
+def _check_asking(task: Any) -> list[str]:
+    problems = one_of("task.prompting", task.prompting, PROMPTINGS)
+    problems += one_of("task.parser", task.parser, RULES)
+    problems += one_of("task.credit", task.credit, RULES)
+    for key in ("max_tokens", "n_samples", "num_items"):
+        problems += positive(f"task.{key}", task[key])
     problems += not_negative("task.temperature", task.temperature)
     if task.n_samples > 1 and task.temperature == 0:
         problems.append("task.n_samples above 1 needs task.temperature above 0: at 0 all samples are the same")
-    if "numeric" in names and not task.numeric.methods:
-        problems.append(f"task.numeric.methods: name at least one of {', '.join(METHODS)} for task.suite=numeric")
-    if is_private(config):
-        problems.append("privacy=dp_sgd: task=causal asks a model and trains nothing, so there is nothing to protect")
-    if config.get("model") is not None or config.get("adapter") is not None:
-        problems.append("task=causal trains no model and no adapter: choose whom to ask by llm=NAME")
+    return problems
+
+
+def _check_program(config: Any) -> list[str]:
+    task, problems = config.task, []
+    if task.prompting == "program" and config.llm is not None and config.llm.backend == "replay":
+        problems.append("task.prompting=program asks what nobody has recorded: use another llm than replay")
+    if task.prompting == "program" and (task.n_samples > 1 or not task.chat):
+        problems.append("task.prompting=program judges each pair once, by messages: task.n_samples=1 task.chat=true")
     return problems
 
 

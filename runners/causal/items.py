@@ -36,7 +36,8 @@ class Item:
 
     earlier: the same question in wordings that the authors once sent; a recorded answer to one of them counts.
     swapped: the same with its options in another order. follow_up: what is asked next, made from the answer's text.
-    unit: items of one unit (the two directions of a pair) are resampled together; part: items that are scored apart.
+    variables: the two of a pair, as phrases. unit: items of one unit (the two directions of a pair) are resampled
+    together; part: items that are scored apart.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Item:
     earlier: tuple[Question, ...] = ()
     swapped: Question | None = None
     follow_up: Callable[[str], Question] | None = None
+    variables: tuple[str, ...] = ()
     unit: str = ""
     part: str = ""
     weight: float = 1.0

@@ -46,6 +46,8 @@ class Decision:
     decided: bool
 
 
+UNDECIDED = Decision(0.0, False)
+
 Method = Callable[[np.ndarray, np.ndarray, int], Decision]
 """(x, y, seed) -> decision; x and y are standardised."""
 
@@ -79,7 +81,7 @@ def igci(x: np.ndarray, y: np.ndarray, seed: int) -> Decision:
 
 def _mean_log_slope(x: np.ndarray, y: np.ndarray) -> float:
     """Mean of log |dy/dx| over samples in the order of x, both scaled to [0, 1]; steps of no width are left out."""
-    x, y = ((values - values.min()) / (np.ptp(values) or 1.0) for values in (x, y))
+    x, y = ((values - values.min()) / np.ptp(values) for values in (x, y))
     order = np.argsort(x, kind="stable")
     dx, dy = np.diff(x[order]), np.diff(y[order])
     real = (dx != 0) & (dy != 0)
@@ -96,7 +98,7 @@ def reci(x: np.ndarray, y: np.ndarray, seed: int) -> Decision:
 
 
 def _regression_error(x: np.ndarray, y: np.ndarray) -> float:
-    x, y = ((values - values.min()) / (np.ptp(values) or 1.0) for values in (x, y))
+    x, y = ((values - values.min()) / np.ptp(values) for values in (x, y))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", np.exceptions.RankWarning)
         return float(np.mean((y - np.polyval(np.polyfit(x, y, DEGREE), x)) ** 2))
@@ -130,8 +132,8 @@ def results(
     """Accuracy of each method over all pairs (a pair without direction earns 0.5), over the decided ones, and their
     share.
 
-    max_points: samples of a pair that are used, drawn by `seed`. seconds: for all methods together, an equal share for
-    each; a pair that is not reached in time has no direction.
+    max_points: samples of a pair that anm uses, drawn by `seed` (its time grows with their cube); the others use all.
+    seconds: for all methods together, an equal share for each; a pair that is not reached in time has no direction.
     """
     if "anm" in methods:
         try:
@@ -144,18 +146,21 @@ def results(
         decisions = []
         for place, pair in enumerate(pairs):
             late = time.monotonic() > ends
-            decisions.append(Decision(0.0, False) if late else _decide(METHODS[name], pair, seed, max_points))
+            num_points = max_points if name == "anm" else len(pair.x)
+            decisions.append(UNDECIDED if late else _decide(METHODS[name], pair, seed, num_points))
             tick(number * len(pairs) + place + 1)
         rows += _rows(name, pairs, decisions)
     return rows
 
 
-def _decide(method: Method, pair: NumericPair, seed: int, max_points: int) -> Decision:
+def _decide(method: Method, pair: NumericPair, seed: int, num_points: int) -> Decision:
     rng = np.random.default_rng(seed)
-    chosen = np.sort(rng.choice(len(pair.x), min(max_points, len(pair.x)), replace=False))
-    x, y = ((values - values.mean()) / (values.std() or 1.0) for values in (pair.x[chosen], pair.y[chosen]))
-    decision = method(x, y, seed)
-    return decision if np.isfinite(decision.score) else Decision(0.0, False)
+    chosen = np.sort(rng.choice(len(pair.x), min(num_points, len(pair.x)), replace=False))
+    x, y = pair.x[chosen], pair.y[chosen]
+    if not np.ptp(x) or not np.ptp(y):  # a constant has no direction
+        return UNDECIDED
+    decision = method((x - x.mean()) / x.std(), (y - y.mean()) / y.std(), seed)
+    return decision if np.isfinite(decision.score) else UNDECIDED
 
 
 def _rows(name: str, pairs: list[NumericPair], decisions: list[Decision]) -> list[Result]:

@@ -15,9 +15,11 @@ from privlm.config import Config
 from privlm.job import Job, Result
 from privlm.llm.client import LanguageModel
 from privlm.llm.opening import open_llm
+from privlm.llm.program import Trace
+from privlm.llm.program.trace import TRACE_FILE
 
 from . import arctic, discovery, drawing, graphs, neuropathic, numeric
-from .asking import Asked, Interview, Manner
+from .asking import Asked, Interview, Manner, consult
 from .config import suite_names
 from .grading import Grading, Reply, Settings
 from .items import Suite
@@ -69,9 +71,15 @@ def run(config: Config, job: Job) -> None:
 
 def _ask(config: Config, job: Job, suite: Suite, model: LanguageModel) -> tuple[Asked, Grading]:
     task = config.task
-    interview = Interview(suite, model, Manner(task.chat, task.n_samples, task.swap_options, config.seed))
-    with job.stage(suite.name), job.progress(suite.name, interview.num_calls) as tick:
-        asked = interview.run(tick)
+    with job.stage(suite.name):
+        if suite.name == "tuebingen" and task.prompting == "program":
+            trace = Trace(job.directory / TRACE_FILE, run=job.run_hash[:8], texts=config.llm.trace == "full")
+            with job.progress(suite.name, len(suite.items) * (2 if task.swap_options else 1)) as tick:
+                asked = consult(suite, model, trace, swap=task.swap_options, tick=tick)
+        else:
+            interview = Interview(suite, model, Manner(task.chat, task.n_samples, task.swap_options, config.seed))
+            with job.progress(suite.name, interview.num_calls) as tick:
+                asked = interview.run(tick)
     return asked, Grading(suite, asked.replies, asked.swapped, Settings(task.parser, task.credit))
 
 

@@ -141,14 +141,23 @@ def single_prompts(sources: Sources, pairs: list[Pair]) -> list[Item]:
                 (options[::-1], "B" if pair.direction == "->" else "A"),
             )
         ]
-        items.append(Item(pair.id, questions[0], swapped=questions[1], unit=pair.id, weight=pair.weight))
+        items.append(
+            Item(
+                pair.id,
+                questions[0],
+                swapped=questions[1],
+                variables=(row["cause1"], row["cause2"]),
+                unit=pair.id,
+                weight=pair.weight,
+            )
+        )
     return items
 
 
 def load(sources: Sources, prompting: str) -> Suite:
-    """prompting: two, agent or single."""
+    """prompting: two, agent, single, or program (its items are those of single)."""
     pairs = read_pairs(sources)
-    if prompting == "single":
+    if prompting in ("single", "program"):
         items, form, temperature, max_tokens, unparsed = single_prompts(sources, pairs), TWO_OPTIONS, 0.7, 512, -1.0
     else:
         items, form, temperature, max_tokens, unparsed = two_prompts(sources, pairs), ONE_WORD, 1.0, 16, 0.0
