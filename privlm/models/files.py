@@ -17,14 +17,15 @@ from privlm.errors import UsageError
 from privlm.files import sha256_file
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-WEIGHTS = ("model.safetensors", "pytorch_model.bin", *INDEXES)
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+WEIGHTS = (*SINGLE_FILES, *INDEXES)
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "tokenizer.model")
 HUB_PATTERNS = [
     "config.json", "generation_config.json", "model*.safetensors*", "tokenizer*", "vocab.*", "merges.txt",
     "special_tokens_map.json", "*.jinja"
 ]  # fmt: skip
-EMBEDDED = {"model": "minilm", "llm": "smollm2"}  # installed by `make embedded`
 BIN_PATTERNS = ["pytorch_model*.bin*"]  # of repositories without safetensors
+EMBEDDED = {"model": "minilm", "llm": "smollm2"}  # installed by `make embedded`
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class ModelFiles:
 def locate_model(config: ModelConfig | LocalLLMConfig, group: Literal["model", "llm"] = "model") -> ModelFiles:
     """Finds the weights of `config`: its path, else random, else the installed package, else the hub or its cache.
 
-    Imports no torch and answers within about two seconds.
+    Imports no torch. Answers within about two seconds, and a second more for each gigabyte of a path, which is hashed.
 
     Args:
         group: that `config` belongs to, for messages.
@@ -59,6 +60,8 @@ def locate_model(config: ModelConfig | LocalLLMConfig, group: Literal["model", "
         directory = Path(config.path).expanduser()
         if directory.suffix == ".gguf":
             directory, gguf_file = directory.parent, directory.name
+            if not (directory / gguf_file).is_file():
+                raise UsageError(f"{group}.path: there is no file {directory / gguf_file}")
         if gguf_file and (directory / gguf_file).is_file():
             return _gguf_files("path", directory, gguf_file, group)
         require_files(directory, group)
@@ -91,7 +94,7 @@ def download_weights(files: ModelFiles, hub_id: str | None) -> None:
     if not missing_files(files.directory):
         return
     hub.download(files.directory, hub_id, "model", HUB_PATTERNS)
-    if not _has_weights(files.directory):
+    if not _has_any(files.directory, WEIGHTS):
         hub.download(files.directory, hub_id, "model", BIN_PATTERNS)
 
 
@@ -100,9 +103,9 @@ def missing_files(directory: Path) -> list[str]:
     first shard that is.
     """
     groups = (("config.json",), WEIGHTS, TOKENIZERS)
-    missing = [group[0] for group in groups if not any((directory / name).is_file() for name in group)]
+    missing = [group[0] for group in groups if not _has_any(directory, group)]
     indexes = [directory / name for name in INDEXES if (directory / name).is_file()]
-    if indexes and not any((directory / name).is_file() for name in WEIGHTS if name not in INDEXES):
+    if indexes and not _has_any(directory, SINGLE_FILES):
         try:
             shards = sorted(set(json.loads(indexes[0].read_text(encoding="utf-8"))["weight_map"].values()))
         except (UnicodeDecodeError, json.JSONDecodeError, KeyError, AttributeError):
@@ -153,8 +156,8 @@ def _not_at_hand(config: ModelConfig | LocalLLMConfig, group: str, reason: str) 
     return f"{group} '{config.name}' is not at hand: {absent}, and {reason}; {remedy}"
 
 
-def _has_weights(directory: Path) -> bool:
-    return any((directory / name).is_file() for name in WEIGHTS)
+def _has_any(directory: Path, names: tuple[str, ...]) -> bool:
+    return any((directory / name).is_file() for name in names)
 
 
 def _content_fingerprint(directory: Path) -> str:

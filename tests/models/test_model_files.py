@@ -143,6 +143,11 @@ def test_gguf_file_stands_for_a_folder(tmp_path, monkeypatch, path):
     assert files.fingerprint == f"sha256:{hashlib.sha256(b'content of weights.gguf').hexdigest()}"
 
 
+def test_gguf_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"llm\.path: there is no file .*absent\.gguf"):
+        locate_model(llm(path=str(tmp_path / "absent.gguf")), "llm")
+
+
 def test_folder_of_ordinary_weights_needs_no_gguf(tmp_path):
     files = locate_model(llm(path=str(put_files(tmp_path)), gguf_file="weights.gguf"), "llm")
     assert (files.kind, files.gguf_file) == ("path", None)
