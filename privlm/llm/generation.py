@@ -61,7 +61,6 @@ class Drawn:
         self._stop_tokens = stop_tokens
         self._tokenizer = tokenizer
         self._random = np.random.default_rng(seed_of(prompt.request))
-        self._text: str | None = None
 
     def draw(self, logits_V: Tensor) -> None:
         """Appends one token, drawn from float32 logits, and decides whether it was the last."""
