@@ -342,6 +342,8 @@ def _file_system(folder: Path) -> str:
         mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     except OSError:
         return "unknown"
-    folder = folder.absolute()
-    holding = [(len(words[1]), words[2]) for words in mounts if folder.is_relative_to(words[1])]
-    return max(holding)[1] if holding else "unknown"
+    folder = folder.resolve()
+    holding = [
+        (len(words[1]), number, words[2]) for number, words in enumerate(mounts) if folder.is_relative_to(words[1])
+    ]
+    return max(holding)[2] if holding else "unknown"  # the longest path; of equal ones the last mounted
