@@ -25,7 +25,8 @@ Resolve = Callable[[list[str]], str]
 """Overrides -> the cell hash of the configuration that they give."""
 
 SPREAD_NOTE = (
-    "± is the sample standard deviation over seeds; — where there is one seed, nothing where all seeds agree exactly"
+    "± is the sample standard deviation over seeds; — where there is one seed, nothing where all seeds agree exactly; "
+    "in brackets the 95 % interval that a single run reports"
 )
 
 TO_FRACTION = {"fraction": 1.0, "percent": 0.01}
@@ -51,6 +52,7 @@ class Figure:
     """A cell of the printed table, at full precision. sd is the sample standard deviation, None for one run.
 
     marks: what must be said with the figure in a word (subset, public-overlap). by_seed: the values behind it.
+    interval: the 95 % interval that the run itself reports, of a figure of one seed.
     """
 
     cell: Cell
@@ -60,6 +62,7 @@ class Figure:
     replayed: bool = False
     marks: tuple[str, ...] = ()
     by_seed: dict[Any, float] = field(default_factory=dict)
+    interval: tuple[float, float] | None = None
 
     @property
     def num_seeds(self) -> int:
@@ -86,7 +89,10 @@ class Figure:
         """`mean ± sd` in the decimals of the column; the sd of one run is unknown, not 0."""
         if self.mean is None:
             return self.cell.column.absent or "" if self.has_runs else ""
-        text = spread_text(self.mean, self.sd, self.cell.column.decimals)
+        decimals = self.cell.column.decimals
+        text = spread_text(self.mean, self.sd, decimals)
+        if self.interval is not None:
+            text += " [{:.{d}f}, {:.{d}f}]".format(*self.interval, d=decimals)
         return f"{text} (replayed)" if self.replayed else text
 
 
@@ -206,11 +212,11 @@ def _figure(cell: Cell, runs: CellRuns | None, seeds: int) -> Figure:
             f"row '{cell.row}', column '{cell.column.key}': no run reports the metric "
             f"'{cell.column.metric}'{nearest(cell.column.metric, known)} (reported: {', '.join(known)})"
         )
-    by_seed = {seed: _in_unit(row, cell.column) for seed, row in rows.items()}
+    by_seed = {seed: row.value * _factor(row, cell.column) for seed, row in rows.items()}
     mean, sd = mean_and_sd(list(by_seed.values()))
     replayed = any(row.provenance == "replayed" for row in rows.values())
     status = _status(cell, mean, scale, marks, complete=len(rows) >= seeds)
-    return Figure(cell, status, mean, sd, replayed, marks, by_seed)
+    return Figure(cell, status, mean, sd, replayed, marks, by_seed, _interval(list(rows.values()), cell.column))
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
@@ -256,11 +262,19 @@ def _reported(run: RunRecord, cell: Cell) -> Result | None:
     return rows[0] if rows else None
 
 
-def _in_unit(row: Result, column: Column) -> float:
+def _interval(rows: Sequence[Result], column: Column) -> tuple[float, float] | None:
+    if len(rows) > 1 or rows[0].ci_low is None or rows[0].ci_high is None:
+        return None
+    factor = _factor(rows[0], column)
+    return rows[0].ci_low * factor, rows[0].ci_high * factor
+
+
+def _factor(row: Result, column: Column) -> float:
+    """From the unit of the run to the unit of the column."""
     if column.unit in (None, row.unit):
-        return row.value
+        return 1.0
     if column.unit in TO_FRACTION and row.unit in TO_FRACTION:
-        return row.value * TO_FRACTION[row.unit] / TO_FRACTION[column.unit]
+        return TO_FRACTION[row.unit] / TO_FRACTION[column.unit]
     raise UsageError(
         f"column '{column.key}' is in {column.unit}, but the runs report '{column.metric}' in {row.unit or 'no unit'}"
     )
@@ -317,6 +331,7 @@ def _published_layout(file: TableFile, figures: Figures) -> Layout:
                 "published": cell.published,
                 "ours": figure.mean,
                 "sd": figure.sd,
+                "interval": figure.interval,
                 "seeds": figure.num_seeds,
                 "delta": figure.delta,
                 "tolerance": cell.tolerance,
