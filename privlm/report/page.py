@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -75,6 +76,7 @@ def render_report(run: RunRecord) -> str:
         finished=_date(run),
         tiles=[*_result_tiles(run), _privacy_tile(run.privacy, card)],
         plots=[(plot.title, Markup(svg(plot))) for plot in plots_of(run)],
+        pictures=_pictures(run),
         card=card,
         audit=None if run.audit is None else audit_section(run.audit),
         number=number,
@@ -89,6 +91,14 @@ def render_report(run: RunRecord) -> str:
         total_size=_size(sum(size for _, size, _ in artefacts)),
         size=_size,
     )
+
+
+def _pictures(run: RunRecord) -> list[tuple[str, str]]:
+    """Title and data URI of the PNG files that the runner has drawn, pictures/*.png."""
+    return [
+        (path.stem.replace("_", " "), f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}")
+        for path in sorted(run.path.glob("pictures/*.png"))
+    ]
 
 
 def _names(run: RunRecord) -> list[str]:

@@ -29,7 +29,8 @@ from .suites import load_all
 ANSWERS = "answers.jsonl"
 """One line an answer: item, status, what both parsers read, the truth. No text of prompts or answers."""
 
-PICTURES = "graphs"
+PICTURES = "pictures"
+"""PNG files that the page of the run shows."""
 
 
 def run(config: Config, job: Job) -> None:
@@ -134,10 +135,10 @@ def _notes(suite: Suite, asked: Asked, task: Any) -> list[str]:
 
 
 def _log(job: Job, rows: list[Result], num_answers: int) -> None:
-    for row in rows:
-        if row.unit == "fraction" and row.split and not row.metric.startswith("baseline"):
-            values: dict[str, Any] = {row.metric: row.value}
-            job.log(num_answers, row.split, **values)
+    """The first figure of each split."""
+    for row in {row.split: row for row in reversed(rows) if row.split}.values():
+        values: dict[str, Any] = {row.metric: row.value}
+        job.log(num_answers, row.split or "", **values)
 
 
 def _write_answers(job: Job, gradings: list[Grading]) -> None:

@@ -49,6 +49,15 @@ def test_the_page_asks_nothing_of_the_network(tmp_path, make_run):
     assert all(target.startswith("#") for target in re.findall(r"href=\"([^\"]*)", html))
 
 
+def test_pictures_of_the_run_are_in_the_page_itself(tmp_path, make_run):
+    path = make_run(tmp_path)
+    (path / "pictures").mkdir()
+    (path / "pictures" / "arctic_graph.png").write_bytes(b"\x89PNG picture")
+    html = page_of(path)
+    assert '<img src="data:image/png;base64,iVBORyBwaWN0dXJl" alt="arctic graph">' in html
+    assert "http" not in html
+
+
 def test_the_same_run_gives_the_same_page(tmp_path, make_run):
     path = make_run(tmp_path)
     assert page_of(path) == page_of(path)
