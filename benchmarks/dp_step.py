@@ -11,21 +11,17 @@ of all private engines are compared.
 
 import argparse
 import importlib.util
-import os
-import platform
 import resource
-import shlex
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import report
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
@@ -50,17 +46,6 @@ SHAPES: dict[str, dict[str, Any]] = {
         "intermediate_size": 3072,
     },
 }
-REPORT = Path(__file__).resolve().parents[1] / "BENCHMARKS.md"
-INTRODUCTION = """# Benchmarks
-
-Cost of private training steps, written by `benchmarks/dp_step.py --write`. A micro-step is forward, backward, clip and
-accumulate; a release is noise and optimizer step, once per logical batch. Times are CPU seconds on one thread; ratios
-are to the ordinary step of the same round, with quartiles: wide ones tell of a machine that others used as well. Before
-anything is timed, the clipped sums of the engines are compared; a relative difference above 1e-3 ends the benchmark.
-
-"""
-MARK = "<!-- {} -->"  # a report section begins with its settings, so that a new measurement replaces the old one
-
 Batch = dict[str, Tensor]
 
 
@@ -331,22 +316,14 @@ def table(rounds: dict[str, list[Round]], micro_batches: int) -> list[str]:
         peak = max(mine.peak_rss_mb for mine in own)
         base_peak = max(theirs.peak_rss_mb for theirs in base)
         lines.append(
-            f"| {name} | {np.median([mine.micro_step_s for mine in own]):.3f} | {spread(micro)} "
-            f"| {np.median([mine.release_s for mine in own]):.3f} | {spread(logical)} "
+            f"| {name} | {np.median([mine.micro_step_s for mine in own]):.3f} | {report.spread(micro)} "
+            f"| {np.median([mine.release_s for mine in own]):.3f} | {report.spread(logical)} "
             f"| {peak:.0f} | {peak / base_peak:.2f} |"
         )
     return lines
 
 
-def spread(ratios: list[float]) -> str:
-    low, median, high = np.quantile(ratios, [0.25, 0.5, 0.75])
-    return f"{median:.2f} ({low:.2f}-{high:.2f})"
-
-
 def section(arguments: argparse.Namespace, training: str, lines: list[str]) -> str:
-    packages = ["torch", "transformers", "peft", "opacus"]
-    versions = [f"{name} {version(name)}" for name in packages if importlib.util.find_spec(name)]
-    command = shlex.join(["python", "benchmarks/dp_step.py", *sys.argv[1:]])
     return "\n".join(
         [
             f"## {arguments.model}, {training}, batch {arguments.batch}, {arguments.tokens} tokens",
@@ -356,20 +333,10 @@ def section(arguments: argparse.Namespace, training: str, lines: list[str]) -> s
             "|--|--|--|--|--|--|--|",
             *lines,
             "",
-            f"`{command}`, medians of {arguments.rounds} rounds on 1 thread of {os.cpu_count()} CPUs "
-            f"({platform.machine()}), load average {os.getloadavg()[0]:.1f} at the end; {', '.join(versions)}.",
+            report.conditions(arguments.rounds, "torch", "transformers", "peft", "opacus"),
             "",
         ]
     )
-
-
-def write(heading: str, text: str) -> None:
-    """Puts a section into BENCHMARKS.md, in place of an earlier one with the same settings."""
-    mark = MARK.format(heading)
-    parts = (REPORT.read_text() if REPORT.exists() else INTRODUCTION).split("<!-- ")
-    kept = [part for part in parts[1:] if not f"<!-- {part}".startswith(mark)]
-    sections = "".join(f"<!-- {part}" for part in kept)
-    REPORT.write_text(f"{INTRODUCTION}{sections}{mark}\n{text}\n")
 
 
 def main() -> None:
@@ -383,7 +350,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--micro-batches", type=int, default=16, help="micro-steps that share a release in the table")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--write", action="store_true", help=f"put the table into {REPORT.name}")
+    parser.add_argument("--write", action="store_true", help=f"put the tables into {report.REPORT.name}")
     arguments = parser.parse_args()
     names = [
         name
@@ -397,7 +364,7 @@ def main() -> None:
         text = section(arguments, training, table(rounds, arguments.micro_batches))
         print(text, flush=True)
         if arguments.write:
-            write(f"{arguments.model} {training} {arguments.batch} {arguments.tokens}", text)
+            report.write(f"{arguments.model} {training} {arguments.batch} {arguments.tokens}", text)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ accountants:
   rdp        certified, looser
   gdp        ESTIMATE: central limit theorem; far too low in short runs
   edgeworth  ESTIMATE: cumulant expansion (--order); close, but too low in short runs
+  prv        certified, two-sided: the upper end is the answer, the lower end is in a note
   contour    CROSS-CHECK: exact up to a quadrature error that it states; no answer for a few steps
 
 exit status: 0, or 2 for a wrong argument.

@@ -1,6 +1,6 @@
 """`privlm accountant ledger RUN...`: what runs have spent, recomputed from their ledgers under every accountant.
 
-Several runs are composed, as if all had seen the same records. pld and rdp are guarantees; the others are not.
+Several runs are composed, as if all had seen the same records. pld, rdp and prv are guarantees; the others are not.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _HEADINGS = {
     "pld": "pld",
     "rdp": "rdp",
+    "prv": "prv",
     "gdp": "gdp (estimate)",
     "edgeworth": "edgeworth (estimate)",
     "contour": "contour (cross-check)",

@@ -33,7 +33,7 @@ _COUNT = checked(int, lambda count: count >= 1, "an integer >= 1")
 _STEPS = checked(int, lambda steps: steps >= 0, "an integer >= 0")
 _EPOCHS = checked(Fraction, lambda epochs: epochs >= 0, "a number >= 0")  # exact, so that the ceiling is
 
-ACCOUNTANTS = ("pld", "rdp", "gdp", "edgeworth", "contour")
+ACCOUNTANTS = ("pld", "rdp", "gdp", "edgeworth", "prv", "contour")
 ADJACENCIES = ("add_remove", "zero_out", "replace_one")
 
 
@@ -106,7 +106,7 @@ def choices_of(options: argparse.Namespace) -> list[dict[str, Any]]:
         raise UsageError("--order is an option of --accountant edgeworth")
     if options.all:
         orders = [{"accountant": "edgeworth", "order": order} for order in (1, 2, 3)]
-        return [*({"accountant": name} for name in ("pld", "rdp", "gdp")), *orders, {"accountant": "contour"}]
+        return [*({"accountant": name} for name in ("pld", "rdp", "prv", "gdp")), *orders, {"accountant": "contour"}]
     if options.order is None:
         return [{"accountant": options.accountant}]
     return [{"accountant": options.accountant, "order": options.order}]

@@ -90,7 +90,7 @@ def test_no_noise_costs_inf(capsys):
 def test_all_accountants_side_by_side(capsys):
     found = answer(capsys, "eps", *PLAIN, "--noise-multiplier", "4", "--all")
     assert [(a["accountant"], a["order"]) for a in found] == [
-        *(("pld", None), ("rdp", None), ("gdp", None)),
+        *(("pld", None), ("rdp", None), ("prv", None), ("gdp", None)),
         *(("edgeworth", 1), ("edgeworth", 2), ("edgeworth", 3)),
         ("contour", None),
     ]
@@ -110,7 +110,7 @@ def test_a_cross_check_that_refuses_is_a_note(capsys):
 def test_the_noise_of_all_accountants_side_by_side(capsys):
     assert main(["sigma", *PLAIN, "--epsilon", "0.1", "--all"]) == 0
     rows = capsys.readouterr().out.splitlines()
-    assert [row.split()[0] for row in rows if row.rstrip().endswith(" certified")] == ["pld", "rdp"]
+    assert [row.split()[0] for row in rows if row.rstrip().endswith(" certified")] == ["pld", "rdp", "prv"]
     assert [row.split()[0] for row in rows if row.rstrip().endswith(" not a guarantee")] == [
         *("gdp", "edgeworth", "edgeworth", "edgeworth", "contour")
     ]

@@ -45,7 +45,7 @@ def test_every_segment_alone_and_composed(tmp_path, capsys):
         (1, 31, 30),
     ]
     run = [Segment(0.1, 1.0, 40), Segment(0.1, 2.0, 30)]
-    for accountant in ("pld", "rdp", "gdp", "edgeworth", "contour"):
+    for accountant in ("pld", "rdp", "gdp", "edgeworth", "prv", "contour"):
         assert found["composed"]["epsilon"][accountant] == epsilon(run, DELTA, accountant=accountant).epsilon
         assert found["segments"][0]["epsilon"][accountant] == epsilon(run[:1], DELTA, accountant=accountant).epsilon
 

@@ -1,8 +1,8 @@
 """How much privacy a run of Poisson-subsampled Gaussian steps costs, and how much noise a budget needs.
 
 `epsilon`, `noise_multiplier`, `most_steps` and `largest_batch_size` solve for one of the four given the others. Each
-answers with a `Guarantee`, which says whether its number is certified (pld, rdp) or an estimate (gdp, edgeworth,
-contour).
+answers with a `Guarantee`, which says whether its number is certified (pld, rdp, prv) or an estimate (gdp,
+edgeworth, contour).
 """
 
 from privlm.privacy.accounting.accountant import epsilon

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from privlm.errors import UsageError
-from privlm.privacy.accounting import contour, edgeworth, gdp, pld, rdp
+from privlm.privacy.accounting import contour, edgeworth, gdp, pld, prv, rdp
 from privlm.privacy.accounting.adjacency import doubled_sensitivity, group_privacy, on_full_data
 from privlm.privacy.accounting.types import (
     ACCOUNTANTS,
@@ -25,7 +25,14 @@ from privlm.privacy.accounting.types import (
 # Less noise than this is no noise: infinity is the honest bound long before floating point overflows.
 NO_NOISE = 1e-6
 
-_LIBRARY = {"pld": "dp-accounting", "rdp": "dp-accounting", "gdp": "privlm", "edgeworth": "privlm", "contour": "privlm"}
+_LIBRARY = {
+    "pld": "dp-accounting",
+    "rdp": "dp-accounting",
+    "gdp": "privlm",
+    "edgeworth": "privlm",
+    "prv": "privlm",
+    "contour": "privlm",
+}
 
 # (curve, delta) -> (epsilon, the delta at which the curve was read)
 _Reading = Callable[[Curve, float], tuple[float, float]]
@@ -52,9 +59,9 @@ def epsilon(
     """Epsilon at `delta` of Poisson-subsampled Gaussian steps, segments composed in any order.
 
     Args:
-        accountant: pld and rdp certify; gdp and edgeworth estimate, contour cross-checks (`guarantee` is False).
+        accountant: pld, rdp and prv certify; gdp and edgeworth estimate, contour cross-checks (`guarantee` is False).
         order: groups of Edgeworth corrections, 0 to 3; only edgeworth reads it.
-        direction: both, or only the loss of a record being there ("remove") or not ("add"); pld, edgeworth, contour.
+        direction: both, or only the loss of a record being there ("remove") or not ("add"); not for rdp and gdp.
         adjacency: add_remove, zero_out (same numbers), or replace_one (exact where every sampling rate is 1,
             otherwise through group privacy).
         discretization: interval of the PLD grid. None takes 1e-4, and 2e-5 as well where 1e-3 and 1e-4 differ by
@@ -81,15 +88,16 @@ def epsilon(
         answer = _Answer(0.0, certified=accountant not in ESTIMATES)
     elif min(segment.noise_multiplier for segment in active) < NO_NOISE:
         answer = _Answer(math.inf, certified=accountant not in ESTIMATES)
-    elif accountant == "pld":
-        answer = _pld(active, delta, direction, discretization, reading)
-    elif accountant == "rdp":
-        answer = _rdp(active, delta, reading)
-    elif accountant == "contour":
-        answer = _contour(active, delta, direction, reading)
     else:
-        curve = gdp.curve(active) if accountant == "gdp" else edgeworth.curve(active, order, direction)
-        answer = _Answer(reading(curve, delta)[0], certified=False)
+        answers = {
+            "pld": lambda: _pld(active, delta, direction, discretization, reading),
+            "rdp": lambda: _rdp(active, delta, reading),
+            "prv": lambda: _prv(active, delta, direction, reading),
+            "contour": lambda: _contour(active, delta, direction, reading),
+            "gdp": lambda: _estimate(gdp.curve(active), delta, reading),
+            "edgeworth": lambda: _estimate(edgeworth.curve(active, order, direction), delta, reading),
+        }
+        answer = answers[accountant]()
 
     if not answer.epsilon >= 0:
         raise UsageError(f"accountant {accountant} failed on these steps (epsilon {answer.epsilon}); take another")
@@ -123,7 +131,7 @@ def _check(accountant: str, order: int, direction: str, adjacency: str) -> None:
             raise UsageError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value}")
     if direction != "both" and accountant in ("rdp", "gdp"):
         raise UsageError(
-            f"direction={direction} needs accountant pld, edgeworth or contour; {accountant} bounds both at once"
+            f"direction={direction} needs accountant pld, prv, edgeworth or contour; {accountant} bounds both at once"
         )
     if direction != "both" and adjacency == "replace_one":
         raise UsageError(f"direction={direction} has no meaning under adjacency=replace_one, which is symmetric")
@@ -166,6 +174,21 @@ def _rdp(segments: Sequence[Segment], delta: float, reading: _Reading) -> _Answe
     curve, num_dropped = rdp.curve(segments)
     notes = (f"{num_dropped} orders left out: their series did not converge",) if num_dropped else ()
     return _Answer(reading(curve, delta)[0], certified=True, notes=notes)
+
+
+def _estimate(curve: Curve, delta: float, reading: _Reading) -> _Answer:
+    return _Answer(reading(curve, delta)[0], certified=False)
+
+
+def _prv(segments: Sequence[Segment], delta: float, direction: str, reading: _Reading) -> _Answer:
+    value, read_at = reading(prv.curve(segments, direction), delta)
+    lower, estimate, upper = prv.solve(segments, direction, read_at)
+    notes = (f"at delta {read_at:.3g} epsilon lies in [{lower:.4f}, {upper:.4f}], by estimate at {estimate:.4f}",)
+    if read_at >= prv.MIN_CERTIFIED_DELTA:
+        return _Answer(value, certified=True, notes=notes)
+    return _Answer(
+        value, certified=False, notes=(*notes, f"not certified below delta {prv.MIN_CERTIFIED_DELTA:g}: FFT round-off")
+    )
 
 
 def _contour(segments: Sequence[Segment], delta: float, direction: str, reading: _Reading) -> _Answer:

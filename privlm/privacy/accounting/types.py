@@ -11,7 +11,7 @@ from privlm.errors import UsageError
 
 ACCOUNTANTS = ("pld", "rdp", "gdp", "edgeworth")
 """Those that may set the noise of a run."""
-CROSS_CHECKS = ("contour",)
+CROSS_CHECKS = ("prv", "contour")
 """Those that only answer questions."""
 ESTIMATES = ("gdp", "edgeworth", "contour")
 """Those that certify nothing."""

@@ -43,7 +43,7 @@ def test_delta_outside_its_range(accountant, delta):
         ({"accountant": "edgeworth", "order": 4}, "order"),
         ({"direction": "sideways"}, "direction"),
         ({"adjacency": "user"}, "adjacency"),
-        ({"accountant": "rdp", "direction": "add"}, "direction=add needs accountant pld, edgeworth or contour"),
+        ({"accountant": "rdp", "direction": "add"}, "direction=add needs accountant pld, prv, edgeworth or contour"),
         ({"adjacency": "replace_one", "direction": "add"}, "direction=add has no meaning under adjacency=replace_one"),
         ({"accountant": "rdp", "discretization": 1e-3}, "discretization"),
         ({"discretization": 0.0}, "discretization"),

@@ -1,0 +1,38 @@
+"""Sections of BENCHMARKS.md: each begins with a mark that names its settings, so that a new measurement replaces the
+old one."""
+
+import importlib.util
+import os
+import platform
+import shlex
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+REPORT = Path(__file__).resolve().parents[1] / "BENCHMARKS.md"
+
+
+def write(mark: str, text: str) -> None:
+    """Puts a section into BENCHMARKS.md, in place of an earlier one with the same mark."""
+    head, *sections = REPORT.read_text(encoding="utf-8").split("<!-- ")
+    kept = [section for section in sections if not section.startswith(f"{mark} -->")]
+    parts = [head, *(f"<!-- {section}" for section in kept), f"<!-- {mark} -->\n{text}\n"]
+    REPORT.write_text("".join(parts), encoding="utf-8")
+
+
+def conditions(num_rounds: int, *packages: str) -> str:
+    """The command, the machine and the versions, in one line; packages that are not installed are left out."""
+    versions = [f"{name} {version(name)}" for name in packages if importlib.util.find_spec(name.replace("-", "_"))]
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    return (
+        f"`{command}`, medians of {num_rounds} rounds on 1 thread of {os.cpu_count()} CPUs ({platform.machine()}), "
+        f"load average {os.getloadavg()[0]:.1f} at the end; {', '.join(versions)}."
+    )
+
+
+def spread(values: list[float], digits: int = 2) -> str:
+    """Median and quartiles."""
+    low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return f"{median:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
