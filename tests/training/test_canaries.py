@@ -153,6 +153,19 @@ def test_mislabelled_canaries_are_memorised_without_privacy(tmp_path, data):
     assert (scores[~is_in] > 0).mean() < 0.6
 
 
+class DroppingHead(Head):
+    def forward(self, features):
+        return self.linear(nn.functional.dropout(features + 1, 0.5, self.training))
+
+
+def test_canaries_are_scored_without_dropout(data):
+    canaries, model = canaries_for(None, "mislabel"), DroppingHead()
+    nn.init.ones_(model.linear.weight[0])
+    canaries.plant(model, data, Classification().losses)
+    assert (canaries.losses_of_canaries(model) == canaries.initial_losses_m).all()
+    assert model.training
+
+
 def test_mislabelled_records_have_another_label_and_the_rest_their_own(data):
     canaries = canaries_for(None, "mislabel")
     planted, _ = canaries.plant(Head(), data, Classification().losses)
