@@ -23,6 +23,9 @@ from dp_accounting import rdp as dp_rdp
 from privlm.privacy import accounting
 from privlm.privacy.accounting import pld
 
+Answerer = Callable[[float, int, float], float]
+"""(sampling rate, steps, noise multiplier) -> the number asked for."""
+
 DELTA, TARGET, TOLERANCE = 1e-5, 3.0, 1e-3
 RUNS = {  # the RGP setting of EW-Tune on SST-2 and MNLI, and a short run: (sampling rate, steps, noise multiplier)
     "SST-2, 50 epochs": (2000 / 67349, 1684, 1.8662),
@@ -44,18 +47,18 @@ def event(rate: float, steps: int, sigma: float) -> dp_accounting.DpEvent:
     return dp_accounting.SelfComposedDpEvent(step, steps)
 
 
-def ours(accountant: str) -> Callable[[float, int, float], float]:
+def ours(accountant: str) -> Answerer:
     def ask(rate: float, steps: int, sigma: float) -> float:
         return accounting.epsilon([accounting.Segment(rate, sigma, steps)], DELTA, accountant=accountant).epsilon
 
     return ask
 
 
-def theirs(accountant: type) -> Callable[[float, int, float], float]:
+def theirs(accountant: type) -> Answerer:
     return lambda rate, steps, sigma: accountant().compose(event(rate, steps, sigma)).get_epsilon(DELTA)
 
 
-def opacus(name: str) -> Callable[[float, int, float], float]:
+def opacus(name: str) -> Answerer:
     from opacus.accountants import create_accountant
 
     def ask(rate: float, steps: int, sigma: float) -> float:
@@ -80,7 +83,7 @@ def their_noise(rate: float, steps: int, sigma: float) -> float:
     )
 
 
-def opacus_noise(name: str) -> Callable[[float, int, float], float]:
+def opacus_noise(name: str) -> Answerer:
     from opacus.accountants.utils import get_noise_multiplier
 
     return lambda rate, steps, sigma: get_noise_multiplier(
@@ -93,72 +96,75 @@ def opacus_noise(name: str) -> Callable[[float, int, float], float]:
     )
 
 
-def questions() -> dict[str, dict[str, Callable[[float, int, float], float]]]:
-    """Quantity -> who answers -> how. `bound` and `estimate` say what an answer is worth."""
-    epsilon = {
+def epsilon_answerers() -> dict[str, Answerer]:
+    """Who answers -> how; the brackets say what an answer is worth."""
+    answerers = {
         "privlm edgeworth, order 2 (estimate)": ours("edgeworth"),
         "privlm gdp (estimate)": ours("gdp"),
         "privlm pld, certificate at 1e-4 (bound)": ours("pld"),
+        "privlm prv, error 0.01 (bound)": ours("prv"),
         "privlm rdp (bound)": ours("rdp"),
         "privlm contour (cross-check)": ours("contour"),
         "dp-accounting PLD at 1e-4 (bound)": theirs(dp_pld.PLDAccountant),
         "dp-accounting RDP (bound)": theirs(dp_rdp.RdpAccountant),
     }
-    noise = {
-        "privlm pld, with certificate": our_noise,
-        "dp-accounting PLD at 1e-4": their_noise,
-    }
     if importlib.util.find_spec("opacus"):
-        epsilon |= {
+        answerers |= {
             "opacus prv, error 0.01 (bound)": opacus("prv"),
             "opacus rdp (bound)": opacus("rdp"),
             "opacus gdp (estimate)": opacus("gdp"),
         }
-        noise |= {"opacus prv": opacus_noise("prv"), "opacus rdp": opacus_noise("rdp")}
-    return {"epsilon": epsilon, f"noise multiplier for epsilon {TARGET:g}": noise}
+    return answerers
 
 
-def measure(num_rounds: int) -> list[str]:
-    """Markdown: one table per quantity, a row per answerer, a column pair per run."""
-    lines = []
-    for quantity, answerers in questions().items():
-        found = {(who, run): Timings() for who in answerers for run in RUNS}
-        for number in range(num_rounds + 1):  # the first one warms up
-            for (who, run), timings in found.items():
-                pld._compose.cache_clear()
-                start = time.process_time()
-                timings.answer = answerers[who](*RUNS[run])
-                if number:
-                    timings.milliseconds.append(1000 * (time.process_time() - start))
-        columns = [cell for run in RUNS for cell in (f"{run}: CPU ms (quartiles)", "answer")]
-        lines += [f"| {' | '.join([quantity, *columns])} |", "|--" * (1 + len(columns)) + "|"]
-        for who in answerers:
-            cells = [
-                cell
-                for run in RUNS
-                for cell in (report.spread(found[who, run].milliseconds, 1), f"{found[who, run].answer:.4f}")
-            ]
-            lines.append(f"| {' | '.join([who, *cells])} |")
-        lines.append("")
+def noise_answerers() -> dict[str, Answerer]:
+    answerers = {"privlm pld, with certificate": our_noise, "dp-accounting PLD at 1e-4": their_noise}
+    if importlib.util.find_spec("opacus"):
+        answerers |= {"opacus prv": opacus_noise("prv"), "opacus rdp": opacus_noise("rdp")}
+    return answerers
+
+
+QUESTIONS = {
+    "epsilon": (f"Epsilon at δ {DELTA:g}", epsilon_answerers),
+    "noise": (f"Noise multiplier for epsilon {TARGET:g} at δ {DELTA:g}", noise_answerers),
+}
+
+
+def measure(answerers: dict[str, Answerer], num_rounds: int) -> list[str]:
+    """A Markdown table: a row per answerer, two columns per run."""
+    found = {(who, run): Timings() for who in answerers for run in RUNS}
+    for number in range(num_rounds + 1):  # the first one warms up
+        for (who, run), timings in found.items():
+            pld._compose.cache_clear()
+            start = time.process_time()
+            timings.answer = answerers[who](*RUNS[run])
+            if number:
+                timings.milliseconds.append(1000 * (time.process_time() - start))
+    columns = [cell for run in RUNS for cell in (f"{run}: CPU ms (quartiles)", "answer")]
+    lines = [f"| {' | '.join(['', *columns])} |", "|--" * (1 + len(columns)) + "|"]
+    for who in answerers:
+        own = [found[who, run] for run in RUNS]
+        cells = [cell for each in own for cell in (report.spread(each.milliseconds, 1), f"{each.answer:.4f}")]
+        lines.append(f"| {' | '.join([who, *cells])} |")
     return lines
-
-
-def section(num_rounds: int) -> str:
-    settings = "; ".join(f"{name}: q {rate:.4g}, T {steps}, σ {sigma}" for name, (rate, steps, sigma) in RUNS.items())
-    head = ["## Accounting", "", f"δ {DELTA:g}. {settings}.", ""]
-    return "\n".join([*head, *measure(num_rounds), report.conditions(num_rounds, "dp-accounting", "opacus"), ""])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--questions", choices=list(QUESTIONS), nargs="+", default=list(QUESTIONS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--write", action="store_true", help=f"put the tables into {report.REPORT.name}")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", module="opacus")
-    text = section(arguments.rounds)
-    print(text)
-    if arguments.write:
-        report.write("accounting", text)
+    settings = "; ".join(f"{name}: q {rate:.4g}, T {steps}, σ {sigma}" for name, (rate, steps, sigma) in RUNS.items())
+    for question in arguments.questions:
+        title, answerers = QUESTIONS[question]
+        table = measure(answerers(), arguments.rounds)
+        conditions = report.conditions(arguments.rounds, "dp-accounting", "opacus")
+        text = "\n".join([f"## {title}", "", f"{settings}.", "", *table, "", conditions, ""])
+        print(text, flush=True)
+        if arguments.write:
+            report.write(f"accounting {question}", text)
 
 
 if __name__ == "__main__":
