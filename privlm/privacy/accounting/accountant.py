@@ -181,8 +181,14 @@ def _estimate(curve: Curve, delta: float, reading: _Reading) -> _Answer:
 
 
 def _prv(segments: Sequence[Segment], delta: float, direction: str, reading: _Reading) -> _Answer:
-    value, read_at = reading(prv.curve(segments, direction), delta)
-    lower, estimate, upper = prv.solve(segments, direction, read_at)
+    ends = {}
+
+    def upper_end(delta: float) -> float:
+        ends[delta] = prv.solve(segments, direction, delta)
+        return ends[delta][2]
+
+    value, read_at = reading(upper_end, delta)
+    lower, estimate, upper = ends[read_at]
     notes = (f"at delta {read_at:.3g} epsilon lies in [{lower:.4f}, {upper:.4f}], by estimate at {estimate:.4f}",)
     if read_at >= prv.MIN_CERTIFIED_DELTA:
         return _Answer(value, certified=True, notes=notes)
