@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from privlm.errors import BudgetExhausted, ServiceError
@@ -31,20 +32,21 @@ class Manner:
 
 @dataclass
 class Asked:
-    """Answers so far. num_items: of the suite; exhausted: a budget ended the asking; swaps_recorded: False where
-    recorded answers have none to swapped options.
+    """Answers so far. wanted: how many by item, in both orders of its options. exhausted: a budget ended the asking.
+    swaps_recorded: False where recorded answers have none to swapped options.
     """
 
+    wanted: Counter[str]
     replies: list[Reply] = field(default_factory=list)
     swapped: list[Reply] = field(default_factory=list)
-    num_items: int = 0
     exhausted: BudgetExhausted | None = None
     swaps_recorded: bool = True
 
     @property
     def num_done(self) -> int:
-        """Items with all their answers to the straight question."""
-        return len({reply.item.id for reply in self.replies})
+        """Items with all their answers."""
+        answered = Counter(reply.item.id for reply in (*self.replies, *self.swapped))
+        return sum(answered[item] == number for item, number in self.wanted.items())
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,9 @@ class Interview:
         self.suite = suite
         self.model = model
         self.manner = manner
-        self.asked = Asked(num_items=len(suite.items))
+        self._swaps_recorded = True
         self._calls = self._plan()
+        self.asked = Asked(_wanted(self._calls), swaps_recorded=self._swaps_recorded)
         self.num_calls = sum(2 if call.item.follow_up else 1 for call in self._calls)
         self._num_done = 0
 
@@ -82,24 +85,18 @@ class Interview:
         return self.asked
 
     def _plan(self) -> list[_Call]:
-        samples = range(self.manner.num_samples)
-        calls = [
-            _Call(item, question, sample, swapped=False)
-            for item in self.suite.items
-            for question in [self._wording(item)]
-            for sample in samples
-        ]
-        if not self.manner.swap:
-            return calls
-        swapped = [
-            _Call(item, item.swapped, sample, swapped=True)
-            for item in self.suite.items
-            if item.swapped is not None
-            for sample in samples
-        ]
-        kept = [call for call in swapped if self._is_answerable(call.question)]
-        self.asked.swaps_recorded = bool(kept) or not swapped
-        return calls + kept
+        """Item by item, so that a budget leaves whole items."""
+        calls = []
+        swapped_recorded = []
+        for item in self.suite.items:
+            orders = [(self._wording(item), False)]
+            if self.manner.swap and item.swapped is not None:
+                swapped_recorded.append(self._is_answerable(item.swapped))
+                orders += [(item.swapped, True)] if swapped_recorded[-1] else []
+            for question, swapped in orders:
+                calls += [_Call(item, question, sample, swapped) for sample in range(self.manner.num_samples)]
+        self._swaps_recorded = any(swapped_recorded) or not swapped_recorded
+        return calls
 
     def _wording(self, item: Item) -> Question:
         """The item's question; of recorded answers, the first of its wordings that was asked."""
@@ -143,6 +140,10 @@ class Interview:
         return texts
 
 
+def _wanted(calls: Iterable[_Call]) -> Counter[str]:
+    return Counter(call.item.id for call in calls)
+
+
 def _follow_up(call: _Call, text: str) -> _Call:
     assert call.item.follow_up is not None
     return _Call(call.item, call.item.follow_up(text), call.sample, call.swapped)
@@ -159,12 +160,12 @@ def consult(suite: Suite, model: LanguageModel, trace: Trace, *, swap: bool, tic
     """
     calls = {
         f"{item.id}{' swapped' if swapped else ''}": _Call(item, question, 0, swapped)
-        for swapped in ((False, True) if swap else (False,))
         for item in suite.items
+        for swapped in ((False, True) if swap else (False,))
         for question in [item.swapped if swapped else item.question]
         if question is not None
     }
-    asked = Asked()
+    asked = Asked(_wanted(calls.values()))
     failed: list[str] = []
     done = 0
 

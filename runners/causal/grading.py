@@ -13,9 +13,6 @@ from privlm.metrics.classification import Estimate
 from . import estimates
 from .items import Item, Question, Suite
 
-PARSERS = ("strict", "upstream")
-CREDITS = ("strict", "upstream")
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -136,13 +133,16 @@ def asked(grading: Grading, split: str) -> list[Result]:
         count("empty", (reply.status == "empty" for reply in replies)),
         count("cut_off", (reply.status == "length" for reply in replies)),
     ]
-    if grading.swapped:
-        rows.append(row("position_swap_consistency", swap_consistency(grading), split))
+    if (consistency := swap_consistency(grading)) is not None:
+        rows.append(row("position_swap_consistency", consistency, split))
     return rows
 
 
-def swap_consistency(grading: Grading) -> Estimate:
-    """Share of the answers that say the same when the options are swapped; one that cannot be read says nothing."""
+def swap_consistency(grading: Grading) -> Estimate | None:
+    """Share of the answers that say the same when the options are swapped; one that cannot be read says nothing.
+
+    None where no question has both answers.
+    """
     straight = {(reply.item.id, reply.sample): reply for reply in grading.replies}
 
     def says(reply: Reply) -> str | None:
@@ -151,9 +151,10 @@ def swap_consistency(grading: Grading) -> Estimate:
 
     same = []
     for reply in grading.swapped:
-        first = says(straight[reply.item.id, reply.sample])
-        same.append(float(first is not None and first == says(reply)))
-    return estimates.mean(np.array(same))
+        if (twin := straight.get((reply.item.id, reply.sample))) is not None:
+            first = says(twin)
+            same.append(float(first is not None and first == says(reply)))
+    return estimates.mean(np.array(same)) if same else None
 
 
 def constant_answers(grading: Grading) -> dict[str, np.ndarray]:

@@ -113,7 +113,9 @@ def test_a_model_that_always_says_a_is_revealed() -> None:
     assert found["position_swap_consistency"] == 0
     assert found["accuracy"] == pytest.approx(found["baseline_first"])
     steady = graded(tuebingen.load(Sources(None), "two"), "Yes", swapped="Yes")
-    assert grading.swap_consistency(steady).value == 1
+    consistency = grading.swap_consistency(steady)
+    assert consistency is not None
+    assert consistency.value == 1
 
 
 def test_unread_answers_earn_what_the_rule_says() -> None:
