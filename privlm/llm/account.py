@@ -34,7 +34,7 @@ class Usage:
         parts.append(f"{tokens:,} tokens{' (estimated)' if self.estimated else ''}")
         parts += [f"{self.usd:.4f} USD"] if self.usd is not None else []
         if self.calls and self.seconds:
-            parts.append(f"{self.calls / self.seconds:.3g} calls/s, {tokens / self.seconds:.3g} tokens/s")
+            parts.append(f"{_rate(self.calls / self.seconds)} calls/s, {_rate(tokens / self.seconds)} tokens/s")
         return ", ".join(parts)
 
 
@@ -116,3 +116,7 @@ class Account:
     def _spent(self, prompt: int, completion: int) -> Spent:
         price_in, price_out = self._price or (0.0, 0.0)
         return Spent(1, prompt, completion, (prompt * price_in + completion * price_out) / 1e6)
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

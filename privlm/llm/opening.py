@@ -58,7 +58,8 @@ def open_llm(config: Any, job: Run) -> Iterator[LanguageModel]:
         try:
             yield model
         finally:
-            job.say(f"{label(config)}: {model.usage}")
+            if model.usage.calls or model.usage.cached:
+                job.say(f"{label(config)}: {model.usage}")
 
 
 def open_backend(config: Any, stop: Callable[[], int] = lambda: 0) -> Backend:

@@ -52,7 +52,7 @@ class ReplayBackend:
         self.num_duplicates = sum(len(answers) > 1 for answers in self._answers.values())
         if self.num_duplicates:
             logger.warning(
-                "%s: %d prompts have several answers; sample_index takes them in their order", path, self.num_duplicates
+                "%s: prompts with several answers: %d; sample_index takes them in order", path, self.num_duplicates
             )
         kinds = {"generate": self._answers or self._by_item, "score": self._scores}
         self.capabilities = frozenset(name for name, content in kinds.items() if content)

@@ -51,7 +51,7 @@ def test_several_answers_to_a_prompt_are_its_samples(replay, caplog):
     backend = replay({"prompt": "a", "answer": "first"}, {"prompt": "a", "answer": "second"})
     assert answer(backend, ask("a"), ask("a", sample_index=1)) == ["first", "second"]
     assert backend.num_duplicates == 1
-    assert "1 prompts have several answers" in caplog.text
+    assert "prompts with several answers: 1" in caplog.text
     with pytest.raises(UsageError, match="no answer for 1 of 1"):
         answer(backend, ask("a", sample_index=2))
 
