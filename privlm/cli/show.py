@@ -77,6 +77,8 @@ def _print(run: RunRecord, out: Console) -> None:
     out.print(": ".join([run.state, *filter(None, remarks)]), style=STATE_STYLES.get(run.state, ""), markup=False)
     if run.scale != "paper":
         out.print(f"scale {run.scale}: not the sizes of the paper", style="yellow")
+    if run.marks:
+        out.print(f"marks: {', '.join(run.marks)}", style="yellow", markup=False)
     for table in (_results(run), *_privacy(run), _stages(run), _files(run)):
         if table.rows:
             print_table(table, out)

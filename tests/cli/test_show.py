@@ -44,3 +44,8 @@ def test_no_colour_leaves_plain_text(tmp_path, make_run, capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     main([str(make_run(tmp_path))])
     assert "\x1b[3" not in capsys.readouterr().out
+
+
+def test_shows_the_marks_of_a_result(tmp_path, make_run, capsys):
+    main([str(make_run(tmp_path, result={"marks": ["subset", "public-overlap"]}))])
+    assert "marks: subset, public-overlap" in capsys.readouterr().out
