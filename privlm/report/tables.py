@@ -90,9 +90,10 @@ class Figure:
         if self.mean is None:
             return self.cell.column.absent or "" if self.has_runs else ""
         decimals = self.cell.column.decimals
-        text = spread_text(self.mean, self.sd, decimals)
-        if self.interval is not None:
-            text += " [{:.{d}f}, {:.{d}f}]".format(*self.interval, d=decimals)
+        if self.interval is None:
+            text = spread_text(self.mean, self.sd, decimals)
+        else:
+            text = "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(self.mean, *self.interval, d=decimals)
         return f"{text} (replayed)" if self.replayed else text
 
 

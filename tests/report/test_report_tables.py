@@ -279,3 +279,12 @@ def test_spread():
     assert mean_and_sd([1.0, 3.0]) == (2.0, math.sqrt(2))
     assert math.isnan(mean_and_sd([math.nan, 3.0])[1])
     assert [spread_text(2.0, sd, 2) for sd in (None, 0.0, 0.5)] == ["2.00 ± —", "2.00", "2.00 ± 0.50"]
+
+
+def test_a_figure_of_one_seed_shows_the_interval_of_its_run(tmp_path, make_run):
+    row = {"metric": "accuracy", "value": 0.976, "unit": "fraction", "n": 9, "ci_low": 0.95, "ci_high": 0.99,
+           "split": "test", "provenance": "measured"}  # fmt: skip
+    make_run(tmp_path, cell="cell", overrides=tuple(RUN), result={"rows": [row]})
+    table = table_of(tmp_path)
+    assert table.rows[0][3] == "97.6 [95.0, 99.0]"
+    assert table.values[0]["interval"] == pytest.approx((95, 99))
