@@ -80,11 +80,12 @@ def main(argv: list[str]) -> int:
 
 def _run(argv: list[str]) -> int:
     """`privlm audit run WORDS`: trains one audited run and judges it."""
-    from privlm.cli import run as run_command
     from privlm.cli.compose import Words, compose
+    from privlm.cli.run_options import parse
+    from privlm.cli.starting import words_of
 
-    arguments = run_command.parse(argv, "audit run", EPILOG)
-    words = run_command.words_of(arguments)
+    arguments = parse(argv, "audit run", EPILOG)
+    words = words_of(arguments)
     overrides = [*words.overrides]
     if not any(word.startswith("privacy.audit.canaries=") for word in overrides):
         overrides.append("privacy.audit.canaries=dirac")
@@ -176,15 +177,15 @@ def _twin(run: RunRecord, kind: str, num_canaries: int | None, seed: int) -> Run
 
 def _train(config: Any, overrides: Any, *, force: bool) -> RunRecord:
     """Runs a composed configuration as `privlm run` does, unless it is finished."""
-    from privlm.cli import run as run_command
+    from privlm.cli import starting
     from privlm.cli.compose import Composed, Words
 
     OmegaConf.set_readonly(config, True)
     composed = Composed(config, Words(tuple(overrides)), {"audit": f"{config.privacy.audit.canaries} (audited run)"})
-    status = run_command.start(composed, force=force, as_json=False, show=False)
+    status = starting.start(composed, force=force, as_json=False, show=False)
     if status != 0:
         sys.exit(status)  # the run has said why
-    directory = identity.run_directory(config, identity.run_hash(config, run_command.inputs(config)))
+    directory = identity.run_directory(config, identity.run_hash(config, starting.inputs(config)))
     return read_run(directory)
 
 

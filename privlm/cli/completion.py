@@ -82,7 +82,7 @@ def _overrides(before: list[str], word: str) -> list[str]:
     from hydra.core.global_hydra import GlobalHydra
 
     from privlm.cli.compose import composer, prepare
-    from privlm.cli.run import parse
+    from privlm.cli.run_options import parse
     from privlm.config import CHOICES
 
     key, is_value, _ = word.partition("=")

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 from privlm import identity
-from privlm.cli import run
+from privlm.cli import starting
 from privlm.cli.compose import Composed, compose, expand
+from privlm.cli.run_options import parse
 from privlm.report import store
 from privlm.report.compare import compare
 from privlm.report.render import console, print_table, to_json
@@ -30,14 +31,14 @@ failed.
 
 def main(argv: list[str]) -> int:
     """Runs `privlm sweep ARGV`; one failed run does not stop the others, an interrupted one does."""
-    arguments = run.parse(argv, "sweep", EPILOG)
-    composed = [compose(words) for words in expand(run.words_of(arguments))]
+    arguments = parse(argv, "sweep", EPILOG)
+    composed = [compose(words) for words in expand(starting.words_of(arguments))]
     if arguments.dry_run:
         return _list(composed)
     first_failure = 0
     for number, one in enumerate(composed, start=1):
         print(f"\n[{number}/{len(composed)}] {' '.join(one.words.overrides)}", file=sys.stderr, flush=True)
-        status = run.start(one, force=arguments.force, as_json=False, show=False)
+        status = starting.start(one, force=arguments.force, as_json=False, show=False)
         if status in EXIT_INTERRUPTED:
             return status
         first_failure = first_failure or status
@@ -63,4 +64,4 @@ def _list(composed: list[Composed]) -> int:
 
 
 def _directory(composed: Composed) -> Path:
-    return identity.run_directory(composed.config, identity.run_hash(composed.config, run.inputs(composed.config)))
+    return identity.run_directory(composed.config, identity.run_hash(composed.config, starting.inputs(composed.config)))

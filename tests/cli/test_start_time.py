@@ -27,14 +27,11 @@ def modules_after(*argv, **variables):
 
 
 @pytest.mark.parametrize(
-    "argv", [(), ("--help",), ("list",), ("list", "--help"), ("cp", "--help"), ("-sc", "install=bash")]
+    "argv",
+    [(), ("--help",), ("run", "--help"), ("list",), ("list", "--help"), ("cp", "--help"), ("-sc", "install=bash")],
 )
 def test_answers_without_hydra(argv):
     assert not modules_after(*argv) & {*HEAVY, "hydra", "rich"}
-
-
-def test_the_help_of_run_needs_nothing_heavy():
-    assert not modules_after("run", "--help") & {*HEAVY}
 
 
 def test_a_composed_configuration_needs_nothing_heavy():

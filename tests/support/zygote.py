@@ -73,7 +73,7 @@ _TESTS = Path(__file__).resolve().parents[1]
 PRELOADED = (
     "matplotlib.backends.backend_svg",
     "matplotlib.figure",
-    "privlm.cli.run",
+    "privlm.cli.starting",
     "privlm.registry",  # makes privlm.runners importable in a plain checkout
     "privlm.runners.ewtune.run",
     "privlm.training.accelerator",
