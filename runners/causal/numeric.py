@@ -133,7 +133,8 @@ def results(
     share.
 
     max_points: samples of a pair that anm uses, drawn by `seed` (its time grows with their cube); the others use all.
-    seconds: for all methods together, an equal share for each; a pair that is not reached in time has no direction.
+    seconds: for all methods together, an equal share of what is left for each; a pair that is not reached in time has
+    no direction.
     """
     if "anm" in methods:
         try:
@@ -141,8 +142,10 @@ def results(
         except ImportError:
             raise UsageError("task.numeric.methods: anm needs causal-learn: pip install 'privlm[llm]'") from None
     rows: list[Result] = []
+    deadline = time.monotonic() + seconds
     for number, name in enumerate(methods):
-        ends = time.monotonic() + seconds / len(methods)
+        now = time.monotonic()
+        ends = now + (deadline - now) / (len(methods) - number)
         decisions = []
         for place, pair in enumerate(pairs):
             late = time.monotonic() > ends

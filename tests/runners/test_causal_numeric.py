@@ -81,8 +81,8 @@ def test_pairs_out_of_time_are_undecided(tmp_path: Path, monkeypatch: pytest.Mon
     clock = itertools.count(0.0, 1.0)  # a second for each look at it
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     found = run(collection(tmp_path / "pairs", *(deterministic(seed) for seed in range(10))), "igci", seconds=4.5)
-    assert found["igci_decided"] == pytest.approx(0.4)
-    assert found["igci_accuracy"] == pytest.approx(0.4 + 0.6 * 0.5)
+    assert found["igci_decided"] == pytest.approx(0.3)
+    assert found["igci_accuracy"] == pytest.approx(0.3 + 0.7 * 0.5)
     assert found["igci_accuracy_decided"] == 1
 
 
