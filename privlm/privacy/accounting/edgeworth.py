@@ -60,9 +60,13 @@ def losses(segment: Segment) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.nd
 
 
 def _cumulants(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    mean = weights @ values
+    mean = (weights * values).sum()  # sums, not products of matrices, whose threads cost more than they bring here
     centred = values - mean
-    _, c2, c3, c4, c5 = np.cumprod(np.broadcast_to(centred, (5, len(centred))), axis=0) @ weights
+    terms, moments = weights * centred, []
+    for _ in range(4):
+        terms = terms * centred
+        moments.append(terms.sum())
+    c2, c3, c4, c5 = moments
     return np.array([mean, c2, c3, c4 - 3 * c2**2, c5 - 10 * c3 * c2])
 
 
