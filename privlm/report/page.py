@@ -11,7 +11,7 @@ from typing import Any
 from privlm import files
 from privlm.masking import mask_command
 from privlm.report.audit import audit_section
-from privlm.report.card import READING_COLUMNS, Card, number, privacy_card
+from privlm.report.card import READING_COLUMNS, Card, number, privacy_card, rounded_up
 from privlm.report.compare import flatten
 from privlm.report.plots import plots_of, svg
 from privlm.report.store import Result, RunRecord, read_run
@@ -141,7 +141,7 @@ def _privacy_tile(privacy: dict[str, Any] | None, card: Card) -> Tile:
         f"δ = {float(privacy['delta']):g} per {privacy['unit']}",
     ]
     remarks += [f"budget {number(target)}"] if target is not None else []
-    return Tile("epsilon", f"{certificate.guaranteed:.3f}", remarks)
+    return Tile("epsilon", rounded_up(certificate.guaranteed), remarks)
 
 
 def _interval(row: Result) -> str:
