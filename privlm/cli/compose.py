@@ -167,7 +167,7 @@ def composer() -> Iterator[None]:
 def _compose(words: Words) -> DictConfig:
     try:
         return hydra_compose(words.config_name, list(words.overrides), return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, AssertionError) as error:
+    except (HydraException, OmegaConfBaseException, AssertionError, ValueError) as error:
         raise UsageError(explain(error, words.overrides, _composed_without(words))) from error
 
 

@@ -27,13 +27,25 @@ def explain(error: Exception, overrides: Sequence[str], compose_without: Compose
     if (key := _unknown_key(text)) is not None:
         config = compose_without(key)
         return no_key(key, flat_keys(config) if config is not None else ())
-    if isinstance(error, AssertionError):  # of omegaconf, whose message names no key
-        deep = [word for word in overrides if word.partition("=")[0].count(".") > 1]
-        return f"{' or '.join(deep)} lies below a key that is null: give the whole, as KEY={{a: 1, b: 2}}"
+    if (found := _at_fault(error, overrides)) is not None:
+        return found
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(cause, OmegaConfBaseException):
         return f"{_refused_key(text, str(cause))}: {str(cause).splitlines()[0]}"
     return _first_lines(text)
+
+
+def _at_fault(error: Exception, overrides: Sequence[str]) -> str | None:
+    """For two errors whose messages name no key: the word that they mean."""
+    if isinstance(error, AssertionError):
+        deep = [word for word in overrides if word.partition("=")[0].count(".") > 1]
+        return f"{' or '.join(deep)} lies below a key that is null: give the whole, as KEY={{a: 1, b: 2}}"
+    if str(error).startswith("Config group override must be"):
+        options = GlobalHydra.instance().config_loader().get_group_options
+        words = [word.partition("=") for word in overrides]
+        group = next(key for key, _, value in words if value == "null" and options(key))
+        return f"{group}=null: a group takes the name of an option; ~{group} leaves it out"
+    return None
 
 
 def no_key(key: str, keys: Iterable[str]) -> str:

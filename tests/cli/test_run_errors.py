@@ -14,6 +14,7 @@ MISTAKES = {
     "task": (["task=ewtun"], "no task 'ewtun'", "did you mean 'ewtune'?"),
     "option": (["model=minilmm"], "no model 'minilmm'", "did you mean 'minilm'?"),
     "no option": (["privacy="], "no privacy ''", "dp_sgd, none"),
+    "no option at all": (["model=null"], "model=null", "~model leaves it out"),
     "group": (["mode=tiny"], "no key 'mode'", "did you mean 'model'?"),
     "key": (["trainer.batch_siz=8"], "no key 'trainer.batch_siz'", "did you mean 'trainer.batch_size'?"),
     "key of another group": (["task.learning_rate=1"], "no key 'task.learning_rate'", "'trainer.learning_rate'?"),
