@@ -30,7 +30,7 @@ test-slow: $(VENV)/dev $(VENV)/embedded  ## the tests that take minutes
 test-torch-free:  ## what runs without torch, in an environment of its own: make test-torch-free PYTHON=python3.13
 	$(PYTHON) -m venv $(VENV)-torch-free
 	$(VENV)-torch-free/bin/pip install -q -c constraints.txt hydra-core omegaconf rich dp-accounting scipy matplotlib jinja2 \
-		huggingface_hub pydantic jsonschema tenacity pytest pytest-timeout hypothesis
+		huggingface_hub networkx pydantic jsonschema tenacity pytest pytest-timeout hypothesis
 	$(VENV)-torch-free/bin/pip install -q --no-deps -e .
 	$(VENV)-torch-free/bin/python -m pytest -q -m "torch_free and not medium and not slow" $$(grep -rl torch_free tests --include='test_*.py')
 

@@ -136,6 +136,7 @@ def _privacy_tile(privacy: dict[str, Any] | None, card: Card) -> Tile:
         return Tile("privacy", "none", [card.headline])
     assert privacy is not None
     certificate, target = card.readings[0], privacy["target_epsilon"]
+    assert certificate.guaranteed is not None
     remarks = [
         f"guaranteed by {certificate.accountant.upper()}",
         f"δ = {float(privacy['delta']):g} per {privacy['unit']}",

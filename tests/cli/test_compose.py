@@ -1,7 +1,9 @@
 """The shipped YAML files, and who decides when several of them have a say."""
 
 import dataclasses
+import itertools
 import re
+import shlex
 
 import pytest
 from omegaconf import OmegaConf
@@ -29,16 +31,26 @@ def chosen(*words):
     return compose(Words(words)).config
 
 
+def opening_comment(path):
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    return " ".join(line.removeprefix("#").strip() for line in lines if not line.startswith("# @package"))
+
+
+def advertised(path):
+    """The words of the command in a file's opening comment."""
+    return shlex.split(re.search(r"`privlm run ([^`]*)`", opening_comment(path))[1])
+
+
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_every_option_composes_and_passes_its_schema(group, option):
-    extra = {"paper": ["adapter=lora"]}.get(option, [])
-    assert chosen("task=ewtune", f"{group}={option}", *extra)[group] is not None
+def test_every_option_composes_by_the_command_that_it_names(group, option):
+    words = advertised(FILES[f"{group}/{option}"])
+    assert chosen(*words)[group] == chosen(*dict.fromkeys([*words, f"{group}={option}"]))[group]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe_composes_with_its_task(recipe):
+def test_every_recipe_composes_by_the_command_that_it_names(recipe):
     task, _, scale = recipe.rpartition("_")
-    config = chosen(f"task={task}", f"scale={scale}")
+    config = chosen(*advertised(FILES[f"recipe/{recipe}"]))
     assert (config.task.name, config.scale) == (task, scale)
 
 
@@ -49,14 +61,7 @@ def test_every_task_has_its_three_scales():
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_file_opens_with_what_it_is_and_a_command(name):
-    comment = []
-    for line in FILES[name].read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        if not line.startswith("# @package"):
-            comment.append(line)
-    assert comment, "no opening comment"
-    assert re.search(r"privlm (run|tables|sweep) ", " ".join(comment))
+    assert re.search(r"privlm (run|tables|sweep) ", opening_comment(FILES[name]))
 
 
 def written_keys(group):
