@@ -75,3 +75,9 @@ def test_runner_folders_are_complete():
     for folder in (path for path in (ROOT / "runners").iterdir() if (path / "config.py").exists()):
         assert {"__init__.py", "run.py"} <= {path.name for path in folder.iterdir()}
         assert (ROOT / "configs" / "task" / f"{folder.name}.yaml").exists()
+
+
+def test_names_of_test_files_are_unique():
+    """pytest imports them by name alone."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
