@@ -51,8 +51,9 @@ def checkpoint(tmp_path_factory) -> Path:
 def adapter(tmp_path_factory) -> Path:
     """A LoRA adapter of `tiny` that changes what it says."""
     folder = tmp_path_factory.mktemp("adapter")
-    adapted = get_peft_model(random_causal_lm(TINY.random), LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    model = random_causal_lm(TINY.random)
     torch.manual_seed(0)
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
