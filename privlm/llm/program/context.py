@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -98,7 +99,7 @@ class Item:
     trace: ItemTrace
 
 
-class _Operations:
+class _Operations(ABC):
     """The part of a context that does not care who waits for whom."""
 
     def __init__(self, item: Item, span: int = 0, *, unbounded: bool = False) -> None:
@@ -142,8 +143,9 @@ class _Operations:
     def _at(self, span: int) -> Self:
         return type(self)(self._item, span, unbounded=self._unbounded, **self._means())
 
+    @abstractmethod
     def _means(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """What a context of this class is made with, besides its item and span."""
 
     def _before(self, requests: Sequence[Request]) -> None:
         if not self._unbounded:
