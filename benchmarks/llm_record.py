@@ -9,9 +9,7 @@ answers, and one call at a time, as a program does. Writes are durable (synchron
 """
 
 import argparse
-import os
 import platform
-import shlex
 import sqlite3
 import sys
 import tempfile
@@ -19,12 +17,12 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import report
+
 from privlm.llm import LanguageModel
 from privlm.llm.record import CallRecord
 from privlm.llm.types import Answer, GenerateRequest, Request, Sampling
 
-REPORT = Path(__file__).resolve().parents[1] / "BENCHMARKS.md"
-MARK = "<!-- llm_record {} -->"
 LIMIT_SECONDS, LIMIT_MILLISECONDS = 30.0, 5.0
 
 
@@ -73,7 +71,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=10_000)
     parser.add_argument("--folder", type=Path, help="where the record is written; default: a temporary one")
-    parser.add_argument("--write", action="store_true", help=f"put the table into {REPORT.name}")
+    parser.add_argument("--write", action="store_true", help=f"put the table into {report.REPORT.name}")
     arguments = parser.parse_args()
     asked = requests(arguments.calls)
     rows = []
@@ -86,26 +84,19 @@ def main() -> int:
             rows.append((f"replay, {name}", *seconds(path, asked, parallel=64, together=together, cached=True)))
     lines = [f"| {arguments.calls:,} calls | seconds | ms a call | CPU seconds |", "|--|--|--|--|"]
     lines += [f"| {name} | {wall:.2f} | {1000 * wall / arguments.calls:.3f} | {cpu:.2f} |" for name, wall, cpu in rows]
-    command = shlex.join(["python", "benchmarks/llm_record.py", *sys.argv[1:]])
     lines += [
         "",
         f"Replay is to take less than {LIMIT_SECONDS:g} s and {LIMIT_MILLISECONDS:g} ms a call. The record has "
-        f"{size / 1e6:.0f} MB. `{command}`, {os.cpu_count()} CPUs ({platform.machine()}), load average "
-        f"{os.getloadavg()[0]:.1f} at the end; Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}.",
+        f"{size / 1e6:.0f} MB. {report.command()}, {report.machine()}; Python {platform.python_version()}, SQLite "
+        f"{sqlite3.sqlite_version}.",
     ]
     text = "\n".join(lines)
     print(text)
     if arguments.write:
-        write(MARK.format(arguments.calls), f"## Call record of language models, {arguments.calls:,} calls\n\n{text}")
+        title = f"## Call record of language models, {arguments.calls:,} calls"
+        report.write(f"llm_record {arguments.calls}", f"{title}\n\n{text}")
     slowest = max(wall for name, wall, _ in rows if name.startswith("replay"))
     return 0 if slowest < LIMIT_SECONDS * arguments.calls / 10_000 else 1
-
-
-def write(mark: str, text: str) -> None:
-    """Replaces the section of this measurement, or appends it."""
-    head, *parts = REPORT.read_text(encoding="utf-8").split("<!-- ")
-    kept = [f"<!-- {part}" for part in parts if not f"<!-- {part}".startswith(mark)]
-    REPORT.write_text(f"{head}{''.join(kept)}{mark}\n{text}\n\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

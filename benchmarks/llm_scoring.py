@@ -11,18 +11,15 @@ seconds, ratios are to PrivLM in the same round. `generate` has no peer here: to
 
 import argparse
 import importlib.util
-import os
-import platform
 import random
-import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import report
 import torch
 
 from privlm.config import LocalLLMConfig, defaults
@@ -31,8 +28,6 @@ from privlm.llm.types import GenerateRequest, Sampling, Score, ScoreRequest
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = ROOT / "privlm" / "data" / "embedded" / "sms_spam" / "SMSSpamCollection"
-REPORT = ROOT / "BENCHMARKS.md"
-MARK = "<!-- llm_scoring {} -->"
 TOLERANCE = 1e-3  # nats, of the sum over a continuation
 
 WORKLOADS: dict[str, tuple[str, int, tuple[int, int], tuple[int, int]]] = {
@@ -102,9 +97,9 @@ def measure(backend: LocalBackend, workload: str, arguments: argparse.Namespace)
             seconds[name].append(time.process_time() - start)
     rows = []
     for name, own in seconds.items():
-        low, ratio, high = np.quantile(np.divide(own, seconds["privlm"]), [0.25, 0.5, 0.75])
         rate = len(requests) / np.median(own)
-        rows.append(f"| {workload} | {name} | {rate:.1f} | {ratio:.2f} ({low:.2f}-{high:.2f}) |")
+        ratios = report.spread(list(np.divide(own, seconds["privlm"])))
+        rows.append(f"| {workload} | {name} | {rate:.1f} | {ratios} |")
         print(rows[-1], file=sys.stderr)
     return rows
 
@@ -119,11 +114,7 @@ def generation_rate(backend: LocalBackend, num_prompts: int, max_tokens: int) ->
 
 
 def section(arguments: argparse.Namespace, backend: LocalBackend, rows: Sequence[str], generation: str) -> str:
-    versions = [
-        f"{name} {version(name)}" for name in ("torch", "transformers", "lm_eval") if importlib.util.find_spec(name)
-    ]
     parameters = sum(parameter.numel() for parameter in backend._lm.parameters())
-    command = shlex.join(["python", "benchmarks/llm_scoring.py", *sys.argv[1:]])
     return "\n".join(
         [
             f"## Scoring, llm={arguments.llm} ({parameters / 1e6:.0f} M parameters)",
@@ -138,19 +129,9 @@ def section(arguments: argparse.Namespace, backend: LocalBackend, rows: Sequence
             "",
             generation,
             "",
-            f"`{command}`, medians of {arguments.rounds} rounds on 1 thread of {os.cpu_count()} CPUs "
-            f"({platform.machine()}), load average {os.getloadavg()[0]:.1f} at the end; {', '.join(versions)}.",
-            "",
+            report.conditions(arguments.rounds, "torch", "transformers", "lm-eval"),
         ]
     )
-
-
-def write(name: str, text: str) -> None:
-    """Puts a section into BENCHMARKS.md, in place of an earlier one of the same model."""
-    mark = MARK.format(name)
-    head, *parts = REPORT.read_text(encoding="utf-8").split("<!-- ")
-    kept = [part for part in parts if not f"<!-- {part}".startswith(mark)]
-    REPORT.write_text(head + "".join(f"<!-- {part}" for part in kept) + f"{mark}\n{text}\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -161,7 +142,7 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32], help="of the harness")
     parser.add_argument("--batch-tokens", type=int, help="of PrivLM; default: llm.batch_tokens")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--write", action="store_true", help=f"put the table into {REPORT.name}")
+    parser.add_argument("--write", action="store_true", help=f"put the table into {report.REPORT.name}")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     changes: dict[str, Any] = {"batch_tokens": arguments.batch_tokens} if arguments.batch_tokens else {}
@@ -170,7 +151,7 @@ def main() -> None:
     text = section(arguments, backend, rows, generation_rate(backend, arguments.contexts, 32))
     print(text)
     if arguments.write:
-        write(arguments.llm, text)
+        report.write(f"llm_scoring {arguments.llm}", text)
 
 
 if __name__ == "__main__":

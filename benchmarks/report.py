@@ -25,11 +25,15 @@ def write(mark: str, text: str) -> None:
 def conditions(num_rounds: int, *packages: str) -> str:
     """The command, the machine and the versions, in one line; packages that are not installed are left out."""
     versions = [f"{name} {version(name)}" for name in packages if importlib.util.find_spec(name.replace("-", "_"))]
-    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-    return (
-        f"`{command}`, medians of {num_rounds} rounds on 1 thread of {os.cpu_count()} CPUs ({platform.machine()}), "
-        f"load average {os.getloadavg()[0]:.1f} at the end; {', '.join(versions)}."
-    )
+    return f"{command()}, medians of {num_rounds} rounds on 1 thread of {machine()}; {', '.join(versions)}."
+
+
+def command() -> str:
+    return f"`{shlex.join(['python', f'benchmarks/{Path(sys.argv[0]).name}', *sys.argv[1:]])}`"
+
+
+def machine() -> str:
+    return f"{os.cpu_count()} CPUs ({platform.machine()}), load average {os.getloadavg()[0]:.1f} at the end"
 
 
 def spread(values: list[float], digits: int = 2) -> str:

@@ -53,7 +53,8 @@ def remembered_features(
         while len(_remembered) >= _NUM_REMEMBERED:
             del _remembered[next(iter(_remembered))]
         _remembered[key] = compute_features(model, split, micro_batch_size, progress)
-    progress(len(split))
+    else:
+        progress(len(split))
     return _remembered[key]
 
 
