@@ -9,11 +9,13 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
 from privlm.config import CHOICES, is_private
+from privlm.errors import UsageError
 
 
 def check(config: Any) -> list[str]:
@@ -49,6 +51,30 @@ def not_negative(field: str, value: float | None) -> list[str]:
     if value is None or (math.isfinite(value) and value >= 0):
         return []
     return [f"{field} must not be negative or infinite: {value}"]
+
+
+def require_packages(by: str, *distributions: str, extra: str) -> None:
+    """Raises UsageError naming what an optional part needs and how to install it. by: the words that ask for it."""
+    absent = [name for name in distributions if find_spec(name.replace("-", "")) is None]
+    if absent:
+        raise UsageError(f"{by} needs {' and '.join(absent)}: pip install 'privlm[{extra}]'")
+
+
+def all_found(*parts: Callable[[], Mapping[str, str]]) -> dict[str, str]:
+    """What a runner's `inputs` returns: the fingerprints that the parts find, together.
+
+    Raises UsageError with the messages of all parts that do not find theirs.
+    """
+    found: dict[str, str] = {}
+    missing = []
+    for part in parts:
+        try:
+            found |= part()
+        except UsageError as error:
+            missing.append(str(error))
+    if missing:
+        raise UsageError("\n".join(missing))
+    return found
 
 
 def _choices(config: Any) -> list[str]:

@@ -53,7 +53,9 @@ def create(
         files.write_text(directory / "overrides.txt", "".join(f"{word}\n" for word in overrides))
         files.write_json(directory / "env.json", environment.describe())
         if not (directory / "privacy.json").exists():
-            files.write_json(directory / "privacy.json", {"mechanism": "none"})  # a private run replaces it by its plan
+            trains = config.get("model") is not None
+            # A private run replaces it by its plan.
+            files.write_json(directory / "privacy.json", {"mechanism": "none"} | ({} if trains else {"trains": False}))
         files.write_json(directory / "status.json", status)
     except OSError as error:
         raise UsageError(f"cannot write the run directory {directory}: {error.strerror}; set runs=FOLDER") from error

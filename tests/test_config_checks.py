@@ -1,14 +1,33 @@
-"""The checks of meaning of the group llm; those of the other groups are in tests/cli."""
+"""What runners check with, and the checks of the group llm; those of the other groups are in tests/cli."""
 
 import pytest
 from omegaconf import OmegaConf
 
 from privlm import checks
 from privlm.config import EndpointLLMConfig, ReplayLLMConfig, defaults
+from privlm.errors import UsageError
 
 pytestmark = pytest.mark.torch_free
 
 SERVER = {"base_url": "http://127.0.0.1:8000/v1", "model": "m"}
+
+
+def test_what_is_missing_is_told_together():
+    def lacks(message):
+        def part():
+            raise UsageError(message)
+
+        return part
+
+    assert checks.all_found(lambda: {"a": "1"}, lambda: {"b": "2"}) == {"a": "1", "b": "2"}
+    with pytest.raises(UsageError, match="no weights\nno data"):
+        checks.all_found(lacks("no weights"), lambda: {"a": "1"}, lacks("no data"))
+
+
+def test_a_missing_package_is_named_with_its_extra():
+    checks.require_packages("this test", "pytest", extra="dev")
+    with pytest.raises(UsageError, match=r"llm=endpoint needs no-such-package: pip install 'privlm\[llm\]'"):
+        checks.require_packages("llm=endpoint", "pytest", "no-such-package", extra="llm")
 
 
 def endpoint(**changes):

@@ -151,7 +151,7 @@ def test_recorded_answers_are_no_measurement(scale: str, provenance: str, tmp_pa
 
 def test_privacy_json_is_never_missing(tmp_path: Path) -> None:
     open_job(tmp_path)
-    assert json.loads((tmp_path / "privacy.json").read_text()) == {"mechanism": "none"}
+    assert json.loads((tmp_path / "privacy.json").read_text()) == {"mechanism": "none", "trains": False}
 
 
 def test_second_holder_is_told_about_the_first(tmp_path: Path) -> None:

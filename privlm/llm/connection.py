@@ -113,11 +113,9 @@ class Connection:
             return self._client
 
     def _make_client(self) -> openai.OpenAI:
-        try:
-            import httpx2
-            import openai
-        except ImportError as error:
-            raise UsageError("llm=endpoint needs the package openai: pip install 'privlm[llm]'") from error
+        import httpx2
+        import openai
+
         config = self._config
         if config.api_key_env is not None:
             self._key = os.environ.get(config.api_key_env, "")

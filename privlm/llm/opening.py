@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from privlm.checks import require_packages
 from privlm.errors import UsageError
 from privlm.llm import tokens
 from privlm.llm.budget import Budget, Spent
@@ -69,6 +70,7 @@ def open_backend(config: Any, stop: Callable[[], int] = lambda: 0) -> Backend:
 
         return ReplayBackend(_replay_path(config), config.model)
     if config.backend == "endpoint":
+        _require_client()
         from privlm.llm.backends.endpoint import EndpointBackend
 
         return EndpointBackend(config, stop)
@@ -80,7 +82,7 @@ def open_backend(config: Any, stop: Callable[[], int] = lambda: 0) -> Backend:
 def llm_inputs(config: Any) -> dict[str, str]:
     """Fingerprints of what the model is made of, for a runner's `inputs`: name -> hexadecimal digest. No torch.
 
-    Raises UsageError for weights or a file that are not at hand.
+    Raises UsageError for weights, a file or a package that are not at hand.
     """
     if config.backend == "replay":
         from privlm.llm.backends.replay import fingerprint
@@ -90,12 +92,17 @@ def llm_inputs(config: Any) -> dict[str, str]:
         from privlm.llm.weights import locate_llm
 
         return {"llm": locate_llm(config).fingerprint}
+    _require_client()
     return {} if config.tokenizer is None else {"llm_tokenizer": tokens.fingerprint(config.tokenizer)}
 
 
 def label(config: Any) -> str:
     """The words that chose the model, for messages."""
     return f"llm={config.name} llm.api={config.api}" if config.backend == "endpoint" else f"llm={config.name}"
+
+
+def _require_client() -> None:
+    require_packages("llm=endpoint", "openai", "tenacity", extra="llm")
 
 
 def _replay_path(config: Any) -> Path:

@@ -5,7 +5,9 @@ Left packed, such a model takes about a minute to load each time and cannot be s
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import io
 import logging
 import os
 from pathlib import Path
@@ -55,7 +57,8 @@ def _unpack(directory: Path, gguf_file: str, folder: Path) -> None:
 
     from privlm.models.loading import quiet, readable
 
-    with readable(directory / gguf_file), quiet():
+    # The converter's progress bar knows no switch.
+    with readable(directory / gguf_file), quiet(), contextlib.redirect_stderr(io.StringIO()):
         tokenizer = AutoTokenizer.from_pretrained(directory, gguf_file=gguf_file)
         model = AutoModelForCausalLM.from_pretrained(
             directory,

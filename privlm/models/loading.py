@@ -23,7 +23,7 @@ def readable(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the progress bar and the report of left-out heads; what matters in it raises."""
+    """Without progress bars and the report of left-out heads; what matters in it raises."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -54,6 +54,8 @@ def privacy_card(privacy: dict[str, Any] | None, audit: dict[str, Any] | None = 
     """
     if privacy is None:
         return Card("privacy.json has not been written", [], [], [])
+    if not privacy.get("trains", True):
+        return Card("nothing was trained", [], [("mechanism", "none")], [])
     if privacy["mechanism"] == "none":
         return Card("no privacy: the training data is not protected", [], [("mechanism", "none")], [])
     assert privacy["guarantee"], "epsilon in privacy.json is certified; estimates have their own place"

@@ -102,8 +102,8 @@ def _pictures(run: RunRecord) -> list[tuple[str, str]]:
 
 
 def _names(run: RunRecord) -> list[str]:
-    groups = (run.config.get(group) for group in ("task", "model", "data", "adapter"))
-    return [group["name"] for group in groups if isinstance(group, dict)]
+    groups = (run.config.get(group) for group in ("task", "model", "llm", "data", "adapter"))
+    return [group["name"] for group in groups if isinstance(group, dict) and "name" in group]
 
 
 def _banners(run: RunRecord) -> list[str]:

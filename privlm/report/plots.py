@@ -37,7 +37,10 @@ class Plot:
 
 
 def plots_of(run: RunRecord) -> list[Plot]:
-    """Up to six panels: the reported fractions together, the privacy spent, then every other metric by itself."""
+    """Up to six panels: the reported fractions together, the privacy spent, then every other metric by itself.
+
+    A metric that was told once, at the end, is a result and no curve.
+    """
     points = [point for point in run.metrics() if not point.series]
     fractions = {row.metric for row in run.results if row.unit == "fraction"}
     evaluation = _curves([point for point in points if point.name in fractions])
@@ -48,7 +51,7 @@ def plots_of(run: RunRecord) -> list[Plot]:
         Plot("Privacy spent: certified ε", [_spent(curve) for curve in spent], _target(run), starts_at_zero=True),
         *(Plot(name, _curves([point for point in points if point.name == name])) for name in others),
     ]
-    return [plot for plot in plots if plot.curves][:MAX_PLOTS]
+    return [plot for plot in plots if any(len(curve.steps) > 1 for curve in plot.curves)][:MAX_PLOTS]
 
 
 def _curves(points: Sequence[Metric]) -> list[Curve]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from privlm.checks import not_negative, one_of, positive
+from privlm.checks import all_found, not_negative, one_of, positive, require_packages
 from privlm.config import is_private
 
 SUITES: dict[str, str] = {
@@ -144,23 +144,22 @@ def inputs(config: Any) -> dict[str, str]:
 
     Raises UsageError for what is not at hand, data and model in one message.
     """
-    from privlm.errors import UsageError
     from privlm.llm.opening import llm_inputs
 
     from .sources import Sources
 
     names = suite_names(config.task)
-    families = {SUITES[name] for name in names}
-    found: dict[str, str] = {}
-    missing = []
-    for fingerprints in (
-        lambda: {"data": Sources(config.data.path).fingerprint(families)},
+    return all_found(
+        lambda: _packages(config.task),
+        lambda: {"data": Sources(config.data.path).fingerprint({SUITES[name] for name in names})},
         lambda: llm_inputs(config.llm) if names != ["numeric"] else {},
-    ):
-        try:
-            found |= fingerprints()
-        except UsageError as error:
-            missing.append(str(error))
-    if missing:
-        raise UsageError("\n".join(missing))
-    return found
+    )
+
+
+def _packages(task: Any) -> dict[str, str]:
+    """Nothing, after a look at the packages that parts of the task need."""
+    if "numeric" in suite_names(task) and "anm" in task.numeric.methods:
+        require_packages("task.numeric.methods: anm", "causal-learn", extra="llm")
+    if task.discovery.num_nodes:
+        require_packages("task.discovery", "causal-learn", extra="llm")
+    return {}

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from privlm.errors import UsageError
 from privlm.job import Result
 
 from . import graphs
@@ -99,11 +98,7 @@ def answered_directions(grading: Grading, names: Sequence[str]) -> list[tuple[st
 def discover(
     links: Sequence[tuple[str, str]], grading: Grading, *, num_nodes: int, num_samples: int, alpha: float, seed: int
 ) -> Discovered:
-    """Runs PC without and with the model's directions. Raises UsageError where causal-learn is not installed."""
-    try:
-        import causallearn  # noqa: F401
-    except ImportError:
-        raise UsageError("task.discovery needs causal-learn: pip install 'privlm[llm]', or num_nodes=0") from None
+    """Runs PC without and with the model's directions."""
     names, truth = subgraph(links, num_nodes)
     directions = answered_directions(grading, names)
     data = simulate(truth, num_samples, seed)

@@ -136,11 +136,6 @@ def results(
     seconds: for all methods together, an equal share of what is left for each; a pair that is not reached in time has
     no direction.
     """
-    if "anm" in methods:
-        try:
-            import causallearn  # noqa: F401
-        except ImportError:
-            raise UsageError("task.numeric.methods: anm needs causal-learn: pip install 'privlm[llm]'") from None
     rows: list[Result] = []
     deadline = time.monotonic() + seconds
     for number, name in enumerate(methods):

@@ -64,19 +64,11 @@ def inputs(config: Any) -> dict[str, str]:
 
     Raises UsageError for what is not at hand, model and data in one message.
     """
+    from privlm.checks import all_found
     from privlm.data.files import locate
-    from privlm.errors import UsageError
     from privlm.models.files import locate_model
 
-    found, missing = {}, []
-    for name, fingerprint in {
-        "model": lambda: locate_model(config.model).fingerprint,
-        "data": lambda: locate(config.data).fingerprint,
-    }.items():
-        try:
-            found[name] = fingerprint()
-        except UsageError as error:
-            missing.append(str(error))
-    if missing:
-        raise UsageError("\n".join(missing))
-    return found
+    return all_found(
+        lambda: {"model": locate_model(config.model).fingerprint},
+        lambda: {"data": locate(config.data).fingerprint},
+    )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
 
-from privlm.checks import not_negative, one_of, positive
+from privlm.checks import all_found, not_negative, one_of, positive, require_packages
 from privlm.config import LLMBudget, is_private
+from privlm.errors import UsageError
+from privlm.files import sha256_file
 
 ROWS = ("filter", "relevance", "no_cot", "cot", "tree_nll", "tree_delta", "golden", "golden_cot")
 """filter: of the paragraphs, alone. relevance: the black-box question about one paragraph. The others answer."""
@@ -132,28 +133,29 @@ def _check_pattern(pattern: str) -> list[str]:
 
 def inputs(config: Any) -> dict[str, str]:
     """Fingerprints of what the run reads. Raises UsageError for what is not at hand, model and data in one message."""
-    from privlm.errors import UsageError
-    from privlm.files import sha256_file
     from privlm.llm.opening import llm_inputs
 
     from .strategyqa import locate
 
-    found: dict[str, str] = {}
-    missing = []
-    if "bm25" in (*config.task.filters, config.task.filter) and find_spec("bm25s") is None:
-        missing.append("task.filters: bm25 needs the package bm25s; pip install 'privlm[llm]', or leave bm25 out")
-    for function in (lambda: llm_inputs(config.llm), lambda: {"data": locate(config.data).fingerprint}):
-        try:
-            found |= function()
-        except UsageError as error:
-            missing.append(str(error))
-    for key, path in {"task.examples": config.task.examples, "data.paragraphs": config.data.paragraphs}.items():
-        if path is None:
-            continue
-        if Path(path).expanduser().is_file():
-            found[key] = sha256_file(Path(path).expanduser())
-        else:
-            missing.append(f"{key}: no file {path}")
-    if missing:
-        raise UsageError("\n".join(missing))
-    return found
+    return all_found(
+        lambda: _packages(config.task),
+        lambda: llm_inputs(config.llm),
+        lambda: {"data": locate(config.data).fingerprint},
+        lambda: _file("task.examples", config.task.examples),
+        lambda: _file("data.paragraphs", config.data.paragraphs),
+    )
+
+
+def _packages(task: Any) -> dict[str, str]:
+    """Nothing, after a look at the packages that parts of the task need."""
+    if "bm25" in (*task.filters, task.filter):
+        require_packages("bm25 of task.filters", "bm25s", extra="llm")
+    return {}
+
+
+def _file(key: str, path: str | None) -> dict[str, str]:
+    if path is None:
+        return {}
+    if not (file := Path(path).expanduser()).is_file():
+        raise UsageError(f"{key}: no file {path}")
+    return {key: sha256_file(file)}

@@ -93,6 +93,18 @@ def test_a_run_without_privacy_says_so(tmp_path, make_run):
     assert "the training data is not protected" in page_of(path)
 
 
+def test_a_run_that_trains_nothing_opens_its_results(tmp_path, make_run):
+    path = make_run(tmp_path, config={"llm": {"name": "smollm2"}})
+    (path / "privacy.json").write_text('{"mechanism": "none", "trains": false}')
+    metric = {"stage": "ask", "step": 216, "split": "test", "name": "accuracy", "value": 0.5, "time": 0.0}
+    (path / "metrics.jsonl").write_text(json.dumps(metric) + "\n")
+    html = page_of(path)
+    assert "nothing was trained" in html
+    assert "smollm2" in html
+    assert "<svg" not in html  # one point is no curve
+    assert "<details open>" in html
+
+
 def test_keys_and_raw_data_stay_out(tmp_path, make_run):
     path = make_run(tmp_path, config={"llm": {"api_key": CANARY, "max_tokens": 77}})
     env = json.loads((path / "env.json").read_text())
