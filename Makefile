@@ -1,9 +1,13 @@
-# PrivLM. `make` lists the targets. PYTHON=python3.12 chooses the interpreter, VENV=DIR the environment.
+# PrivLM. `make` lists the targets. PYTHON=python3.12 chooses the interpreter, VENV=DIR the environment, WORKERS=8 the
+# number of processes that share the tests.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
-PYTEST := $(BIN)/python -m pytest --durations=10
+WORKERS ?= 2
+# One thread each, so that the workers do not take turns; worksteal leaves none idle at the end.
+PYTEST_OPTIONS := -n $(WORKERS) --dist worksteal --durations=10
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 .DEFAULT_GOAL := help
 .PHONY: help install embedded run test test-fast test-slow test-torch-free lint format clean
@@ -30,9 +34,9 @@ test-slow: $(VENV)/dev $(VENV)/embedded  ## the tests that take minutes
 test-torch-free:  ## what runs without torch, in an environment of its own: make test-torch-free PYTHON=python3.13
 	$(PYTHON) -m venv $(VENV)-torch-free
 	$(VENV)-torch-free/bin/pip install -q -c constraints.txt hydra-core omegaconf rich dp-accounting scipy matplotlib jinja2 \
-		huggingface_hub networkx pydantic jsonschema tenacity pytest pytest-timeout hypothesis
+		huggingface_hub networkx pydantic jsonschema tenacity pytest pytest-timeout pytest-xdist hypothesis
 	$(VENV)-torch-free/bin/pip install -q --no-deps -e .
-	$(VENV)-torch-free/bin/python -m pytest -q -m "torch_free and not medium and not slow" $$(grep -rl torch_free tests --include='test_*.py')
+	$(VENV)-torch-free/bin/python -m pytest -q $(PYTEST_OPTIONS) -m "torch_free and not medium and not slow" $$(grep -rl torch_free tests --include='test_*.py')
 
 lint: $(VENV)/dev  ## style and types
 	$(BIN)/ruff check .

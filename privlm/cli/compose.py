@@ -8,6 +8,7 @@ then again with `recipe=<task>_<scale>` as an override like any other: what the 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -88,7 +89,7 @@ def with_recipe(words: Words) -> Words:
     prepare(words.config_dirs)
     with composer():
         _require_task(words.overrides)
-        return words.with_overrides([*words.overrides, *_recipe(_compose(words), words.overrides)])
+        return words.with_overrides(_for_hydra([*words.overrides, *_recipe(_compose(words), words.overrides)]))
 
 
 def expand(words: Words) -> list[Words]:
@@ -166,9 +167,14 @@ def composer() -> Iterator[None]:
 
 def _compose(words: Words) -> DictConfig:
     try:
-        return hydra_compose(words.config_name, list(words.overrides), return_hydra_config=True)
+        return hydra_compose(words.config_name, _for_hydra(words.overrides), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, AssertionError, ValueError) as error:
         raise UsageError(explain(error, words.overrides, _composed_without(words))) from error
+
+
+def _for_hydra(overrides: Sequence[str]) -> list[str]:
+    """`key={name: value}` as `++key=...`: Hydra gives no new name to a mapping otherwise, not even to a free one."""
+    return [f"++{word}" if re.match(r"[\w.]+=\{", word) else word for word in overrides]
 
 
 def _composed_without(words: Words) -> Any:

@@ -111,6 +111,17 @@ def test_the_command_line_wins(word, key, value):
     assert OmegaConf.select(chosen("task=ewtune", "model=roberta", word), key) == value
 
 
+@pytest.mark.parametrize("rates", [{}, {"classifier": 0.5}])
+def test_a_mapping_takes_new_names_over_those_of_the_recipe(rates):
+    words = ("task=ewtune", "adapter=rgp", f"trainer.learning_rates={rates}".replace("'", ""))
+    assert chosen(*words).trainer.learning_rates == rates
+
+
+def test_a_mapping_of_a_misspelt_key_is_refused():
+    with pytest.raises(UsageError, match=r"no key 'trainer\.lerning_rates'; did you mean 'trainer\.learning_rates'"):
+        chosen("task=ewtune", "trainer.lerning_rates={head: 0.5}")
+
+
 def test_a_recipe_of_another_scale_can_be_asked_for():
     config = chosen("task=ewtune", "recipe=ewtune_smoke")
     assert (config.scale, config.trainer.batch_size, config.data.max_train_examples) == ("smoke", 32, 512)

@@ -117,6 +117,13 @@ def test_layer_without_a_rule_is_differentiated_record_by_record(layer: nn.Modul
     assert_agrees(model, square_losses, square_batch(3, 8, output_features=4))
 
 
+def test_gradient_of_a_layer_without_a_rule_keeps_no_graph() -> None:
+    layer = Scaled(8, 8)
+    gradient = clipping.rule_of(layer, "weight")(layer, torch.randn(3, 8), torch.randn(3, 8))
+    assert isinstance(gradient, gradients.Instantiated)
+    assert not gradient.gradient_Bs.requires_grad
+
+
 def test_layer_without_a_rule_called_twice() -> None:
     layer = nn.PReLU(3)
     assert_agrees(nn.Sequential(layer, nn.Linear(8, 8), layer), square_losses, square_batch(3, 8, output_features=8))

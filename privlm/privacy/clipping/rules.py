@@ -155,7 +155,8 @@ def _differentiated(module: nn.Module, x: Tensor, grad: Tensor, *, parameter_nam
         return pull_back(grad)[0]
 
     try:
-        return Instantiated(vmap(gradient_of_record)(_as_float32(x), grad.float()))
+        with torch.no_grad():  # else the module's other parameters tie the gradient to a graph
+            return Instantiated(vmap(gradient_of_record)(_as_float32(x), grad.float()))
     except RuntimeError as error:  # of vmap: random numbers, changes in place, branches on values
         reason = str(error).partition("\n")[0]
         raise NoRuleError(f"cannot be differentiated record by record ({reason})") from error
