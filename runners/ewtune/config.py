@@ -13,7 +13,7 @@ FEATURE_BATCH = 32
 
 @dataclass
 class TrainingPreset:
-    """Optimizer settings that fit one adapter."""
+    """Settings that fit one adapter; other_params is that of rgp."""
 
     optimizer: str = MISSING
     learning_rate: float = MISSING
@@ -22,6 +22,7 @@ class TrainingPreset:
     epochs: float | None = MISSING
     schedule: str = MISSING
     micro_batch_size: int = MISSING
+    other_params: str | None = MISSING
 
 
 @dataclass
@@ -55,7 +56,7 @@ def check(config: Any) -> list[str]:
     return [
         f"task.presets: no training preset for adapter '{config.adapter.name}' (there are {known}); add "
         f"'+task.presets.{config.adapter.name}={{optimizer: adamw, learning_rate: 1e-3, learning_rates: {{}}, "
-        "steps: 60, epochs: null, schedule: linear, micro_batch_size: 32}'"
+        "steps: 60, epochs: null, schedule: linear, micro_batch_size: 32, other_params: null}'"
     ]
 
 
