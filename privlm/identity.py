@@ -17,12 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from privlm.files import read_json
 
+MENUS = ("task.presets", "task.settings", "task.max_train_examples")
+"""Keys of a recipe from which it chooses: what is chosen stands in data, adapter, trainer and privacy."""
+
 NEVER = (
     "runs",
     "recipe",
-    "task.presets",  # the recipe's menus: what is chosen of them stands in data, trainer and privacy
-    "task.settings",
-    "task.max_train_examples",
+    *MENUS,
     "tracker",
     "trainer.log_every",
     "trainer.checkpoint_every",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from privlm.cli.arguments import ArgumentParser, add_runs_option, runs_folder
 from privlm.errors import UsageError
-from privlm.report.compare import compare
+from privlm.report.compare import compare, readable
 from privlm.report.epsilon_plot import draw, panels_of
 from privlm.report.render import console, print_table, to_json
 from privlm.report.store import RUN_MARKERS, RunRecord, find_run, find_runs
@@ -18,8 +18,8 @@ examples:
   privlm compare runs/ewtune --by-cell              seeds of one configuration as mean ± sd
   privlm compare runs/ewtune --plot accuracy.png    also draws accuracy against epsilon, a line for each adapter
 
-With --json: {"results": [...], "config": [...], "environment": [...]}, one object per line of the printed tables,
-the figures of each column at full precision.
+With --json: {"results": [...], "config": [...], "environment": [...]}, one object for each metric or key, the figures
+of each run at full precision.
 """
 
 
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
         print(to_json({table.name: table.values for table in tables}))
     else:
         for table in tables:
-            print_table(table, console())
+            print_table(readable(table), console())
     return 0
 
 

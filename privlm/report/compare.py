@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from privlm.identity import MENUS
 from privlm.report.card import number
 from privlm.report.store import Result, RunRecord
 from privlm.report.table import Table
 from privlm.report.tables import SPREAD_NOTE, mean_and_sd, spread_text
 
-NOT_A_DIFFERENCE = ("command",)
-"""Keys of env.json that differ between any two runs and explain nothing."""
+NOT_A_DIFFERENCE = ("command", *MENUS)
+"""Keys of env.json and config.yaml that may differ and explain nothing."""
+
+FEW = 4
+"""So many runs stand side by side however many lines there are."""
 
 INTERVAL_NOTE = "[low, high] is the 95 % interval of the run itself, where it reports one"
 
@@ -98,7 +102,7 @@ def _differences(
     name: str, title: str, groups: Sequence[Group], content: Callable[[RunRecord], dict[str, Any]]
 ) -> Table:
     flat = [[flatten(content(run)) for run in group.runs] for group in groups]
-    keys = sorted({key for group in flat for run in group for key in run if key not in NOT_A_DIFFERENCE})
+    keys = sorted({key for group in flat for run in group for key in run if not _explains_nothing(key)})
     table = Table(name, title, ["key", *(group.name for group in groups)], [], [], [])
     for key in keys:
         texts = [sorted({_text(run.get(key)) for run in group}) for group in flat]
@@ -108,6 +112,21 @@ def _differences(
     if not table.rows:
         table.notes.append("no difference")
     return table
+
+
+def readable(table: Table) -> Table:
+    """A table of `compare` as it is printed: a line for each run where there are more runs than lines."""
+    num_heads = table.columns.index("split") + 1 if "split" in table.columns else 1
+    runs = table.columns[num_heads:]
+    if len(runs) <= max(FEW, len(table.rows)):
+        return table
+    heads = [" ".join(filter(None, row[:num_heads])) for row in table.rows]
+    lines = [[run, *(row[num_heads + number] for row in table.rows)] for number, run in enumerate(runs)]
+    return replace(table, columns=["run", *heads], rows=lines)
+
+
+def _explains_nothing(key: str) -> bool:
+    return any(f"{key}.".startswith(f"{known}.") for known in NOT_A_DIFFERENCE)
 
 
 def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
