@@ -15,11 +15,11 @@ REPORT = Path(__file__).resolve().parents[1] / "BENCHMARKS.md"
 
 
 def write(mark: str, text: str) -> None:
-    """Puts a section into BENCHMARKS.md, in place of an earlier one with the same mark."""
+    """Puts a section into BENCHMARKS.md, in the place of an earlier one with the same mark, else at the end."""
     head, *sections = REPORT.read_text(encoding="utf-8").split("<!-- ")
-    kept = [section for section in sections if not section.startswith(f"{mark} -->")]
-    parts = [head, *(f"<!-- {section}" for section in kept), f"<!-- {mark} -->\n{text}\n"]
-    REPORT.write_text("".join(parts), encoding="utf-8")
+    by_mark = dict(section.split(" -->\n", 1) for section in sections) | {mark: text}
+    body = "\n".join(f"<!-- {name} -->\n{section.strip()}\n" for name, section in by_mark.items())
+    REPORT.write_text(head + body, encoding="utf-8")
 
 
 def conditions(num_rounds: int, *packages: str) -> str:
