@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from privlm.cli.arguments import ArgumentParser, add_runs_option, runs_folder
-from privlm.report.card import READING_COLUMNS, number, privacy_card
+from privlm.report.card import READING_COLUMNS, figure, privacy_card
 from privlm.report.render import console, print_table, to_json
 from privlm.report.store import RunRecord, find_run, life_sign
 from privlm.report.table import Table
@@ -93,7 +93,7 @@ def _results(run: RunRecord) -> Table:
     rows = [
         [
             row.metric,
-            number(row.value),
+            figure(row),
             row.unit,
             "" if row.ci_low is None else f"[{row.ci_low:.4g}, {row.ci_high:.4g}]",
             "" if row.n is None else str(row.n),

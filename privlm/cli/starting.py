@@ -18,7 +18,7 @@ from privlm import files, identity, launch, rundir
 from privlm.cli.compose import Composed, Words, task_entry
 from privlm.errors import UsageError
 from privlm.report import store
-from privlm.report.card import number, privacy_card
+from privlm.report.card import figure, privacy_card
 from privlm.report.page import write_report
 from privlm.report.render import console, print_table
 from privlm.report.table import Table
@@ -138,7 +138,7 @@ def _print_results(directory: Path, as_json: bool) -> None:
     rows = [
         [
             row.metric,
-            number(row.value),
+            figure(row),
             "" if row.ci_low is None else f"[{row.ci_low:.4f}, {row.ci_high:.4f}]",
             row.unit,
             " ".join(filter(None, [row.split, f"n={row.n}" if row.n else ""])),

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from privlm.report.card import rounded_up
 from privlm.report.plots import GRID, INK, SERIES, for_page
 from privlm.report.table import Table
 
@@ -32,7 +33,8 @@ def audit_section(audit: dict[str, Any]) -> AuditSection:
 def facts(audit: dict[str, Any]) -> list[list[str]]:
     """The content of audit.json as (name, value)."""
     epsilon, kind = float(audit["claimed_epsilon"]), "certified" if audit["certified"] else "estimated"
-    claim = f"{epsilon:.3f} at δ {audit['delta']:g}, {kind} by {audit['accountant']}"
+    shown = rounded_up(epsilon) if audit["certified"] else f"{epsilon:.3f}"
+    claim = f"{shown} at δ {audit['delta']:g}, {kind} by {audit['accountant']}"
     rows = [
         ["claimed ε", "no claim" if math.isinf(epsilon) else claim],
         ["lower bound on ε", f"{audit['epsilon_lower_bound']:.3f} at {audit['confidence']:.0%} confidence"],

@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from privlm.report.store import Result
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -69,6 +71,11 @@ def privacy_card(privacy: dict[str, Any] | None, audit: dict[str, Any] | None = 
 def rounded_up(epsilon: float) -> str:
     """A guaranteed epsilon with three decimals; rounded down it would promise more than was proved."""
     return f"{math.ceil(round(epsilon * 1000, 6)) / 1000:.3f}" if math.isfinite(epsilon) else str(epsilon)
+
+
+def figure(result: Result) -> str:
+    """The value of a row of results, as it is printed."""
+    return rounded_up(result.value) if result.metric == "epsilon" else number(result.value)
 
 
 def number(value: Any) -> str:

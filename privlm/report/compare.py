@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from privlm.identity import MENUS
-from privlm.report.card import number
+from privlm.report.card import figure
 from privlm.report.store import Result, RunRecord
 from privlm.report.table import Table
 from privlm.report.tables import SPREAD_NOTE, mean_and_sd, spread_text
@@ -89,13 +89,13 @@ def _figure(rows: Sequence[Result]) -> str:
     if not rows:
         return ""
     if len(rows) > 1 and len({row.value for row in rows}) == 1:
-        return f"{number(rows[0].value)} ({len(rows)} seeds)"
+        return f"{figure(rows[0])} ({len(rows)} seeds)"
     if len(rows) > 1:
         mean, sd = mean_and_sd([row.value for row in rows])
         return f"{spread_text(mean, sd, 4)} ({len(rows)} seeds)"
     row = rows[0]
     interval = "" if row.ci_low is None else f" [{row.ci_low:.4g}, {row.ci_high:.4g}]"
-    return f"{number(row.value)}{interval}"
+    return f"{figure(row)}{interval}"
 
 
 def _differences(

@@ -11,7 +11,7 @@ from typing import Any
 from privlm import files
 from privlm.masking import mask_command
 from privlm.report.audit import audit_section
-from privlm.report.card import READING_COLUMNS, Card, number, privacy_card, rounded_up
+from privlm.report.card import READING_COLUMNS, Card, figure, number, privacy_card, rounded_up
 from privlm.report.compare import flatten
 from privlm.report.plots import plots_of, svg
 from privlm.report.store import Result, RunRecord, read_run
@@ -79,7 +79,7 @@ def render_report(run: RunRecord) -> str:
         pictures=_pictures(run),
         card=card,
         audit=None if run.audit is None else audit_section(run.audit),
-        number=number,
+        figure=figure,
         reading_columns=READING_COLUMNS,
         interval=_interval,
         notes=(run.result or {}).get("notes", []),

@@ -1,6 +1,7 @@
 import pytest
 
-from privlm.report.card import rounded_up
+from privlm.report.card import figure, rounded_up
+from privlm.report.store import Result
 
 pytestmark = pytest.mark.torch_free
 
@@ -11,3 +12,11 @@ pytestmark = pytest.mark.torch_free
 )
 def test_a_guaranteed_epsilon_is_never_rounded_down(epsilon, text):
     assert rounded_up(epsilon) == text
+
+
+def test_nor_is_it_in_a_row_of_results():
+    values = {
+        name: figure(Result(name, 2.99942, "epsilon", None, None, None, None, "measured"))
+        for name in ("epsilon", "epsilon_edgeworth")
+    }
+    assert values == {"epsilon": "3.000", "epsilon_edgeworth": "2.999"}
