@@ -37,12 +37,16 @@ OPTIONS = {
     "run": ("--dry-run", "--force", "--json", "--cfg", "--package", "--resolve", "--info", "--config-dir"),
     "sweep": ("--dry-run", "--force", "--json", "--config-dir"),
     "list": ("--json", "--config-dir"),
-    "show": ("--json", "--runs"),
-    "compare": ("--json", "--runs"),
+    "show": ("--json", "--runs", "--item"),
+    "compare": ("--json", "--runs", "--by-cell", "--plot"),
     "tables": ("--json", "--runs", "--format", "--scale", "--config-dir"),
+    "audit": ("--json", "--runs", "--canaries", "--num-canaries", "--seed", "--lira", "--shadows"),
     "cp": ("--force",),
     "doctor": ("--json",),
 }
+
+
+ACCOUNTANT = ("eps", "sigma", "steps", "batch", "curve", "ledger")
 
 
 def main(argv: list[str]) -> int:
@@ -105,10 +109,10 @@ def _names(command: str) -> Iterable[str]:
         return [f"{group}/{name}" for group in cp.groups() for name in registry.config_files(group)]
     if command == "tables":
         return [*registry.tasks(), *registry.config_files("table")]
-    if command in ("show", "compare"):
+    if command in ("show", "compare", "audit"):
         runs = Path(os.environ.get("PRIVLM_RUNS", "runs"))
         return [str(path.parent) for path in runs.glob("*/*/status.json")]
-    return ["eps", "sigma"] if command == "accountant" else ()
+    return ACCOUNTANT if command == "accountant" else ()
 
 
 def _starting_with(word: str, names: Iterable[str]) -> list[str]:

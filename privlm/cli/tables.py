@@ -1,4 +1,4 @@
-"""`privlm tables [TASK | TABLE]`: a paper's table, our figures beside the published ones; without a name, the list."""
+"""`privlm tables [TASK | TABLE]...`: papers' tables, our figures beside the published; without a name, the list."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from privlm.report.tables import Resolve, build_table
 EPILOG = """\
 examples:
   privlm tables                                     the tables there are
-  privlm tables ewtune_small                        one table
+  privlm tables ewtune_small                        one table, or several
   privlm tables ewtune --format latex > t.tex       all tables of a task, for a paper
   privlm tables ewtune_small --scale smoke          the smoke runs, under the heading SMOKE
 
@@ -40,7 +40,7 @@ precision, claims holds what the table decides, with "verdict", "num_seeds", "di
 
 def main(argv: list[str]) -> int:
     parser = ArgumentParser(prog="privlm tables", description=__doc__, epilog=EPILOG)
-    parser.add_argument("name", nargs="?", help="a table, or a task for all of its tables")
+    parser.add_argument("name", nargs="*", help="a table, or a task for all of its tables")
     parser.add_argument("--format", choices=list(FORMATS), help="print in this format instead of for the terminal")
     parser.add_argument("--json", action="store_true", help="print for machines")
     parser.add_argument("--scale", choices=["smoke", "small", "paper"], help="fill the cells with runs of this scale")
@@ -50,11 +50,11 @@ def main(argv: list[str]) -> int:
     if arguments.json and arguments.format:
         raise UsageError("give --json or --format, not both")
     paths = registry.config_files("table", arguments.config_dir)
-    if arguments.name is None:
+    if not arguments.name:
         tables = [_list(paths)]
     else:
         store = find_runs(runs_folder(arguments))
-        names = select_tables(arguments.name, paths)
+        names = dict.fromkeys(table for name in arguments.name for table in select_tables(name, paths))
         tables = [_table(name, paths[name], store, arguments.scale, arguments.config_dir) for name in names]
     _print(tables, arguments.format, arguments.json)
     return 0

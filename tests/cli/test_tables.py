@@ -42,6 +42,13 @@ def test_prints_a_table_of_a_store(configs, tmp_path, make_run, capsys):
     assert "| eps 3 | 0.976 ± — | 1 of 1 | small |" in capsys.readouterr().out
 
 
+def test_prints_each_of_several_tables_once(configs, tmp_path, make_run, capsys):
+    make_run(tmp_path / "runs")
+    (tmp_path / "configs" / "table" / "yours_toy.yaml").write_text(yaml.safe_dump(SPEC))
+    assert main(["mine_toy", "yours_toy", "mine", *configs, "--runs", str(tmp_path / "runs"), "--json"]) == 0
+    assert [table["name"] for table in json.loads(capsys.readouterr().out)] == ["mine_toy", "yours_toy"]
+
+
 def test_a_task_names_all_of_its_tables(configs, tmp_path, make_run, capsys):
     make_run(tmp_path / "runs")
     assert main(["mine", *configs, "--runs", str(tmp_path / "runs"), "--json"]) == 0
