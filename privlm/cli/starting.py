@@ -43,6 +43,8 @@ def start(composed: Composed, *, force: bool, as_json: bool, show: bool = True) 
     fingerprints = inputs(config)
     run_hash = identity.run_hash(config, fingerprints)
     directory = identity.run_directory(config, run_hash)
+    if not (directory / "status.json").exists():  # else all answers may be on record, and no key needed
+        _require_key(config)
     with contextlib.ExitStack() as stack:
 
         def open_directory() -> str:
@@ -89,6 +91,14 @@ def inputs(config: DictConfig) -> Mapping[str, str]:
     """Fingerprints of what the run reads. Raises UsageError for what is not at hand, before anything is written."""
     function = getattr(task_entry(config).config_module(), "inputs", None)
     return function(config) if function else {}
+
+
+def _require_key(config: DictConfig) -> None:
+    """Raises UsageError, before anything is written, where a server is to be asked and its key is not set."""
+    if (llm := config.get("llm")) is not None and llm.backend == "endpoint":
+        from privlm.llm.connection import api_key
+
+        api_key(llm)
 
 
 def dry_run(composed: Composed, *, as_json: bool) -> int:

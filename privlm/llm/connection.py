@@ -38,6 +38,18 @@ MAX_MESSAGE = 200  # characters of a server's message
 QUOTED = 40  # characters of a sent text whose appearance in a message makes it a quotation
 
 
+def api_key(config: Any) -> str:
+    """The key that the server asks for, empty where it asks for none. Raises UsageError where it is not set."""
+    if config.api_key_env is None:
+        return ""
+    if key := os.environ.get(config.api_key_env):
+        return key
+    raise UsageError(
+        f"llm.api_key_env: the environment variable {config.api_key_env} is not set; export it, or set "
+        "llm.api_key_env=null for a server that needs no key"
+    )
+
+
 class Connection:
     """For many threads. config: privlm.config.EndpointLLMConfig."""
 
@@ -117,13 +129,7 @@ class Connection:
         import openai
 
         config = self._config
-        if config.api_key_env is not None:
-            self._key = os.environ.get(config.api_key_env, "")
-            if not self._key:
-                raise UsageError(
-                    f"llm.api_key_env: the environment variable {config.api_key_env} is not set; export it, or set "
-                    "llm.api_key_env=null for a server that needs no key"
-                )
+        self._key = api_key(config)
         limits = httpx2.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency)
         return openai.OpenAI(
             base_url=self.url,

@@ -61,6 +61,13 @@ def num_stored(folder: Path) -> int:
             return 0
 
 
+def test_without_a_key_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert main(words("http://127.0.0.1:1/v1", tmp_path)) == 2
+    assert "the environment variable OPENAI_API_KEY is not set" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def wait_for(holds: Callable[[], bool]) -> None:
     end = time.monotonic() + 60
     while not holds():

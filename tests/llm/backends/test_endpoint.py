@@ -261,7 +261,11 @@ def test_retry_after_is_obeyed_and_lowers_concurrency(server, backend):
     assert patient._limiter.allowed == pytest.approx(4.25)  # halved, and raised by a share
 
 
-@pytest.mark.parametrize("hours", ["36000", format_datetime(datetime.now(UTC) + timedelta(hours=10), usegmt=True)])
+@pytest.mark.parametrize(
+    "hours",
+    ["36000", format_datetime(datetime.now(UTC) + timedelta(hours=10), usegmt=True)],
+    ids=["seconds", "date"],  # the workers of pytest-xdist compare names
+)
 def test_a_long_retry_after_ends_asking_with_a_sentence(server, backend, hours):
     server.next(failing(429, Retry_After=hours))
     with pytest.raises(ServiceError, match=r"asks to wait 3\d{4} s, longer than llm.retry.max_wait=0.05"):
