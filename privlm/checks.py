@@ -60,8 +60,8 @@ def require_packages(by: str, *distributions: str, extra: str) -> None:
         raise UsageError(f"{by} needs {' and '.join(absent)}: pip install 'privlm[{extra}]'")
 
 
-def all_found(*parts: Callable[[], Mapping[str, str]]) -> dict[str, str]:
-    """What a runner's `inputs` returns: the fingerprints that the parts find, together.
+def all_found(*parts: Callable[[], Mapping[str, str] | None]) -> dict[str, str]:
+    """What a runner's `inputs` returns: the fingerprints that the parts find, together; some only look.
 
     Raises UsageError with the messages of all parts that do not find theirs.
     """
@@ -69,7 +69,7 @@ def all_found(*parts: Callable[[], Mapping[str, str]]) -> dict[str, str]:
     missing = []
     for part in parts:
         try:
-            found |= part()
+            found |= part() or {}
         except UsageError as error:
             missing.append(str(error))
     if missing:

@@ -156,10 +156,9 @@ def inputs(config: Any) -> dict[str, str]:
     )
 
 
-def _packages(task: Any) -> dict[str, str]:
-    """Nothing, after a look at the packages that parts of the task need."""
+def _packages(task: Any) -> None:
+    """Raises UsageError where a part of the task needs a package that is absent."""
     if "numeric" in suite_names(task) and "anm" in task.numeric.methods:
         require_packages("task.numeric.methods: anm", "causal-learn", extra="llm")
     if task.discovery.num_nodes:
         require_packages("task.discovery", "causal-learn", extra="llm")
-    return {}

@@ -146,11 +146,10 @@ def inputs(config: Any) -> dict[str, str]:
     )
 
 
-def _packages(task: Any) -> dict[str, str]:
-    """Nothing, after a look at the packages that parts of the task need."""
+def _packages(task: Any) -> None:
+    """Raises UsageError where a part of the task needs a package that is absent."""
     if "bm25" in (*task.filters, task.filter):
         require_packages("bm25 of task.filters", "bm25s", extra="llm")
-    return {}
 
 
 def _file(key: str, path: str | None) -> dict[str, str]:
