@@ -67,6 +67,14 @@ def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
     sync_directory(path.parent)
 
 
+def remove(path: Path) -> None:
+    """Removes a file or a folder with all it holds, if there is one."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def append_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Appends one JSON object a line, in one write."""
     text = "".join(json.dumps(finite(row), allow_nan=False) + "\n" for row in rows)

@@ -1,101 +1,267 @@
-"""One run: its directory, lock, status, stages, metrics, result and signals.
+"""One run: its stages, what they report, and its end. A runner receives a Job and its Stages besides its config.
 
-A Job is the only object that a runner receives besides its config. It makes the promise that a run can be killed at any
-moment and is finished by the same command: finished stages are skipped, the running one goes on from its last
-checkpoint.
+A Job makes the promise that a run can be killed at any moment and is finished by the same command: finished stages are
+skipped and their reports read back, the running one goes on from its own progress.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
+import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from omegaconf import OmegaConf
 
-from privlm import files
+from privlm import files, rundir
+from privlm.errors import UsageError
 from privlm.progress import progress
-from privlm.rundir import SCHEMA
+from privlm.records import Records
+from privlm.results import Measured, Result
 from privlm.signals import Interrupted, StopFlag
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from matplotlib.figure import Figure
+    from omegaconf import DictConfig
 
+    from privlm.privacy.ledger import Ledger
+    from privlm.privacy.plan import PrivacyPlan
     from privlm.training.canaries import Canaries
-
-HEARTBEAT_SECONDS = 10.0
 
 logger = logging.getLogger("privlm")
 
+Item = TypeVar("Item")
+Row = dict[str, Any]
+Keep = Callable[[str, Mapping[str, Any]], None]
+"""keep(item, fields): what `Stage.rows` hands to its `answer`."""
+Listener = Callable[[str, int, str, Mapping[str, Any], Mapping[str, float]], None]
+"""listener(stage, step, split, series, values): told each metrics row."""
 
-@dataclass(frozen=True)
-class Result:
-    """One row of result.json: a number with its unit, its sample size and its interval."""
+PICTURES = "pictures"
+LEDGER = "privacy_ledger.jsonl"
+METRIC_FIELDS = frozenset({"stage", "step", "split", "name", "value", "time"})
 
-    metric: str
-    value: float
-    unit: str = "fraction"
-    n: int | None = None
-    ci_low: float | None = None
-    ci_high: float | None = None
-    split: str | None = None
-    provenance: str = "measured"
+
+class StoppedAfter(Exception):
+    """`task.until` named the stage that has just ended."""
 
 
 class Stage:
-    """A unit of work inside a run, with its own files and progress.
+    """A unit of work inside a run, with its own files, seeds and progress.
 
-    needed: False when an earlier try of this run has finished the stage and its outputs are as they were left.
-    checkpoints: the folder of this stage's checkpoints.
+    needed: False when an earlier try of this run has finished the stage and its outputs are as they were left. Then
+        reports and logs are those of before, and what the body reports again is not heard.
+    folder: for its files. checkpoints: for those of training.
     """
 
     def __init__(self, job: Job, name: str, needed: bool) -> None:
         self.job = job
         self.name = name
         self.needed = needed
-        self.checkpoints = job.directory / "checkpoints" / name
+        self.config = job.config
         self._outputs: dict[str, str] = {}
+        self._reports: list[Result] = []
+        self._ended = "done"
+        self._stopped: Row | None = None
 
-    def output(self, path: Path) -> None:
-        """Records a finished file of this stage by its content, so that a resumed run can trust it."""
-        self._outputs[str(path.relative_to(self.job.directory))] = files.sha256_file(path)
+    @classmethod
+    @contextlib.contextmanager
+    def at(
+        cls, folder: Path, *, trainer: Any, privacy: Any = None, seed: int = 0, name: str = "train"
+    ) -> Iterator[Stage]:
+        """A stage for library users, kept in `folder`, which `privlm show` reads as well: the same call resumes it.
 
-    def log(self, step: int, split: str, **values: float) -> None:
-        self.job.log(step, split, stage=self.name, **values)
+        trainer, privacy: a TrainerConfig and a PrivacyConfig, None for no privacy.
+
+        Raises UsageError where the folder holds a stage of other settings.
+        """
+        from privlm import identity
+
+        config = _library_config(trainer, privacy, seed)
+        digest = identity.digest(OmegaConf.to_container(config))
+        with rundir.locked(folder):
+            earlier = files.read_json(folder / "status.json")
+            if earlier is not None and earlier["run_hash"] != digest:
+                raise UsageError(f"{folder} holds a stage of other settings: give another folder, or remove it")
+            rundir.create(folder, config, [], run_hash=digest, cell_hash=digest, inputs={})
+            job = Job(folder)
+            try:
+                with job.stage(name) as stage:
+                    yield stage
+            except BaseException as error:
+                job.pause("interrupted", type(error).__name__)
+                raise
+            job.finish()
+
+    @classmethod
+    @contextlib.contextmanager
+    def in_memory(cls, *, trainer: Any, privacy: Any = None, seed: int = 0, name: str = "train") -> Iterator[Stage]:
+        """A stage for library users that leaves nothing behind: no checkpoints, no saved model, a ledger in memory."""
+        with Job(None, config=_library_config(trainer, privacy, seed)).stage(name) as stage:
+            yield stage
+
+    @property
+    def folder(self) -> Path:
+        return self._directory / "stages" / self.name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self._directory / "checkpoints" / self.name
+
+    @property
+    def is_kept(self) -> bool:
+        """False for a stage in memory, which has no files."""
+        return self.job.directory is not None
+
+    def seed(self, series: Mapping[str, Any] | None = None) -> int:
+        """63 bits that are a function of the run's seed alone."""
+        return self.config.seed
+
+    def ledger(self) -> Ledger:
+        """What the releases of this stage enter: the part of the run's one ledger that is its own."""
+        return self.job.ledger.of(self.name)
+
+    def canaries(self) -> Canaries | None:
+        """What an audited run hands to its Trainer; None for an ordinary run."""
+        from privlm.training.canaries import make_canaries
+
+        privacy = self.config.privacy
+        folder = self.folder / "audit" if self.is_kept and self.job.is_main else None
+        return make_canaries(privacy.audit, clipping_norm=privacy.clipping_norm, folder=folder)
+
+    def output(self, *paths: Path) -> None:
+        """Records finished files of this stage by their content, so that a resumed run can trust them."""
+        for path in paths:
+            self._outputs[str(path.relative_to(self._directory))] = files.sha256_file(path)
+
+    def log(self, step: int, split: str, series: Mapping[str, Any] | None = None, **values: float) -> None:
+        """Writes one metrics row per value. Numbers only: text of the data never reaches a run directory.
+
+        step: within the stage. split: the data that the value was computed on (train, dev, test, or run).
+        series: tells apart what shares a name and a split: {"client": 3}.
+        """
+        if self.needed:
+            self.job.log(self.name, step, split, series or {}, values)
 
     def rewind(self, step: int) -> None:
         """Forgets this stage's metrics after `step`: they belong to steps that will be taken again."""
-        self.job.rewind(self.name, step)
+        self.job.records.drop_metrics(self.name, step)
+
+    def report(
+        self,
+        *results: Result,
+        split: str | None = None,
+        unit: str = "fraction",
+        n: int | None = None,
+        **numbers: float | Measured,
+    ) -> None:
+        """Rows of result.json: ready ones, or numbers and estimates by their names.
+
+        n: sample size behind plain numbers; estimates bring their own.
+        """
+        self._reports += results
+        self._reports += [Result.of(name, number, unit=unit, split=split, n=n) for name, number in numbers.items()]
+
+    def rows(
+        self,
+        path: str,
+        items: Mapping[str, Item],
+        answer: Callable[[Mapping[str, Item], Keep], None],
+        *,
+        interruptible: bool = True,
+    ) -> list[Row]:
+        """Answers to `items`, kept as JSON lines in `path` of the stage's folder; each is on disk as soon as it comes.
+
+        items: id -> what is asked. answer(open, keep): works on the items that no earlier try has answered, and calls
+            keep(id, fields) for each, in any order; an item that it keeps nothing of stays open.
+        interruptible: a request to stop is honoured between two items; False where `answer` honours it itself.
+
+        Returns the lines {"item": id, **fields} in the order of `items`, those of earlier tries included.
+        """
+        file = self.folder / path
+        if self.job.is_main and self.needed:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            files.cut_torn_line(file)
+            done = {line["item"] for line in files.read_json_lines(file)} & set(items)
+            title = f"{self.name}: {file.stem}" if file.stem != self.name else self.name
+            with self.job.progress(title, len(items), start=len(done), interruptible=interruptible) as tick:
+
+                def keep(item: str, fields: Mapping[str, Any]) -> None:
+                    files.append_durably(file, [{"item": item, **fields}])
+                    done.add(item)
+                    self.job.records.beat()
+                    tick(len(done))
+
+                if len(done) < len(items):
+                    answer({name: item for name, item in items.items() if name not in done}, keep)
+            if file.exists():
+                self.output(file)
+        self.job.wait_for_everyone()
+        found = {line["item"]: line for line in files.read_json_lines(file)}
+        return [found[name] for name in items if name in found]
+
+    def picture(self, name: str, figure: Figure) -> None:
+        """Keeps a matplotlib figure as a PNG that the page of the run shows, titled by its name."""
+        if not (self.job.is_main and self.is_kept and self.needed):
+            return
+        path = self._directory / PICTURES / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        files.write_file(path, lambda file: figure.savefig(file, format="png", metadata={"Software": None}))
+
+    def ended(self, status: str) -> None:
+        """The work has ended, but not as planned: budget_reached (of privacy), early_stop. The stage is done."""
+        self._ended = status
+
+    def stop(self, reason: str, done: int, total: int) -> None:
+        """Asking has ended early (`budget_exhausted`): the stage stays undone, what it reports is of a part.
+
+        done, total: items of the run.
+        """
+        self._stopped = {"reason": reason, "done": done, "total": total}
+
+    def record(self, seconds: float) -> Row:
+        """What status.json keeps of the stage."""
+        return {
+            "state": "done" if self._stopped is None else "stopped",
+            "seconds": seconds,
+            "outputs": self._outputs,
+            "ended": self._ended,
+            "stopped": self._stopped,
+            "reports": [asdict(result) for result in self._reports],
+        }
+
+    @property
+    def _directory(self) -> Path:
+        if self.job.directory is None:
+            raise ValueError(f"stage {self.name} is kept in memory: it has no files; use Stage.at(folder)")
+        return self.job.directory
 
 
 class Job:
-    """A run in its directory. Only the process of rank 0 writes.
+    """A run in its directory. Only the process of rank 0 writes; the others see the same stages.
 
-    directory: holds config.yaml, written by `create`.
-    rank: of this process; the others see the same stages and write nothing.
+    directory: holds config.yaml, written by `privlm.rundir.create`; None: in memory, with `config`.
     """
 
-    def __init__(self, directory: Path, rank: int = 0) -> None:
+    def __init__(self, directory: Path | None, rank: int = 0, *, config: DictConfig | None = None) -> None:
         self.directory = directory
         self.rank = rank
-        self.config = OmegaConf.load(directory / "config.yaml")
+        self.config: Any = config if directory is None else OmegaConf.load(directory / "config.yaml")
         OmegaConf.set_readonly(self.config, True)
         self.stop = StopFlag()
-        self.listeners: list[Callable[[int, str, dict[str, float]], None]] = []
-        self._metrics = directory / "metrics.jsonl"
-        self._status: dict[str, Any] = files.read_json(directory / "status.json")
-        self._started = time.monotonic()
-        self._cpu_started = time.process_time()
-        self._heartbeat = 0.0
-        self._open: list[str] = []
-        if self.is_main:
-            files.cut_torn_line(self._metrics)
+        self.listeners: list[Listener] = []
+        self.records = Records(directory, writes=self.is_main)
+        self._notes: list[str] = []
+        self._marks: list[str] = []
+        self._opened: list[str] = []  # stages of this try, in their order
+        self._temporary: list[str] = []
+        self.plans: dict[str, PrivacyPlan] = {}  # of the private stages
 
     @property
     def is_main(self) -> bool:
@@ -103,7 +269,11 @@ class Job:
 
     @property
     def run_hash(self) -> str:
-        return self._status["run_hash"]
+        return self.records.status["run_hash"]
+
+    @property
+    def marks(self) -> list[str]:
+        return self._marks
 
     @cached_property
     def accelerator(self) -> Accelerator:
@@ -112,13 +282,12 @@ class Job:
 
         return make_accelerator(self.config.trainer)
 
-    def canaries(self) -> Canaries | None:
-        """What an audited run hands to its Trainer; None for an ordinary run."""
-        from privlm.training.canaries import make_canaries
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The account of all releases of the run; empty in the processes that are not the main one."""
+        from privlm.privacy.ledger import Ledger
 
-        privacy = self.config.privacy
-        folder = self.directory / "audit" if self.is_main else None
-        return make_canaries(privacy.audit, clipping_norm=privacy.clipping_norm, folder=folder)
+        return Ledger(self.directory / LEDGER if self.is_main and self.directory is not None else None)
 
     @contextlib.contextmanager
     def progress(
@@ -138,109 +307,117 @@ class Job:
             yield tick
 
     @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[Stage]:
-        """A named unit of work; its body asks `stage.needed` before it works."""
-        assert name not in self._open, f"stage {name} is open already"
-        record = self._status["stages"].get(name)
-        stage = Stage(self, name, needed=not self._is_finished(record))
-        if not stage.needed:
-            yield stage
-            return
-        if record is not None and record["state"] == "done":
-            logger.warning("the outputs of stage %s have changed since it finished: it is done again", name)
-        if not stage.checkpoints.exists():
-            self.rewind(name, -1)
-        started = time.monotonic()
-        self._open.append(name)
-        self._update_stage(name, {"state": "running", "seconds": None, "outputs": {}})
-        try:
-            yield stage
-        finally:
-            self._open.pop()
-        seconds = time.monotonic() - started
-        self._update_stage(name, {"state": "done", "seconds": seconds, "outputs": stage._outputs})
+    def stage(self, name: str, *, temporary: bool = False) -> Iterator[Stage]:
+        """A named unit of work; what costs time in its body asks `stage.needed` first, as `fit` and `rows` do.
 
-    def log(self, step: int, split: str, *, stage: str | None = None, **values: float) -> None:
-        """Writes one metrics row per value. Numbers only: text of the data never reaches a run directory.
-
-        step: the step within the stage; split: the data the value was computed on (train, dev, test, or run).
+        temporary: its outputs are a function of the run's inputs alone (features of private texts, say): they are made
+            again where they are missing, which leaves later stages as they are, and removed when the run is done.
         """
+        assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=-]*", name), f"a stage's name is part of a path: {name!r}"
+        assert name not in self._opened, f"stage {name} has been opened already"
+        stage = Stage(self, name, needed=self._decide(lambda: self._is_needed(name)))
+        self._opened.append(name)
+        self._temporary += [name] * temporary
+        if stage.needed:
+            with self._working(stage, temporary):
+                yield stage
+        else:
+            yield stage
+        if name == OmegaConf.select(self.config, "task.until"):
+            raise StoppedAfter(name)
+
+    @contextlib.contextmanager
+    def _working(self, stage: Stage, temporary: bool) -> Iterator[None]:
+        if not temporary:
+            record = self.records.stage(stage.name)
+            if record is not None and record["state"] == "done":
+                logger.warning("the outputs of stage %s have changed since it finished: it is done again", stage.name)
+            self._forget_after(stage.name)
+        if self.directory is None or not stage.checkpoints.exists():
+            stage.rewind(-1)
+        started = time.monotonic()
+        self.records.set_stage(stage.name, {"state": "running", "seconds": None, "outputs": {}})
+        yield
+        self.records.set_stage(stage.name, stage.record(time.monotonic() - started))
+
+    def log(self, stage: str, step: int, split: str, series: Mapping[str, Any], values: Mapping[str, float]) -> None:
+        """See Stage.log."""
         if not self.is_main:
             return
+        assert not METRIC_FIELDS & set(series), "the names of a series are no names of metrics.jsonl's own"
         now = time.time()
-        stage = stage or (self._open[-1] if self._open else "run")
-        row = {"stage": stage, "step": step, "split": split}
+        place = {"stage": stage, "step": step, "split": split, **series}
         numbers = {name: float(value) for name, value in values.items()}
-        files.append_json_lines(
-            self._metrics, [{**row, "name": name, "value": value, "time": now} for name, value in numbers.items()]
+        self.records.append_metrics(
+            [{**place, "name": name, "value": value, "time": now} for name, value in numbers.items()]
         )
         for listener in self.listeners:
-            listener(step, split, numbers)
-        self.beat()
-
-    def rewind(self, stage: str, step: int) -> None:
-        """Drops the metrics of `stage` after `step`, and a line that a kill has cut short."""
-        if not self.is_main or not self._metrics.exists():
-            return
-        rows = files.read_json_lines(self._metrics)
-        kept = [row for row in rows if row["stage"] != stage or row["step"] <= step]
-        files.write_text(self._metrics, "".join(json.dumps(files.finite(row)) + "\n" for row in kept))
+            listener(stage, step, split, series, numbers)
+        self.records.beat()
 
     def say(self, message: str) -> None:
         """A line for the user, on stderr and in run.log; never text of the data."""
         if self.is_main:
             logger.info("%s", message)
 
-    def write_json(self, name: str, value: Any) -> None:
-        """Writes a JSON file of the run directory (privacy.json)."""
-        if self.is_main:
-            files.write_json(self.directory / name, value)
+    def note(self, *notes: str) -> None:
+        """Sentences about the data and the run that stand below its results."""
+        self._notes += notes
 
-    def finish(
-        self,
-        results: Sequence[Result],
-        *,
-        status: str = "done",
-        notes: Sequence[str] = (),
-        marks: Sequence[str] = (),
-        items: tuple[int, int] | None = None,
-    ) -> None:
-        """Writes result.json and records the run as done.
+    def mark(self, *marks: str) -> None:
+        """What every reader of the results must be told in a word: subset, public-overlap."""
+        self._marks += marks
 
-        status: done; budget_reached when the privacy budget ended training before the last step; budget_exhausted when
-            a budget of the language model ended asking. Then the results are of a part, the run counts as interrupted,
-            and the same command goes on once the budget is raised.
-        marks: what every reader of the results must be told in a word: subset, public-overlap.
-        items: how many of how many a run with an exhausted budget has done.
+    def finish(self) -> None:
+        """Writes result.json from the reports of the stages, and records the run as done.
+
+        A stage that has stopped leaves the run interrupted, its results those of a part: the same command goes on.
         """
+        stages = [self.records.status["stages"][name] for name in self._opened] if self.is_main else []
         if not self.is_main:
             return
-        config = self.config
-        rows = [asdict(result) | {"provenance": self._provenance()} for result in results]
-        earlier = self._status.get("seconds", 0.0), self._status.get("cpu_seconds", 0.0)
-        files.write_json(
-            self.directory / "result.json",
-            {
-                "schema": SCHEMA,
-                "task": config.task.name,
-                "scale": config.scale,
-                "status": status,
-                "seed": config.seed,
-                "run_hash": self._status["run_hash"],
-                "cell_hash": self._status["cell_hash"],
-                "seconds": earlier[0] + time.monotonic() - self._started,
-                "cpu_seconds": earlier[1] + time.process_time() - self._cpu_started,
-                "finished": time.time(),
-                "rows": rows,
-                "notes": list(notes),
-                "marks": list(marks),
-            },
-        )
-        if status == "budget_exhausted":
-            reason = status if items is None else f"{status}: {items[0]}/{items[1]} items done"
-            self.pause("interrupted", reason)
+        stopped = next((stage["stopped"] for stage in stages if stage.get("stopped")), None)
+        ended = next((stage["ended"] for stage in stages if stage.get("ended", "done") != "done"), "done")
+        status = stopped["reason"] if stopped else ended
+        rows = [row | {"provenance": self._provenance()} for stage in stages for row in stage.get("reports", ())]
+        self.records.write_json("result.json", self._result(status, rows + self._price()))
+        if stopped:
+            self.pause("interrupted", f"{status}: {stopped['done']}/{stopped['total']} items done")
         else:
-            self.update_status(state="done", reason=None if status == "done" else status, finished=time.time())
+            self._remove_temporary()
+            self.records.update(state="done", reason=None if status == "done" else status, finished=time.time())
+
+    def _remove_temporary(self) -> None:
+        if self.directory is not None:
+            for name in self._temporary:
+                files.remove(self.directory / "stages" / name)
+
+    def _result(self, status: str, rows: list[Row]) -> Row:
+        config = self.config
+        known = self.records.status
+        return {
+            "schema": rundir.SCHEMA,
+            "task": config.task.name,
+            "scale": config.scale,
+            "status": status,
+            "seed": config.seed,
+            "run_hash": known["run_hash"],
+            "cell_hash": known["cell_hash"],
+            **self.records.used(),
+            "finished": time.time(),
+            "rows": rows,
+            "notes": self._notes,
+            "marks": self._marks,
+        }
+
+    def _price(self) -> list[Row]:
+        """What all private stages together have spent."""
+        privacy = self.records.read_json("privacy.json")
+        if privacy is None or privacy["mechanism"] == "none":
+            return []
+        from privlm.privacy.plan import price_rows
+
+        return [asdict(row) | {"provenance": self._provenance()} for row in price_rows(privacy)]
 
     def _provenance(self) -> str:
         """What every figure of this run is."""
@@ -250,26 +427,15 @@ class Job:
             return "smoke"
         return "replayed" if OmegaConf.select(self.config, "llm.backend") == "replay" else "measured"
 
-    def beat(self) -> None:
-        """Shows that the run is alive, at most every few seconds (a monotonic clock: the wall clock may jump)."""
-        if self.is_main and time.monotonic() - self._heartbeat > HEARTBEAT_SECONDS:
-            self._heartbeat = time.monotonic()
-            self.update_status()
-
-    def update_status(self, **changes: Any) -> None:
-        self._status.update(changes, heartbeat=time.time())
-        files.write_json(self.directory / "status.json", self._status)
-
     def pause(self, state: str, reason: str) -> None:
         """Records why the run stopped before its end, and the time it has used so far."""
-        if not self.is_main:
-            return
-        self.update_status(
-            state=state,
-            reason=reason,
-            seconds=self._status.get("seconds", 0.0) + time.monotonic() - self._started,
-            cpu_seconds=self._status.get("cpu_seconds", 0.0) + time.process_time() - self._cpu_started,
-        )
+        if self.is_main:
+            self.records.update(state=state, reason=reason, **self.records.used())
+
+    def wait_for_everyone(self) -> None:
+        """A point that all processes of the run reach before one goes on."""
+        if self._num_processes > 1:
+            self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
         """Leaves the world of processes, if one was joined."""
@@ -278,13 +444,52 @@ class Job:
 
             leave_world()
 
-    def _is_finished(self, record: dict[str, Any] | None) -> bool:
-        if record is None or record["state"] != "done":
-            return False
-        paths = {self.directory / name: digest for name, digest in record["outputs"].items()}
-        return all(path.is_file() and files.sha256_file(path) == digest for path, digest in paths.items())
+    @property
+    def _num_processes(self) -> int:
+        return OmegaConf.select(self.config, "trainer.processes", default=1)
 
-    def _update_stage(self, name: str, record: dict[str, Any]) -> None:
-        self._status["stages"][name] = record
-        if self.is_main:
-            self.update_status()
+    def _decide(self, question: Callable[[], bool]) -> bool:
+        """The main process's answer, in all processes: they must take the same way."""
+        if self._num_processes == 1:
+            return question()
+        from accelerate.utils import broadcast_object_list
+
+        assert self.accelerator is not None  # joins the world
+        return broadcast_object_list([question() if self.is_main else None])[0]
+
+    def _is_needed(self, name: str) -> bool:
+        record = self.records.stage(name)
+        if record is None or record["state"] != "done":
+            return True
+        if self.directory is None:
+            return False
+        paths = {self.directory / path: digest for path, digest in record["outputs"].items()}
+        return not all(path.is_file() and files.sha256_file(path) == digest for path, digest in paths.items())
+
+    def _forget_after(self, name: str) -> None:
+        """Later stages were made from what this one is about to make again."""
+        later = [stage for stage in self.records.stages_after(name) if stage not in self._opened]
+        if not later:
+            return
+        for stage in later:
+            self.records.drop_metrics(stage, -1)
+            if self.is_main and self.directory is not None:
+                for folder in ("stages", "checkpoints"):
+                    files.remove(self.directory / folder / stage)
+        self.records.forget_stages(later)
+
+
+def _library_config(trainer: Any, privacy: Any, seed: int) -> DictConfig:
+    from privlm.privacy.schema import PrivacyConfig
+    from privlm.schema import defaults
+
+    privacy = privacy or defaults(PrivacyConfig, "privacy", "none")
+    return OmegaConf.create(
+        {
+            "scale": "small",
+            "seed": seed,
+            "task": {"name": "library"},
+            "privacy": OmegaConf.structured(privacy),
+            "trainer": OmegaConf.structured(trainer),
+        }
+    )

@@ -1,29 +1,26 @@
-"""From a run directory to processes that work on it, and back to an exit status.
+"""The life of a run: its directory is made, resumed, skipped or made anew; processes work on it; its result is kept.
 
-One process works in place. Several are spawned here, or were started by torchrun or accelerate launch, whose world is
-then joined. Workers know nothing of Hydra: they read config.yaml.
+One process works in place, several in privlm.processes. Workers know nothing of Hydra: they read config.yaml.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import logging
-import os
-import signal
-import socket
 import sys
-import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from privlm import files, registry
-from privlm.errors import BudgetExhausted, PrivLMError
-from privlm.job import Job
-from privlm.signals import EXIT_INTERRUPTED, Interrupted
+from omegaconf import DictConfig
+
+from privlm import files, identity, processes, registry, rundir
+from privlm.errors import BudgetExhausted, PrivLMError, UsageError
+from privlm.job import Job, StoppedAfter
+from privlm.signals import Interrupted
 from privlm.tracking import open_tracker
 
 logger = logging.getLogger("privlm")
@@ -31,60 +28,77 @@ logger = logging.getLogger("privlm")
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 
-def outer_world() -> int | None:
-    """Number of processes of an outer launcher (torchrun, accelerate launch), None when there is none."""
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return int(os.environ["WORLD_SIZE"])
-    return None
+@dataclass(frozen=True)
+class Ended:
+    """How a start ended. status: exit status; skipped: the run was finished before."""
+
+    directory: Path
+    status: int
+    skipped: bool
 
 
-def _spawned() -> bool:
-    """Whether this process is a worker that `_spawn` started."""
-    return "PRIVLM_SPAWNED" in os.environ
+def start(
+    config: DictConfig, overrides: Sequence[str], *, force: bool, introduce: Callable[[Path, int], None]
+) -> Ended:
+    """Runs a composed configuration in its directory: a new run, an interrupted one taken up, a finished one skipped.
 
+    overrides: the words that gave the configuration. force: a run that is there is removed first.
+    introduce: told the directory and the number of restarts before the work begins.
 
-def outer_rank() -> int:
-    return int(os.environ.get("RANK", "0")) if outer_world() else 0
-
-
-def is_main() -> bool:
-    return outer_rank() == 0
-
-
-def decide(function: Callable[[], str]) -> str:
-    """What `function` returns in the main process, told to all processes of an outer launcher.
-
-    When it raises there, the others end quietly with the same exit status.
+    Raises UsageError for what is not at hand, before anything is written.
     """
-    if outer_world() is None:
-        return function()
-    from accelerate.utils import broadcast_object_list
+    _require_outer_world(config)
+    fingerprints = registry.entry_of(config).inputs(config)
+    run_hash = identity.run_hash(config, fingerprints)
+    directory = identity.run_directory(config, run_hash)
+    if not (directory / "status.json").exists():  # else all answers may be on record, and no key needed
+        _require_key(config)
+    with contextlib.ExitStack() as stack:
 
-    from privlm.training.accelerator import join_world
+        def open_directory() -> str:
+            """What the main process decides for all: `work`, or `skip` for a finished run."""
+            stack.enter_context(rundir.locked(directory))
+            if is_done(directory) and not force:
+                return "skip"
+            if force:
+                _clear(directory)
+            status = rundir.create(
+                directory,
+                config,
+                overrides,
+                run_hash=run_hash,
+                cell_hash=identity.cell_hash(config),
+                inputs=fingerprints,
+            )
+            introduce(directory, status["restarts"])
+            return "work"
 
-    join_world()
-    message: list[Any] = [None]
-    error: PrivLMError | None = None
-    if is_main():
-        try:
-            message = [function()]
-        except PrivLMError as raised:
-            error, message = raised, [raised.exit_code]
-    decision = broadcast_object_list(message)[0]
-    if error is not None:
-        raise error
-    if isinstance(decision, int):
-        sys.exit(decision)
-    return decision
+        if processes.decide(open_directory) == "skip":
+            return Ended(directory, 0, skipped=True)
+        return Ended(directory, _execute(directory, config.trainer.processes), skipped=False)
 
 
-def execute(directory: Path, processes: int) -> int:
+def directory_of(config: DictConfig) -> Path:
+    """Where the run of a configuration is, or would be. Raises UsageError for what is not at hand."""
+    return identity.run_directory(config, identity.run_hash(config, registry.entry_of(config).inputs(config)))
+
+
+def is_done(directory: Path) -> bool:
+    status = files.read_json(directory / "status.json")
+    return status is not None and status["state"] == "done" and (directory / "result.json").exists()
+
+
+def _execute(directory: Path, num_processes: int) -> int:
     """Works on a run directory made by privlm.rundir and returns the exit status of the run."""
-    if outer_world() is not None:
-        return work(directory, outer_rank())
-    if processes == 1:
+    if processes.outer_world() is not None:
+        return work(directory, processes.outer_rank())
+    if num_processes == 1:
         return work(directory, 0)
-    return _spawn(directory, processes)
+    status, failure = processes.spawn(work, directory, num_processes)
+    if failure:
+        Job(directory).pause("failed", failure)
+        print(f"privlm: {failure}", file=sys.stderr, flush=True)
+    return status
 
 
 def work(directory: Path, rank: int) -> int:
@@ -92,15 +106,11 @@ def work(directory: Path, rank: int) -> int:
     job = Job(directory, rank)
     with _logging(directory, rank), job.stop.listening():
         try:
-            entry = registry.tasks()[job.config.task.name]
-            tracker = open_tracker(job.config, job.run_hash, directory) if job.is_main else None
-            if tracker is not None:
-                job.listeners.append(tracker.log)
-            try:
-                entry.run_function()(job.config, job)
-            finally:
-                if tracker is not None:
-                    tracker.close()
+            with _tracked(job):
+                registry.entry_of(job.config).run_function()(job.config, job)
+            job.finish()
+        except StoppedAfter as stage:
+            job.pause("interrupted", f"task.until={stage}")
         except Interrupted as stop:
             job.pause("interrupted", str(stop))
             return stop.exit_code
@@ -113,8 +123,23 @@ def work(directory: Path, rank: int) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def _tracked(job: Job) -> Iterator[None]:
+    """The run's tracker hears every metrics row of the main process."""
+    if not job.is_main:
+        yield
+        return
+    tracker = open_tracker(job.config, job.run_hash, job.directory)
+    job.listeners.append(tracker.log)
+    try:
+        yield
+    finally:
+        tracker.close()
+
+
 def _failed(job: Job, error: Exception) -> int:
     """Records a failure; the launching process, or this one if it is alone, tells it as the last line of its output."""
+    assert job.directory is not None
     if isinstance(error, PrivLMError):
         message, status = str(error), error.exit_code
     elif isinstance(error, OSError) and error.errno in DISK_ERRORS:
@@ -125,11 +150,11 @@ def _failed(job: Job, error: Exception) -> int:
         if not isinstance(error, PrivLMError):
             with open(job.directory / "run.log", "a", encoding="utf-8") as log:
                 log.write(f"process {job.rank}\n{traceback.format_exc()}")
-        if _spawned():
-            files.write_json(job.directory / f".failure-{job.rank}.json", {"time": time.time(), "message": message})
+        if processes.is_spawned():
+            processes.leave_failure(job.directory, job.rank, message)
         else:
             job.pause("failed", message)
-    if not _spawned():
+    if not processes.is_spawned():
         print(f"privlm: {message}", file=sys.stderr, flush=True)
     return status
 
@@ -159,102 +184,24 @@ def _logging(directory: Path, rank: int) -> Iterator[None]:
             handler.close()
 
 
-# --- several processes of our own -----------------------------------------------------------------------------------
+def _clear(directory: Path) -> None:
+    for entry in directory.iterdir():
+        if entry.name != ".lock":
+            files.remove(entry)
 
 
-def _spawn(directory: Path, processes: int) -> int:
-    from torch import multiprocessing
+def _require_key(config: DictConfig) -> None:
+    """Raises UsageError, before anything is written, where a server is to be asked and its key is not set."""
+    if (llm := config.get("llm")) is not None and llm.backend == "endpoint":
+        from privlm.llm.connection import api_key
 
-    for old in directory.glob(".failure-*.json"):
-        old.unlink()
-    context = multiprocessing.get_context("spawn")
-    arguments = (directory, processes, _free_port(), os.getpid())
-    workers = [context.Process(target=_worker, args=(rank, *arguments)) for rank in range(processes)]
-    for worker in workers:
-        worker.start()
-
-    def forward(signum: int, frame: object) -> None:
-        for worker in workers:
-            if worker.is_alive() and worker.pid is not None:
-                os.kill(worker.pid, signum)
-
-    previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        status = _wait(workers)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    if status not in (0, *EXIT_INTERRUPTED):
-        _tell_first_failure(directory, workers)
-    return status
+        api_key(llm)
 
 
-def _tell_first_failure(directory: Path, workers: list[Any]) -> None:
-    """The failure that came first is the cause; the others lost their peer."""
-    failures = [files.read_json(path) for path in directory.glob(".failure-*.json")]
-    if failures:
-        message = min(failures, key=lambda failure: failure["time"])["message"]
-    else:
-        killed = [
-            f"process {rank} by signal {-worker.exitcode}" for rank, worker in enumerate(workers) if worker.exitcode < 0
-        ]
-        message = f"the run was killed: {', '.join(killed)}"
-    Job(directory).pause("failed", message)
-    print(f"privlm: {message}", file=sys.stderr, flush=True)
-
-
-def _wait(workers: list[Any]) -> int:
-    """The first exit status that is not 0, or 0; the others are ended when one has failed."""
-    from multiprocessing.connection import wait
-
-    waiting = list(workers)
-    status = 0
-    while waiting:
-        ready = wait([worker.sentinel for worker in waiting])
-        for worker in [worker for worker in waiting if worker.sentinel in ready]:
-            waiting.remove(worker)
-            worker.join()
-            status = status or _exit_status(worker.exitcode)
-        if status not in (0, *EXIT_INTERRUPTED):
-            for worker in waiting:
-                worker.kill()
-    return status
-
-
-def _exit_status(code: int) -> int:
-    return code if code >= 0 else 128 - code
-
-
-def _worker(rank: int, directory: Path, processes: int, port: int, parent: int) -> None:
-    _die_with_parent(parent)
-    os.setpgrp()  # Ctrl-C reaches the launching process alone, which passes it on once
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(processes),
-        LOCAL_WORLD_SIZE=str(processes),
-        PRIVLM_SPAWNED="1",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
-    os.environ.setdefault(
-        "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes))
-    )  # before torch is imported
-    status = work(directory, rank)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)  # a peer may still be in a collective: no orderly shutdown to wait for
-
-
-def _die_with_parent(parent: int) -> None:
-    """Has the kernel end this process when the launching one is gone, however it went."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+def _require_outer_world(config: Any) -> None:
+    size = processes.outer_world()
+    if size is not None and size != config.trainer.processes:
+        raise UsageError(
+            f"trainer.processes={config.trainer.processes}, but the outer launcher started {size}: leave "
+            "trainer.processes out, or give it that number"
+        )

@@ -50,6 +50,11 @@ class TaskEntry:
         function: Callable[[Any], list[str]] | None = getattr(self.config_module(), "check", None)
         return function(config) if function else []
 
+    def inputs(self, config: Any) -> dict[str, str]:
+        """Fingerprints of what the run reads: name -> digest. Raises UsageError for what is not at hand."""
+        function: Callable[[Any], dict[str, str]] | None = getattr(self.config_module(), "inputs", None)
+        return function(config) if function else {}
+
     def plan(self, config: Any) -> dict[str, Any]:
         """What a dry run prints: name -> value, from the task's own `plan.py`.
 
@@ -72,6 +77,14 @@ def tasks() -> dict[str, TaskEntry]:
         if (folder / "config.py").is_file():
             found[folder.name] = TaskEntry(folder.name, f"privlm.runners.{folder.name}", folder)
     return dict(sorted(found.items()))
+
+
+def entry_of(config: Any) -> TaskEntry:
+    """The task of a configuration. Raises UsageError where nobody runs it."""
+    entry = tasks().get(config.task.name)
+    if entry is None:
+        raise UsageError(f"task.name={config.task.name} has no runner; the tasks are {', '.join(tasks())}")
+    return entry
 
 
 def user_config_dirs(given: Sequence[Path] = ()) -> list[Path]:

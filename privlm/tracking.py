@@ -16,10 +16,17 @@ from privlm.masking import mask_secrets
 logger = logging.getLogger("privlm")
 
 
-class Backend(Protocol):
-    """What a tracker offers: points `<split>/<name>` at a step, and an end."""
+PLAIN_STAGE = "train"
+"""What a task calls its only stage of training: its points keep the plain names `<split>/<name>`."""
 
-    def log(self, step: int, values: Mapping[str, float]) -> None: ...
+
+class Backend(Protocol):
+    """What a tracker offers: named points at a step, and an end.
+
+    stage: '' for plain names, else the beginning of all of them; each stage has steps of its own.
+    """
+
+    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None: ...
 
     def close(self) -> None: ...
 
@@ -33,11 +40,18 @@ class Tracker:
         if open_backend is not None:
             self._attempt(lambda: setattr(self, "_backend", open_backend()))
 
-    def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Repeats one evaluation: the listener that a Job calls for each metrics row it writes."""
+    def log(self, stage: str, step: int, split: str, series: Mapping[str, Any], values: Mapping[str, float]) -> None:
+        """Repeats one evaluation: the listener that a Job calls for each metrics row it writes.
+
+        A point is called `<stage>/<split>/<name>`, with `/client=3` behind it for one of a series.
+        """
         backend = self._backend
-        if backend is not None:
-            self._attempt(lambda: backend.log(step, {f"{split}/{name}": value for name, value in values.items()}))
+        if backend is None:
+            return
+        prefix = "" if stage == PLAIN_STAGE else f"{stage}/"
+        suffix = "".join(f"/{key}={label}" for key, label in series.items())
+        points = {f"{prefix}{split}/{name}{suffix}": value for name, value in values.items()}
+        self._attempt(lambda: backend.log(prefix, step, points))
 
     def close(self) -> None:
         backend, self._backend = self._backend, None
@@ -76,7 +90,8 @@ def open_tracker(config: Any, run_id: str, run_dir: Path) -> Tracker:
 class WandbBackend:
     """Weights & Biases, offline unless `mode` or the environment variable WANDB_MODE says otherwise.
 
-    Steps are an ordinary value, `step`: wandb's own counter drops what a resumed run logs for a step a second time.
+    Steps are an ordinary value, `step`, of each stage its own: wandb's one counter knows no stages, and drops what a
+    resumed run logs for a step a second time.
     """
 
     def __init__(self, project: str, mode: str, run_id: str, run_dir: Path, config: Any) -> None:
@@ -92,10 +107,13 @@ class WandbBackend:
             config=mask_secrets(OmegaConf.to_container(config, resolve=True)),
             settings=wandb.Settings(console="off"),
         )
-        self._run.define_metric("*", step_metric="step")
+        self._known: set[str] = set()
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log({**values, "step": step})
+    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        for name in values.keys() - self._known:  # one by one: a pattern for all would give each point two steps
+            self._run.define_metric(name, step_metric=f"{stage}step")
+        self._known |= values.keys()
+        self._run.log({**values, f"{stage}step": step})
 
     def close(self) -> None:
         self._run.finish()
@@ -113,7 +131,7 @@ class TensorboardBackend:
             ) from error
         self._writer = SummaryWriter(run_dir / "tensorboard")
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
+    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 

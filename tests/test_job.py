@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
 from privlm import files, rundir
 from privlm.errors import PrivLMError, UsageError
-from privlm.job import Job, Result
+from privlm.job import Job, Keep, StoppedAfter
+from privlm.metrics.classification import Estimate
+from privlm.signals import Interrupted
 
 pytestmark = pytest.mark.torch_free
 
@@ -52,91 +57,173 @@ def test_stage_whose_output_is_not_as_it_was_left_is_done_again(damage: str, tmp
 
 def test_stage_that_failed_is_done_again_without_its_old_metrics(tmp_path: Path) -> None:
     job = open_job(tmp_path)
-    with job.stage("first"):
-        job.log(1, "train", loss=1.0)
-    with pytest.raises(ValueError, match="could not convert"), job.stage("second"):
-        job.log(1, "train", loss=2.0, note="text")  # type: ignore[arg-type]
+    with job.stage("first") as stage:
+        stage.log(1, "train", loss=1.0)
+    with pytest.raises(ValueError, match="could not convert"), job.stage("second") as stage:
+        stage.log(1, "train", loss=2.0, note="text")  # type: ignore[arg-type]
     job = open_job(tmp_path)
     with job.stage("second") as stage:
         assert stage.needed
-        job.log(1, "train", loss=3.0)
+        stage.log(1, "train", loss=3.0)
     assert rows(job) == [("first", 1, 1.0), ("second", 1, 3.0)]
 
 
 def test_rewind_drops_later_steps_of_its_stage_alone(tmp_path: Path) -> None:
     job = open_job(tmp_path)
-    for step in (1, 2, 3):
-        job.log(step, "train", stage="train", loss=float(step))
-    job.log(9, "test", stage="other", accuracy=0.5)
-    job.rewind("train", 2)
-    assert rows(job) == [("train", 1, 1.0), ("train", 2, 2.0), ("other", 9, 0.5)]
+    with job.stage("other") as other:
+        other.log(9, "test", accuracy=0.5)
+    with job.stage("train") as stage:
+        for step in (1, 2, 3):
+            stage.log(step, "train", loss=float(step))
+        stage.rewind(2)
+    assert rows(job) == [("other", 9, 0.5), ("train", 1, 1.0), ("train", 2, 2.0)]
 
 
 def test_line_cut_short_by_a_kill_is_removed(tmp_path: Path) -> None:
-    job = open_job(tmp_path)
-    job.log(1, "train", loss=1.0)
+    with open_job(tmp_path).stage("first") as stage:
+        stage.log(1, "train", loss=1.0)
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"stage": "tr')
     job = open_job(tmp_path)
-    job.log(2, "train", loss=2.0)
-    assert rows(job) == [("run", 1, 1.0), ("run", 2, 2.0)]
+    with job.stage("first"), job.stage("second") as stage:
+        stage.log(2, "train", loss=2.0)
+    assert rows(job) == [("first", 1, 1.0), ("second", 2, 2.0)]
 
 
 def test_numbers_that_json_cannot_hold_are_strings(tmp_path: Path) -> None:
     job = open_job(tmp_path)
-    job.log(1, "train", loss=math.nan, norm=math.inf)
+    with job.stage("train") as stage:
+        stage.log(1, "train", loss=math.nan, norm=math.inf)
     assert [value for _, _, value in rows(job)] == ["nan", "inf"]
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_text_is_no_metric(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="could not convert"):
-        open_job(tmp_path).log(1, "train", sample="a private message")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="could not convert"), open_job(tmp_path).stage("train") as stage:
+        stage.log(1, "train", sample="a private message")  # type: ignore[arg-type]
 
 
 def test_listeners_get_what_the_file_gets(tmp_path: Path) -> None:
     job = open_job(tmp_path)
-    heard: list[tuple[int, str, dict[str, float]]] = []
+    heard: list[tuple[Any, ...]] = []
     job.listeners.append(lambda *row: heard.append(row))
-    job.log(4, "dev", accuracy=0.5, f1=0.25)
-    assert heard == [(4, "dev", {"accuracy": 0.5, "f1": 0.25})]
+    with job.stage("rounds") as stage:
+        stage.log(4, "dev", series={"client": 3}, accuracy=0.5, f1=0.25)
+    assert heard == [("rounds", 4, "dev", {"client": 3}, {"accuracy": 0.5, "f1": 0.25})]
+    lines = files.read_json_lines(tmp_path / "metrics.jsonl")
+    assert [(line["name"], line["client"]) for line in lines] == [("accuracy", 3), ("f1", 3)]
 
 
 def test_only_the_main_process_writes(tmp_path: Path) -> None:
     open_job(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     other = Job(tmp_path, rank=1)
-    with other.stage("train"):
-        other.log(1, "train", loss=1.0)
-        other.write_json("privacy.json", {"mechanism": "forged"})
-    other.finish([Result("accuracy", 1.0)])
+    with other.stage("train") as stage:
+        stage.log(1, "train", loss=1.0)
+        stage.report(accuracy=1.0)
+    other.finish()
     other.pause("failed", "no")
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+# --- reports --------------------------------------------------------------------------------------------------------
+
+
+def read(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    status, result = (json.loads((directory / name).read_text()) for name in ("status.json", "result.json"))
+    return status, result
 
 
 def test_result_and_status_of_a_finished_run(tmp_path: Path) -> None:
     open_job(tmp_path).pause("interrupted", "SIGTERM")
     job = open_job(tmp_path)
-    job.finish([Result("accuracy", 0.9, n=10, ci_low=0.8, ci_high=1.0, split="test")], status="budget_reached")
-    status, result = (json.loads((tmp_path / name).read_text()) for name in ("status.json", "result.json"))
+    job.note("120 messages")
+    job.mark("subset")
+    with job.stage("train") as stage:
+        stage.ended("budget_reached")
+    with job.stage("evaluate") as stage:
+        stage.report(split="test", accuracy=Estimate(0.9, 0.8, 1.0, 10))
+        stage.report(unit="parameters", parameters=3)
+    job.finish()
+    status, result = read(tmp_path)
     assert (status["state"], status["reason"], status["restarts"]) == ("done", "budget_reached", 1)
     assert status["inputs"] == {"data": "d"}
-    assert result["status"] == "budget_reached"
+    assert (result["status"], result["notes"], result["marks"]) == ("budget_reached", ["120 messages"], ["subset"])
     assert result["run_hash"] == status["run_hash"] == "a" * 64
     assert result["rows"] == [
         {"metric": "accuracy", "value": 0.9, "unit": "fraction", "n": 10, "ci_low": 0.8, "ci_high": 1.0,
-         "split": "test", "provenance": "measured"}
+         "split": "test", "provenance": "measured"},
+        {"metric": "parameters", "value": 3, "unit": "parameters", "n": None, "ci_low": None, "ci_high": None,
+         "split": None, "provenance": "measured"},
     ]  # fmt: skip
+
+
+def test_reports_of_a_finished_stage_are_read_back(tmp_path: Path) -> None:
+    with open_job(tmp_path).stage("evaluate") as stage:
+        stage.report(split="dev", accuracy=0.75)
+    job = open_job(tmp_path)
+    with job.stage("evaluate") as stage:
+        assert not stage.needed
+        stage.report(split="dev", accuracy=0.0)  # of a body that does not ask: what was reported first stands
+        stage.log(1, "dev", accuracy=0.0)
+    job.finish()
+    assert [row["value"] for row in read(tmp_path)[1]["rows"]] == [0.75]
+    assert rows(job) == []
+
+
+def test_a_stage_that_is_done_again_has_the_later_ones_done_again(tmp_path: Path) -> None:
+    job = open_job(tmp_path)
+    for name in ("train", "evaluate"):
+        with job.stage(name) as stage:
+            stage.folder.mkdir(parents=True)
+            (stage.folder / "out.txt").write_text(name)
+            stage.output(stage.folder / "out.txt")
+            stage.log(1, "dev", loss=1.0)
+    (tmp_path / "stages" / "train" / "out.txt").write_text("tampered")
+    job = open_job(tmp_path)
+    with job.stage("train") as stage:
+        assert stage.needed
+    with job.stage("evaluate") as stage:
+        assert stage.needed, "it was made from what train made before"
+        assert not stage.folder.exists()
+    assert rows(job) == []
+
+
+def test_temporary_outputs_are_made_again_without_touching_later_stages_and_go_with_the_end(tmp_path: Path) -> None:
+    def work(job: Job) -> list[bool]:
+        needed = []
+        with job.stage("features", temporary=True) as stage:
+            needed.append(stage.needed)
+            stage.folder.mkdir(parents=True, exist_ok=True)
+            (stage.folder / "features").write_text("of private texts")
+            stage.output(stage.folder / "features")
+        with job.stage("train") as stage:
+            needed.append(stage.needed)
+        return needed
+
+    assert work(open_job(tmp_path)) == [True, True]
+    (tmp_path / "stages" / "features" / "features").unlink()
+    job = open_job(tmp_path)
+    assert work(job) == [True, False]
+    job.finish()
+    assert not (tmp_path / "stages" / "features").exists()
 
 
 def test_a_run_whose_llm_budget_is_spent_is_not_done(tmp_path: Path) -> None:
     job = open_job(tmp_path)
-    job.finish([Result("accuracy", 0.5, n=37)], status="budget_exhausted", items=(37, 100))
-    status, result = (json.loads((tmp_path / name).read_text()) for name in ("status.json", "result.json"))
+    with job.stage("ask") as stage:
+        stage.report(n=37, accuracy=0.5)
+        stage.stop("budget_exhausted", 37, 100)
+    job.finish()
+    status, result = read(tmp_path)
     assert (status["state"], status["reason"]) == ("interrupted", "budget_exhausted: 37/100 items done")
     assert (result["status"], result["rows"][0]["n"]) == ("budget_exhausted", 37)
-    open_job(tmp_path).finish([Result("accuracy", 0.6, n=100)])
-    status, result = (json.loads((tmp_path / name).read_text()) for name in ("status.json", "result.json"))
+    job = open_job(tmp_path)
+    with job.stage("ask") as stage:
+        assert stage.needed
+        stage.report(n=100, accuracy=0.6)
+    job.finish()
+    status, result = read(tmp_path)
     assert (status["state"], result["status"], result["rows"][0]["n"]) == ("done", "done", 100)
 
 
@@ -145,8 +232,69 @@ def test_recorded_answers_are_no_measurement(scale: str, provenance: str, tmp_pa
     open_job(tmp_path)
     config = OmegaConf.merge(CONFIG, {"scale": scale, "llm": {"backend": "replay"}})
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config))
-    Job(tmp_path).finish([Result("accuracy", 0.9)])
-    assert json.loads((tmp_path / "result.json").read_text())["rows"][0]["provenance"] == provenance
+    job = Job(tmp_path)
+    with job.stage("ask") as stage:
+        stage.report(accuracy=0.9)
+    job.finish()
+    assert read(tmp_path)[1]["rows"][0]["provenance"] == provenance
+
+
+def test_until_stops_after_the_named_stage_and_the_next_command_goes_on(tmp_path: Path) -> None:
+    open_job(tmp_path)
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.merge(CONFIG, {"task": {"until": "train"}})))
+    job = Job(tmp_path)
+    with job.stage("features"):
+        pass
+    with pytest.raises(StoppedAfter, match="train"), job.stage("train"):
+        pass
+    job = open_job(tmp_path)
+    with job.stage("features") as features, job.stage("train") as train, job.stage("evaluate") as evaluate:
+        assert [features.needed, train.needed, evaluate.needed] == [False, False, True]
+
+
+# --- rows -----------------------------------------------------------------------------------------------------------
+
+ITEMS = {"a": 1, "b": 2, "c": 3}
+
+
+def test_rows_are_kept_one_by_one_and_only_open_items_are_asked(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def answer(items: Mapping[str, int], keep: Keep, fail_at: str = "") -> None:
+        for name, number in reversed(items.items()):
+            if name == fail_at:
+                raise RuntimeError(name)
+            asked.append(name)
+            keep(name, {"square": number**2})
+
+    with pytest.raises(RuntimeError, match="a"), open_job(tmp_path).stage("ask") as stage:
+        stage.rows("answers.jsonl", ITEMS, lambda items, keep: answer(items, keep, fail_at="a"))
+    file = tmp_path / "stages" / "ask" / "answers.jsonl"
+    with open(file, "a") as torn:
+        torn.write('{"item": "a", "squ')
+    with open_job(tmp_path).stage("ask") as stage:
+        found = stage.rows("answers.jsonl", ITEMS, answer)
+    assert asked == ["c", "b", "a"]
+    assert found == [{"item": name, "square": number**2} for name, number in ITEMS.items()]
+    with open_job(tmp_path).stage("ask") as stage:
+        assert stage.rows("answers.jsonl", ITEMS, answer) == found
+    assert len(asked) == 3
+
+
+def test_a_request_to_stop_is_honoured_between_two_items(tmp_path: Path) -> None:
+    job = open_job(tmp_path)
+
+    def answer(items: Mapping[str, int], keep: Keep) -> None:
+        for name in items:
+            job.stop.signum = signal.SIGTERM
+            keep(name, {})
+
+    with pytest.raises(Interrupted), job.stage("ask") as stage:
+        stage.rows("answers.jsonl", ITEMS, answer)
+    assert (tmp_path / "stages" / "ask" / "answers.jsonl").read_text() == '{"item": "a"}\n'
+
+
+# --- directories ----------------------------------------------------------------------------------------------------
 
 
 def test_privacy_json_is_never_missing(tmp_path: Path) -> None:

@@ -14,14 +14,21 @@ from omegaconf import OmegaConf
 from privlm.errors import UsageError
 from privlm.tracking import Tracker, open_tracker
 
-POINTS = [
-    (10, "train", {"loss": 0.7, "epsilon": 1.5}),
-    (20, "test", {"accuracy": 0.95}),
-    (20, "train", {"loss": math.nan}),
-    (10, "train", {"loss": 0.65}),  # a resumed run takes step 10 again
-    (20, "train", {"loss": 0.5}),
+POINTS: list[tuple[str, int, str, dict[str, int], dict[str, float]]] = [
+    ("train", 10, "train", {}, {"loss": 0.7, "epsilon": 1.5}),
+    ("train", 20, "test", {}, {"accuracy": 0.95}),
+    ("train", 20, "train", {}, {"loss": math.nan}),
+    ("train", 10, "train", {}, {"loss": 0.65}),  # a resumed run takes step 10 again
+    ("train", 20, "train", {}, {"loss": 0.5}),
+    ("rounds", 3, "dev", {"client": 1}, {"accuracy": 0.25}),  # steps of its own, smaller than those before
 ]
-LAST = {("train/loss", 10): 0.65, ("train/epsilon", 10): 1.5, ("test/accuracy", 20): 0.95, ("train/loss", 20): 0.5}
+LAST = {
+    ("train/loss", 10): 0.65,
+    ("train/epsilon", 10): 1.5,
+    ("test/accuracy", 20): 0.95,
+    ("train/loss", 20): 0.5,
+    ("rounds/dev/accuracy/client=1", 3): 0.25,
+}
 
 
 def config_of(name: str) -> Any:
@@ -30,8 +37,8 @@ def config_of(name: str) -> Any:
 
 
 def log_points(tracker: Tracker) -> None:
-    for step, split, values in POINTS:
-        tracker.log(step, split, values)
+    for point in POINTS:
+        tracker.log(*point)
     tracker.close()
 
 
@@ -39,7 +46,7 @@ class Broken:
     def __init__(self) -> None:
         self.calls = 0
 
-    def log(self, step, values):
+    def log(self, stage, step, values):
         self.calls += 1
         raise ConnectionError("no route to host")
 
@@ -113,7 +120,8 @@ def test_wandb_offline_holds_the_values_without_network_or_login(tmp_path, monke
     for record in records:
         if record.WhichOneof("record_type") == "history":
             row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
-            read |= {(name, row["step"]): value for name, value in row.items() if "/" in name}
+            step = next(value for name, value in row.items() if name in ("step", "rounds/step"))
+            read |= {(name, step): value for name, value in row.items() if name.count("/") and name != "rounds/step"}
     assert read == LAST
 
 

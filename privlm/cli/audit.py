@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from privlm import files, identity, launch, rundir
+from privlm import files, launch, processes, rundir
 from privlm.checks import check
 from privlm.cli.arguments import ArgumentParser, add_runs_option, runs_folder
 from privlm.config import PrivacyConfig, defaults
@@ -185,15 +185,14 @@ def _train(config: Any, overrides: Any, *, force: bool) -> RunRecord:
     status = starting.start(composed, force=force, as_json=False, show=False)
     if status != 0:
         sys.exit(status)  # the run has said why
-    directory = identity.run_directory(config, identity.run_hash(config, starting.inputs(config)))
-    return read_run(directory)
+    return read_run(launch.directory_of(config))
 
 
 def _report(run: RunRecord, audited: RunRecord, *, as_json: bool) -> int:
     """Judges `audited`, and writes what it says into the directories of both."""
     from privlm.privacy.audit.verdict import claim_of, judge
 
-    if not launch.is_main():
+    if not processes.is_main():
         return 0
     audit = judge(audited.path / "audit", audited.config["privacy"]["audit"], claim_of(audited.privacy))
     audit |= {"audited_run": audited.name, "is_twin": audited.path != run.path}

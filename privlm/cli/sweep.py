@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from privlm import identity
+from privlm import launch
 from privlm.cli import starting
 from privlm.cli.compose import Composed, compose, expand
 from privlm.cli.run_options import parse
@@ -42,8 +42,8 @@ def main(argv: list[str]) -> int:
         if status in EXIT_INTERRUPTED:
             return status
         first_failure = first_failure or status
-    runs = [store.read_run(path) for path in map(_directory, composed) if (path / "result.json").exists()]
-    finished = [one_run for one_run in runs if one_run.finished]
+    directories = [launch.directory_of(one.config) for one in composed]
+    finished = [run for run in map(store.read_run, filter(_has_result, directories)) if run.finished]
     if finished:
         tables = compare(finished, by_cell=True)
         if arguments.json:
@@ -55,13 +55,13 @@ def main(argv: list[str]) -> int:
     return first_failure
 
 
+def _has_result(directory: Path) -> bool:
+    return (directory / "result.json").exists()
+
+
 def _list(composed: list[Composed]) -> int:
     for one in composed:
-        directory = _directory(one)
+        directory = launch.directory_of(one.config)
         state = store.read_run(directory).state if directory.exists() else "new"
         print(f"{state:<12} {directory}")
     return 0
-
-
-def _directory(composed: Composed) -> Path:
-    return identity.run_directory(composed.config, identity.run_hash(composed.config, starting.inputs(composed.config)))

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from privlm.report.store import Result
+from privlm.results import Result
 
 
 @dataclass(frozen=True)

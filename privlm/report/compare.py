@@ -8,9 +8,10 @@ from typing import Any
 
 from privlm.identity import MENUS
 from privlm.report.card import figure
-from privlm.report.store import Result, RunRecord
+from privlm.report.store import RunRecord
 from privlm.report.table import Table
 from privlm.report.tables import SPREAD_NOTE, mean_and_sd, spread_text
+from privlm.results import Result
 
 NOT_A_DIFFERENCE = ("command", *MENUS)
 """Keys of env.json and config.yaml that may differ and explain nothing."""

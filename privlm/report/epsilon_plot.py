@@ -14,8 +14,9 @@ from typing import Any
 
 from privlm import files
 from privlm.errors import UsageError
-from privlm.report.store import Result, RunRecord
+from privlm.report.store import RunRecord
 from privlm.report.tables import mean_and_sd
+from privlm.results import Result
 
 METRIC = "accuracy"
 SUFFIXES = (".png", ".svg", ".pdf")

@@ -14,7 +14,8 @@ from privlm.report.audit import audit_section
 from privlm.report.card import READING_COLUMNS, Card, figure, number, privacy_card, rounded_up
 from privlm.report.compare import flatten
 from privlm.report.plots import plots_of, svg
-from privlm.report.store import Result, RunRecord, read_run
+from privlm.report.store import RunRecord, read_run
+from privlm.results import Result
 
 TEMPLATES = Path(__file__).parent / "templates"
 REPORT = "report.html"

@@ -20,27 +20,17 @@ from typing import Any
 from privlm import files
 from privlm.errors import UsageError
 from privlm.masking import mask_secrets
+from privlm.results import Result
 
 SCHEMA = 1
 """Newest schema of status.json and result.json that is understood here."""
 
 RUN_MARKERS = frozenset({"status.json", "result.json"})
+METRIC_FIELDS = frozenset({"stage", "step", "split", "name", "value", "time"})
+"""Of a line of metrics.jsonl; what else it holds labels its series."""
+
 SILENT_AFTER = 300.0
 """Seconds without a heartbeat after which a running run is called silent."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """One row of result.json. `unit` is the run's own; ci_low and ci_high bound the interval where there is one."""
-
-    metric: str
-    value: float
-    unit: str
-    n: int | None
-    ci_low: float | None
-    ci_high: float | None
-    split: str | None
-    provenance: str
 
 
 @dataclass(frozen=True)
@@ -109,10 +99,10 @@ class RunRecord:
     @cached_property
     def results(self) -> list[Result]:
         """The rows of result.json, and `audit_epsilon`, the lower bound that an audit of the run has found."""
-        rows = [_result(row) for row in self.result["rows"]] if self.result else []
+        rows = [Result.from_json(row) for row in self.result["rows"]] if self.result else []
         if rows and self.audit:
             bound = float(self.audit["epsilon_lower_bound"])
-            rows.append(Result("audit_epsilon", bound, "epsilon", None, None, None, None, "measured"))
+            rows.append(Result("audit_epsilon", bound, "epsilon"))
         return rows
 
     @property
@@ -169,7 +159,7 @@ class RunRecord:
             return []
         points: dict[tuple[Any, ...], Metric] = {}
         for row in rows:
-            series = tuple((key, row[key]) for key in ("client", "round", "domain") if key in row)
+            series = tuple((key, label) for key, label in row.items() if key not in METRIC_FIELDS)
             point = Metric(row["stage"], row["step"], row["split"], row["name"], float(row["value"]), series)
             points[point.stage, point.step, point.split, point.name, series] = point
         return list(points.values())
@@ -270,20 +260,6 @@ def _is_alive(pid: int) -> bool:
     except PermissionError:  # somebody else's process, so there is one
         return True
     return True
-
-
-def _result(row: dict[str, Any]) -> Result:
-    low, high = row.get("ci_low"), row.get("ci_high")
-    return Result(
-        metric=row["metric"],
-        value=float(row["value"]),
-        unit=row.get("unit") or "",
-        n=row.get("n"),
-        ci_low=None if low is None else float(low),
-        ci_high=None if high is None else float(high),
-        split=row.get("split"),
-        provenance=row["provenance"],
-    )
 
 
 def _read_json(path: Path, problems: list[str]) -> dict[str, Any] | None:

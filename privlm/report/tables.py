@@ -17,9 +17,10 @@ from typing import Any
 from privlm.errors import UsageError
 from privlm.identity import NEVER, ONLY_RUN
 from privlm.report.claims import in_words, judge
-from privlm.report.store import Result, RunRecord, Store, nearest
+from privlm.report.store import RunRecord, Store, nearest
 from privlm.report.table import Table
 from privlm.report.table_file import Cell, Column, TableFile
+from privlm.results import Result
 
 Resolve = Callable[[list[str]], str]
 """Overrides -> the cell hash of the configuration that they give."""

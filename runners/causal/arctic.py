@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 
 from privlm.errors import UsageError
-from privlm.job import Result
+from privlm.results import Result
 
 from . import estimates, graphs
 from .answers import ARCTIC

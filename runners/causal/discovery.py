@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from privlm.job import Result
+from privlm.results import Result
 
 from . import graphs
 from .arctic import graph_rows

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from privlm import files
-
 from . import graphs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RIGHT, WRONG, MISSED = "#0b7a4b", "#b3261e", "#9aa4b2"
 
 
-def draw(path: Path, title: str, names: Sequence[str], truth: graphs.Adjacency, predicted: graphs.Adjacency) -> None:
-    """Writes a PNG: edges that are right, wrong, and (dashed) missed, on a circle of nodes."""
+def draw(title: str, names: Sequence[str], truth: graphs.Adjacency, predicted: graphs.Adjacency) -> Figure:
+    """Edges that are right, wrong, and (dashed) missed, on a circle of nodes."""
     import networkx as nx
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -45,5 +45,4 @@ def draw(path: Path, title: str, names: Sequence[str], truth: graphs.Adjacency, 
     axes.legend(handles=legend, loc="upper left", frameon=False, ncols=3, bbox_to_anchor=(0, 1.02))
     axes.set_title(title, loc="left", pad=24)
     axes.set_axis_off()
-    path.parent.mkdir(exist_ok=True)
-    files.write_file(path, lambda temporary: figure.savefig(temporary, format="png", metadata={"Software": None}))
+    return figure

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from privlm.job import Result
 from privlm.metrics.classification import Estimate
+from privlm.results import Result
 
 from . import estimates
 from .items import Item, Question, Suite

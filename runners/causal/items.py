@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from privlm.job import Result
+    from privlm.results import Result
 
     from .answers import AnswerFormat
     from .grading import Grading

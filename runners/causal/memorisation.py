@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from privlm.job import Result
+from privlm.results import Result
 
 from . import estimates
 from .answers import LAST_TAG, AnswerFormat

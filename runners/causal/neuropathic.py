@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from privlm.errors import UsageError
-from privlm.job import Result
+from privlm.results import Result
 
 from . import estimates
 from .answers import NEUROPATHIC, YES_ANYWHERE

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from privlm.errors import UsageError
-from privlm.job import Result
+from privlm.results import Result
 
 from .answers import TAGGED_NORMALITY
 from .grading import Grading, accuracy

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from privlm.errors import UsageError
-from privlm.job import Result
+from privlm.results import Result
 
 from . import estimates
 from .grading import row

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from privlm.job import Result
+from privlm.results import Result
 
 from . import estimates, tuebingen
 from .grading import Grading, asked, row

@@ -12,13 +12,13 @@ from typing import Any
 
 from privlm import files
 from privlm.config import Config
-from privlm.job import Job, Result
+from privlm.job import Job, Stage
 from privlm.llm.client import LanguageModel
 from privlm.llm.opening import open_llm
 from privlm.llm.program import Trace
 from privlm.llm.program.trace import TRACE_FILE
 
-from . import arctic, discovery, drawing, graphs, neuropathic, numeric
+from . import arctic, discovery, drawing, neuropathic, numeric
 from .asking import Asked, Interview, Manner, consult
 from .config import suite_names
 from .grading import Grading, Reply, Settings
@@ -29,65 +29,68 @@ from .suites import load_all
 ANSWERS = "answers.jsonl"
 """One line an answer: item, status, what both parsers read, the truth. No text of prompts or answers."""
 
-PICTURES = "pictures"
-"""PNG files that the page of the run shows."""
-
 
 def run(config: Config, job: Job) -> None:
     task = config.task
     sources = Sources(config.data.path)
     suites = load_all(sources, task, config.seed)
-    results: list[Result] = []
-    notes = [f"{Settings(task.parser, task.credit)}; *_upstream: both as the released scorer has them"]
+    job.note(f"{Settings(task.parser, task.credit)}; *_upstream: both as the released scorer has them")
     gradings: list[Grading] = []
-    num_done, exhausted = 0, False
+    exhausted = False
     if suites:
         with open_llm(config.llm, job) as model:
             model.require("generate", by="task=causal")
+            num_items, num_done = sum(len(suite.items) for suite in suites), 0
             for suite in suites:
-                asked, grading = _ask(config, job, suite, model)
-                gradings.append(grading)
-                notes += _notes(suite, asked, task)
-                num_done += asked.num_done
-                if exhausted := asked.exhausted is not None:
+                with job.stage(suite.name) as stage:
+                    asked = _ask(config, job, suite, model)
+                    gradings.append(Grading(suite, asked.replies, asked.swapped, Settings(task.parser, task.credit)))
+                    _report(stage, sources, gradings[-1])
+                    num_done += asked.num_done
+                    if exhausted := asked.exhausted is not None:
+                        stage.stop("budget_exhausted", num_done, num_items)
+                job.note(*_notes(suite, asked, task))
+                if exhausted:
                     break
-    for grading in gradings:
-        if grading.replies:
-            rows = grading.suite.results(grading)
-            _log(job, rows, len(grading.replies))
-            results += rows
-            _draw(job, sources, grading)
     _write_answers(job, gradings)
     if exhausted:
-        items = num_done, sum(len(suite.items) for suite in suites)
-        job.finish(results, status="budget_exhausted", notes=notes, items=items)
         return
     if task.discovery.num_nodes:
-        rows, remarks = _discover(config, job, sources, gradings)
-        results, notes = results + rows, notes + remarks
+        _discover(config, job, sources, gradings)
     if "numeric" in suite_names(task):
-        results += _numeric(config, job, sources)
-    job.finish(results, notes=notes)
+        _numeric(config, job, sources)
 
 
-def _ask(config: Config, job: Job, suite: Suite, model: LanguageModel) -> tuple[Asked, Grading]:
+def _ask(config: Config, job: Job, suite: Suite, model: LanguageModel) -> Asked:
     task = config.task
-    with job.stage(suite.name):
-        if suite.name == "tuebingen" and task.prompting == "program":
-            trace = Trace(job.directory / TRACE_FILE, run=job.run_hash[:8], texts=config.llm.trace == "full")
-            with job.progress(suite.name, len(suite.items) * (2 if task.swap_options else 1)) as tick:
-                asked = consult(suite, model, trace, swap=task.swap_options, tick=tick)
-        else:
-            interview = Interview(suite, model, Manner(task.chat, task.n_samples, task.swap_options, config.seed))
-            with job.progress(suite.name, interview.num_calls) as tick:
-                asked = interview.run(tick)
-    return asked, Grading(suite, asked.replies, asked.swapped, Settings(task.parser, task.credit))
+    if suite.name == "tuebingen" and task.prompting == "program":
+        trace = Trace(job.directory / TRACE_FILE, run=job.run_hash[:8], texts=config.llm.trace == "full")
+        with job.progress(suite.name, len(suite.items) * (2 if task.swap_options else 1)) as tick:
+            return consult(suite, model, trace, swap=task.swap_options, tick=tick)
+    interview = Interview(suite, model, Manner(task.chat, task.n_samples, task.swap_options, config.seed))
+    with job.progress(suite.name, interview.num_calls) as tick:
+        return interview.run(tick)
 
 
-def _discover(config: Config, job: Job, sources: Sources, gradings: list[Grading]) -> tuple[list[Result], list[str]]:
+def _report(stage: Stage, sources: Sources, grading: Grading) -> None:
+    """The rows of a suite; the first figure of each split is logged, too."""
+    if not grading.replies:
+        return
+    rows = grading.suite.results(grading)
+    stage.report(*rows)
+    for row in {row.split: row for row in reversed(rows) if row.split}.values():
+        values: dict[str, Any] = {row.metric: row.value}
+        stage.log(len(grading.replies), row.split or "", **values)
+    if grading.suite.name == "arctic":
+        truth = arctic.read_truth(sources)
+        found = arctic.predicted(grading, None, len(truth.names))
+        stage.picture("arctic", drawing.draw("arctic", truth.names, truth.graph, found))
+
+
+def _discover(config: Config, job: Job, sources: Sources, gradings: list[Grading]) -> None:
     settings = config.task.discovery
     (grading,) = (grading for grading in gradings if grading.suite.name == "neuropathic_pair")
-    with job.stage("discovery"):
+    with job.stage("discovery") as stage:
         found = discovery.discover(
             neuropathic.read_links(sources),
             grading,
@@ -96,33 +99,31 @@ def _discover(config: Config, job: Job, sources: Sources, gradings: list[Grading
             alpha=settings.alpha,
             seed=config.seed,
         )
+        stage.report(*found.results)
         for name, graph in found.graphs.items():
-            _picture(job, f"discovery_{name}", found.names, found.truth, graph)
-    return found.results, [found.note]
+            stage.picture(f"discovery_{name}", drawing.draw(f"discovery {name}", found.names, found.truth, graph))
+    job.note(found.note)
 
 
-def _numeric(config: Config, job: Job, sources: Sources) -> list[Result]:
+def _numeric(config: Config, job: Job, sources: Sources) -> None:
     settings = config.task.numeric
     methods = list(settings.methods)
     pairs = numeric.read_pairs(sources, config.seed)
     with (
-        job.stage("numeric"),
+        job.stage("numeric") as stage,
         job.progress("numeric pairs", len(methods) * len(pairs), interruptible=True) as tick,
     ):
-        return numeric.results(
-            pairs, methods, seed=config.seed, max_points=settings.max_points, seconds=settings.seconds, tick=tick
-        )
-
-
-def _draw(job: Job, sources: Sources, grading: Grading) -> None:
-    if grading.suite.name == "arctic":
-        truth = arctic.read_truth(sources)
-        _picture(job, "arctic", truth.names, truth.graph, arctic.predicted(grading, None, len(truth.names)))
-
-
-def _picture(job: Job, name: str, names: list[str], truth: graphs.Adjacency, graph: graphs.Adjacency) -> None:
-    if job.is_main:
-        drawing.draw(job.directory / PICTURES / f"{name}.png", name.replace("_", " "), names, truth, graph)
+        if stage.needed:
+            stage.report(
+                *numeric.results(
+                    pairs,
+                    methods,
+                    seed=config.seed,
+                    max_points=settings.max_points,
+                    seconds=settings.seconds,
+                    tick=tick,
+                )
+            )
 
 
 def _notes(suite: Suite, asked: Asked, task: Any) -> list[str]:
@@ -132,13 +133,6 @@ def _notes(suite: Suite, asked: Asked, task: Any) -> list[str]:
     if suite.system is not None and not task.chat:
         notes.append(f"{suite.name}: its system message was left out (task.chat=false)")
     return notes
-
-
-def _log(job: Job, rows: list[Result], num_answers: int) -> None:
-    """The first figure of each split."""
-    for row in {row.split: row for row in reversed(rows) if row.split}.values():
-        values: dict[str, Any] = {row.metric: row.value}
-        job.log(num_answers, row.split or "", **values)
 
 
 def _write_answers(job: Job, gradings: list[Grading]) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from privlm.errors import UsageError
-from privlm.job import Result
+from privlm.results import Result
 
 from . import estimates
 from .answers import ONE_WORD, TWO_OPTIONS

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from privlm.errors import UsageError
-from privlm.job import Result
+from privlm.results import Result
 
 from .answers import TAGGED_YES_NO
 from .grading import Grading, accuracy

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from privlm.config import Config
@@ -29,10 +28,6 @@ class Part:
     program: Program
     items: dict[str, tuple[Any, ...]]
     gold: dict[str, str] | None
-
-    def path(self, directory: Path) -> Path:
-        """Where the results of the items are kept, a line each."""
-        return directory / "results" / f"{self.name}.jsonl"
 
 
 def make_parts(config: Config, data: Dataset, *, has_logprobs: bool) -> list[Part]:

@@ -11,20 +11,20 @@ record, so a run that is killed makes exactly the calls that it has not made.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from privlm import files
 from privlm.config import Config
 from privlm.errors import BudgetExhausted, ServiceError
-from privlm.job import Job, Result
+from privlm.job import Job, Keep
 from privlm.llm.client import LanguageModel
 from privlm.llm.opening import open_llm
 from privlm.llm.program import ItemResult, Trace, run_programs
 from privlm.llm.program.trace import TRACE_FILE
 from privlm.metrics.classification import Estimate, accuracy, majority_class
+from privlm.results import Result
 
 from .config import TREE_ROWS, scoring_parts
 from .parts import Part, make_parts
@@ -44,75 +44,74 @@ def run(config: Config, job: Job) -> None:
         parts = make_parts(config, data, has_logprobs="logprobs" in model.capabilities)
         job.say(_sizes(config, len(data.questions)))
         trace = Trace(job.directory / TRACE_FILE, run=job.run_hash[:8], texts=config.llm.trace == "full")
-        status = "done"
-        try:
-            for number, part in enumerate(parts, start=1):
-                with job.stage(part.name) as stage:
-                    if stage.needed:
-                        _work(part, f"{part.name} ({number}/{len(parts)})", job, model, trace, config)
-                        stage.output(part.path(job.directory))
-        except BudgetExhausted:
-            status = "budget_exhausted"
-    lines = {part.name: files.read_json_lines(part.path(job.directory)) for part in parts}
-    results, notes = [], []
-    for part in parts:
-        if lines[part.name]:
-            found, note = _measure(part, lines[part.name], config)
-            results += found
-            notes.append(note)
+        num_items, num_done = sum(len(part.items) for part in parts), 0
+        for part in parts:
+            with job.stage(part.name) as stage:
+                asking = Asking(part, model, trace, config)
+                lines = stage.rows(f"{part.name}.jsonl", part.items, asking, interruptible=False)
+                num_done += len(lines)
+                if lines:
+                    results, note = _measure(part, lines, config)
+                    stage.report(*results)
+                    job.note(note)
+                if asking.exhausted:
+                    stage.stop("budget_exhausted", num_done, num_items)
+                    break
     if data.num_cut:
-        notes.append(f"{data.num_cut:,} paragraphs cut to {config.data.max_paragraph_chars} characters")
-    done = sum(map(len, lines.values())), sum(len(part.items) for part in parts)
-    job.finish(results, status=status, notes=notes, items=done)
+        job.note(f"{data.num_cut:,} paragraphs cut to {config.data.max_paragraph_chars} characters")
 
 
-def _work(part: Part, title: str, job: Job, model: LanguageModel, trace: Trace, config: Config) -> None:
-    """Asks the items that an earlier try has not finished, and keeps each result as it comes.
+class Asking:
+    """Asks the items of a part that no earlier try has finished, and keeps each result as it comes.
 
-    Raises ServiceError when items got no answer; the others are kept.
+    exhausted: whether a budget of the run has ended it.
     """
-    path = part.path(job.directory)
-    path.parent.mkdir(exist_ok=True)
-    files.cut_torn_line(path)
-    done = {line["item"] for line in files.read_json_lines(path)}
-    open_items = {f"{part.name}/{item}": given for item, given in part.items.items() if item not in done}
-    failed: list[str] = []
-    before = time.monotonic()
 
-    with job.progress(title, len(part.items), start=len(done)) as tick:
+    def __init__(self, part: Part, model: LanguageModel, trace: Trace, config: Config) -> None:
+        self.part = part
+        self.model = model
+        self.trace = trace
+        self.budget = config.task.budget
+        self.exhausted = False
 
-        def keep(name: str, result: ItemResult) -> None:
+    def __call__(self, open_items: Mapping[str, tuple[Any, ...]], keep: Keep) -> None:
+        """Raises ServiceError when items got no answer; the others are kept."""
+        failed: list[str] = []
+        before = time.monotonic()
+
+        def on_done(name: str, result: ItemResult) -> None:
             nonlocal before
             if result.status == "failed":
                 failed.append(result.error or "")
                 return
-            item = name.partition("/")[2]
             now = time.monotonic()
-            files.append_durably(path, [_line(item, result, now - before)])
+            keep(name.partition("/")[2], _line(result, now - before))
             before = now
-            job.beat()
 
-        run_programs(
-            part.program,
-            open_items,
-            model,
-            on_done=keep,
-            trace=trace,
-            budget=config.task.budget,
-            width=ITEMS_AT_ONCE,
-            tick=lambda ended: tick(len(done) + ended),
-        )
-    if failed:
-        raise ServiceError(
-            f"{part.name}: {len(failed)} of {len(part.items)} items got no answer ({failed[0]}); the others are kept, "
-            "the same command asks these again"
-        )
+        named = {f"{self.part.name}/{item}": given for item, given in open_items.items()}
+        try:
+            run_programs(
+                self.part.program,
+                named,
+                self.model,
+                on_done=on_done,
+                trace=self.trace,
+                budget=self.budget,
+                width=ITEMS_AT_ONCE,
+            )
+        except BudgetExhausted:
+            self.exhausted = True
+        if failed:
+            raise ServiceError(
+                f"{self.part.name}: {len(failed)} of {len(self.part.items)} items got no answer ({failed[0]}); the "
+                "others are kept, the same command asks these again"
+            )
 
 
-def _line(item: str, result: ItemResult, seconds: float) -> dict[str, Any]:
+def _line(result: ItemResult, seconds: float) -> dict[str, Any]:
     """seconds: since the item that finished before; their sum is the wall time of the part, over all tries."""
     costs = {"calls": result.calls, "tokens": result.tokens, "cached": result.cached, "seconds": seconds}
-    return {"item": item, "status": result.status} | (result.value or {"answer": None}) | costs
+    return {"status": result.status} | (result.value or {"answer": None}) | costs
 
 
 def _measure(part: Part, lines: list[dict[str, Any]], config: Config) -> tuple[list[Result], str]:

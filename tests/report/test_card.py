@@ -1,7 +1,7 @@
 import pytest
 
 from privlm.report.card import figure, rounded_up
-from privlm.report.store import Result
+from privlm.results import Result
 
 pytestmark = pytest.mark.torch_free
 

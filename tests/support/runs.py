@@ -52,7 +52,7 @@ def outcome(directory: Path) -> dict[str, Any]:
     """What a resumed run must share with the uninterrupted one: weights, metrics, privacy, results."""
     weights = {
         str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted((directory / "model").rglob("*.safetensors"))
+        for path in sorted((directory / "stages").rglob("model/**/*.safetensors"))
     }
     assert weights
     metrics = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]

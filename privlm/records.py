@@ -1,0 +1,102 @@
+"""What a run keeps of itself while it works: status.json, metrics.jsonl and small JSON files, or the same in memory."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from privlm import files
+
+HEARTBEAT_SECONDS = 10.0
+
+
+class Records:
+    """The state and the metrics of one run.
+
+    directory: of the run; None keeps everything in memory.
+    writes: False in the processes that are not the main one: they see the state as it was when they started.
+    """
+
+    def __init__(self, directory: Path | None, *, writes: bool = True) -> None:
+        self.directory = directory
+        self.writes = writes
+        self.status: dict[str, Any] = {"stages": {}}
+        self._in_memory: dict[str, Any] = {}
+        self._metrics: list[dict[str, Any]] = []  # in memory only
+        self._started, self._cpu_started = time.monotonic(), time.process_time()
+        self._heartbeat = 0.0
+        if directory is not None:
+            self.status = files.read_json(directory / "status.json")
+            if writes:
+                files.cut_torn_line(directory / "metrics.jsonl")
+
+    # --- status -----------------------------------------------------------------------------------------------------
+
+    def update(self, **changes: Any) -> None:
+        self.status.update(changes, heartbeat=time.time())
+        if self.writes and self.directory is not None:
+            files.write_json(self.directory / "status.json", self.status)
+
+    def beat(self) -> None:
+        """Shows that the run is alive, at most every few seconds (a monotonic clock: the wall clock may jump)."""
+        if time.monotonic() - self._heartbeat > HEARTBEAT_SECONDS:
+            self._heartbeat = time.monotonic()
+            self.update()
+
+    def used(self) -> dict[str, float]:
+        """Seconds of this try and the earlier ones, by the clock and of the processor."""
+        return {
+            "seconds": self.status.get("seconds", 0.0) + time.monotonic() - self._started,
+            "cpu_seconds": self.status.get("cpu_seconds", 0.0) + time.process_time() - self._cpu_started,
+        }
+
+    def stage(self, name: str) -> dict[str, Any] | None:
+        return self.status["stages"].get(name)
+
+    def set_stage(self, name: str, record: dict[str, Any]) -> None:
+        self.status["stages"][name] = record
+        self.update()
+
+    def stages_after(self, name: str) -> list[str]:
+        """The stages that were first opened after `name`."""
+        names = list(self.status["stages"])
+        return names[names.index(name) + 1 :] if name in names else []
+
+    def forget_stages(self, names: Sequence[str]) -> None:
+        for name in names:
+            del self.status["stages"][name]
+        self.update()
+
+    # --- metrics ----------------------------------------------------------------------------------------------------
+
+    def append_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        if self.directory is None:
+            self._metrics += map(dict, rows)
+        elif self.writes:
+            files.append_json_lines(self.directory / "metrics.jsonl", [dict(row) for row in rows])
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return self._metrics if self.directory is None else files.read_json_lines(self.directory / "metrics.jsonl")
+
+    def drop_metrics(self, stage: str, after: int) -> None:
+        """Drops the metrics of `stage` after a step, and a line that a kill has cut short."""
+        kept = [row for row in self.metrics() if row["stage"] != stage or row["step"] <= after]
+        if self.directory is None:
+            self._metrics = kept
+        elif self.writes and (self.directory / "metrics.jsonl").exists():
+            text = "".join(json.dumps(files.finite(row)) + "\n" for row in kept)
+            files.write_text(self.directory / "metrics.jsonl", text)
+
+    # --- other files ------------------------------------------------------------------------------------------------
+
+    def write_json(self, name: str, value: Any) -> None:
+        if self.directory is None:
+            self._in_memory[name] = value
+        elif self.writes:
+            files.write_json(self.directory / name, value)
+
+    def read_json(self, name: str) -> Any:
+        return self._in_memory.get(name) if self.directory is None else files.read_json(self.directory / name)
