@@ -1,8 +1,8 @@
 """Finds the tasks: the folders of privlm.runners, and outside packages by the entry-point group `privlm.tasks`.
 
-A task is a package with `config.py` (a dataclass `Task`, optional `SCHEMAS` and `check(config) -> list[str]`; imports
-nothing heavy) and `run.py` (`run(config, job)`). An outside package may also hold a folder `configs` beside them. This
-module is the only road from privlm/ to a runner.
+A task is a package with `config.py` (a dataclass `Task`, optional `SCHEMAS` of its groups; imports nothing heavy) and
+`run.py` (`run(config, job)`). An outside package may also hold a folder `configs` beside them. This module is the only
+road from privlm/ to a runner.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from privlm.config import configs_dir
 from privlm.errors import UsageError
+from privlm.schema import configs_dir
 
 ENTRY_POINT_GROUP = "privlm.tasks"
 
@@ -44,11 +44,6 @@ class TaskEntry:
 
     def config_module(self) -> ModuleType:
         return importlib.import_module(f"{self.package}.config")
-
-    def check(self, config: Any) -> list[str]:
-        """The task's own problems with a composed configuration (see privlm.config.check)."""
-        function: Callable[[Any], list[str]] | None = getattr(self.config_module(), "check", None)
-        return function(config) if function else []
 
     def inputs(self, config: Any) -> dict[str, str]:
         """Fingerprints of what the run reads: name -> digest. Raises UsageError for what is not at hand."""

@@ -5,15 +5,27 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 
 from privlm.errors import UsageError
 from privlm.masking import mask_secrets
+from privlm.schema import setting
 
 logger = logging.getLogger("privlm")
+
+
+@dataclass
+class TrackerConfig:
+    """Where metrics are repeated, beside metrics.jsonl (configs/tracker)."""
+
+    name: str = setting(options=("none", "wandb", "tensorboard"))
+    project: str = MISSING
+    mode: str = setting(options=("offline", "online", "disabled"))
+    media: bool = MISSING
 
 
 PLAIN_STAGE = "train"

@@ -10,8 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from privlm.adapters.estimate import ParameterCount
+from privlm.adapters.schema import AdapterConfig
 from privlm.adapters.targets import lora_targets, rgp_targets
-from privlm.config import AdapterConfig
 from privlm.errors import UsageError
 from privlm.models.encoder import EncoderClassifier
 from privlm.privacy.rgp import ReparametrizedLinear

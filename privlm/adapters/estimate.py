@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from privlm.adapters.schema import AdapterConfig
 from privlm.adapters.targets import lora_targets, rgp_targets
-from privlm.config import AdapterConfig, ModelConfig
 from privlm.models.architecture import BERT_FAMILY, num_encoder_parameters, read_architecture, weight_shapes
 from privlm.models.files import ModelFiles
+from privlm.models.schema import ModelConfig
 
 
 class ParameterCount(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from privlm.config import AdapterConfig
+from privlm.adapters.schema import AdapterConfig
 from privlm.errors import UsageError
 
 PRESETS = {

@@ -12,15 +12,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from privlm import files, launch, processes, rundir
-from privlm.checks import check
 from privlm.cli.arguments import ArgumentParser, add_runs_option, runs_folder
-from privlm.config import PrivacyConfig, defaults
 from privlm.errors import UsageError
+from privlm.privacy.schema import AuditConfig, PrivacyConfig
 from privlm.report.audit import facts, lira_table
 from privlm.report.page import write_report
 from privlm.report.render import console, print_table, to_json
 from privlm.report.store import RunRecord, find_run, read_run
 from privlm.report.table import Table
+from privlm.schema import defaults, problems
 
 EPILOG = """\
 forms:
@@ -167,9 +167,10 @@ def _twin(run: RunRecord, kind: str, num_canaries: int | None, seed: int) -> Run
         "guesses_out": number // 10,
         "seed": seed,
     }
+    settings = OmegaConf.merge(OmegaConf.structured(AuditConfig), audit)
+    if found := problems(settings, config, "privacy.audit."):
+        raise UsageError("\n".join(found))
     config = OmegaConf.merge(config, {"runs": str(run.path.parent.parent), "privacy": {"audit": audit}})
-    if problems := check(config):
-        raise UsageError("\n".join(problems))
     print(f"{run.name} holds no canaries: its audited twin has {number} ({kind}, coins {seed})", file=sys.stderr)
     overrides = [*run.overrides, *(f"privacy.audit.{key}={value}" for key, value in audit.items())]
     return _train(config, overrides, force=False)

@@ -26,13 +26,13 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from privlm import checks, identity, registry
 from privlm import config as core
+from privlm import identity, registry
 from privlm.cli.explain import explain, no_key
-from privlm.config import configs_dir
 from privlm.errors import UsageError
+from privlm.schema import configs_dir, options_of
 
-GROUPS = ("scale", "task", "model", "data", "adapter", "llm", "privacy", "trainer", "tracker")
+GROUPS = ("scale", "task", "model", "data", "adapter", "llm", "federated", "privacy", "trainer", "tracker")
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,13 @@ def compose(words: Words) -> Composed:
         complete = words.with_overrides([*words.overrides, *_recipe(first, words.overrides)])
         config = _compose(complete)
         chosen_by = _chosen_by(words.overrides, before=first, after=config)
-    config = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("hydra", "recipe")])
-    _refuse_extra_keys(config, core.Config)
+    config = _with_schema(config)
     try:
         _require_values(config)
         OmegaConf.resolve(config)
     except OmegaConfBaseException as error:  # an interpolation of something that is not there
         raise UsageError(explain(error, complete.overrides, _composed_without(complete))) from error
-    problems = checks.check(config) + task_entry(config).check(config)
+    problems = core.check(config)
     if problems:
         head = "the configuration has a problem:" if len(problems) == 1 else "the configuration has problems:"
         raise UsageError("\n".join([head, *(f"  {problem}" for problem in problems)]))
@@ -116,11 +115,21 @@ def options(group: str, config_dirs: Sequence[Path] = ()) -> list[str]:
         return list(GlobalHydra.instance().config_loader().get_group_options(group))
 
 
-def task_entry(config: DictConfig) -> registry.TaskEntry:
-    entry = registry.tasks().get(config.task.name)
-    if entry is None:
-        raise UsageError(f"task.name={config.task.name} has no runner; the tasks are {', '.join(registry.tasks())}")
-    return entry
+def field_options(key: str) -> list[str]:
+    """The names that the field GROUP.KEY takes, in whatever schema the group may have; none for other fields."""
+    group, *path = key.split(".")
+    found = [option for schema in schemas().get(group, {}).values() for option in options_of(schema, path)]
+    return sorted(set(found))
+
+
+def schemas() -> dict[str, dict[str, type]]:
+    """Group -> name -> schema, of the core, of the tasks and of what they add to any group."""
+    found = {group: dict(by_name) for group, by_name in core.SCHEMAS.items()}
+    for task in registry.tasks().values():
+        module = task.config_module()
+        for group, by_name in [("task", {task.name: module.Task}), *getattr(module, "SCHEMAS", {}).items()]:
+            found.setdefault(group, {}).update(by_name)
+    return found
 
 
 # --- what Hydra has to know -----------------------------------------------------------------------------------------
@@ -147,14 +156,9 @@ def prepare(config_dirs: Sequence[Path] = ()) -> None:
     UserConfigs.folders = tuple(registry.user_config_dirs(config_dirs))
     Plugins.instance().register(UserConfigs)
     store = ConfigStore.instance()
-    families = [core.SCHEMAS]
-    for task in registry.tasks().values():
-        module = task.config_module()
-        families += [{"task": {task.name: module.Task}}, getattr(module, "SCHEMAS", {})]
-    for family in families:
-        for group, by_name in family.items():
-            for name, schema in by_name.items():
-                store.store(group=f"schema/{group}", name=name, node=schema)
+    for group, by_name in schemas().items():
+        for name, schema in by_name.items():
+            store.store(group=f"schema/{group}", name=name, node=schema)
 
 
 @contextlib.contextmanager
@@ -224,6 +228,18 @@ def _chosen_by(overrides: Sequence[str], *, before: DictConfig, after: DictConfi
 def _require_task(overrides: Sequence[str]) -> None:
     if not any(word.startswith("task=") for word in overrides):
         raise UsageError(f"which task? Add task=NAME; the tasks are {', '.join(registry.tasks())}")
+
+
+def _with_schema(config: DictConfig) -> DictConfig:
+    """The configuration without what is Hydra's, and with the schema of the whole, which Hydra's merging loses.
+
+    Raises UsageError for a key that no schema has.
+    """
+    ours = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("hydra", "recipe")])
+    _refuse_extra_keys(ours, core.Config)
+    whole = OmegaConf.merge(OmegaConf.structured(core.Config), ours)
+    assert isinstance(whole, DictConfig)
+    return whole
 
 
 def _require_values(config: DictConfig) -> None:

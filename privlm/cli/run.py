@@ -37,7 +37,7 @@ def _hydra(arguments: argparse.Namespace, words: Words) -> None:
     import hydra
 
     from privlm.cli.compose import prepare, with_recipe
-    from privlm.config import configs_dir
+    from privlm.schema import configs_dir
 
     words = with_recipe(words) if not arguments.hydra_help else words
     prepare(words.config_dirs)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from privlm import hub
-from privlm.config import DataConfig
+from privlm.data.schema import DataConfig
 from privlm.errors import UsageError
 
 EMBEDDED_SMS = Path(__file__).parent / "embedded" / "sms_spam" / "SMSSpamCollection"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from privlm.config import DataConfig
 from privlm.data.files import DataFiles, locate
 from privlm.data.readers import read_rows
+from privlm.data.schema import DataConfig
 from privlm.errors import UsageError
 
 SMS_FIELDS = ("label", "text")

@@ -61,7 +61,7 @@ class Budget:
 
     @classmethod
     def of(cls, limits: Any, *, spent: Spent = Spent()) -> Budget:
-        """The budget of a configuration (privlm.config.LLMBudget)."""
+        """The budget of a configuration (privlm.llm.schema.LLMBudget)."""
         return cls(**{limit: getattr(limits, limit) for limit in LIMITS}, spent=spent)
 
     def exceeded(self, reserved: Spent) -> BudgetExhausted | None:

@@ -51,7 +51,7 @@ def api_key(config: Any) -> str:
 
 
 class Connection:
-    """For many threads. config: privlm.config.EndpointLLMConfig."""
+    """For many threads. config: privlm.llm.schema.EndpointLLMConfig."""
 
     def __init__(self, config: Any) -> None:
         self.url = config.base_url.rstrip("/")

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from privlm.checks import require_packages
 from privlm.errors import UsageError
 from privlm.llm import tokens
 from privlm.llm.budget import Budget, Spent
 from privlm.llm.client import LanguageModel
 from privlm.llm.record import FILE_NAME, CallRecord
 from privlm.llm.types import Backend
+from privlm.schema import require_packages
 
 
 class Run(Protocol):

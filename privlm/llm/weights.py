@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from privlm.config import LocalLLMConfig
 from privlm.errors import UsageError
 from privlm.files import sha256_file
+from privlm.llm.schema import LocalLLMConfig
 from privlm.models.files import ModelFiles, locate_model
 
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from privlm.config import ModelConfig
 from privlm.errors import UsageError
 from privlm.models.files import ModelFiles
+from privlm.models.schema import ModelConfig
 from privlm.models.wordpiece import word_pieces
 
 ROBERTA_LIKE = ("roberta", "xlm-roberta")  # these count positions from pad_token_id + 1

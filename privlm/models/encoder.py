@@ -21,11 +21,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from privlm.config import ModelConfig
 from privlm.errors import UsageError
 from privlm.models.architecture import max_tokens, read_architecture
 from privlm.models.files import ModelFiles, download_weights, require_files
 from privlm.models.loading import quiet, readable
+from privlm.models.schema import ModelConfig
 from privlm.models.wordpiece import word_piece_tokenizer
 
 INITIAL_STD = 0.02  # of head weights, as BERT's initializer_range

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 from privlm import hub
-from privlm.config import LocalLLMConfig, ModelConfig
 from privlm.errors import UsageError
 from privlm.files import sha256_file
+from privlm.models.schema import Weights
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -44,7 +44,7 @@ class ModelFiles:
     gguf_file: str | None = None
 
 
-def locate_model(config: ModelConfig | LocalLLMConfig, group: Literal["model", "llm"] = "model") -> ModelFiles:
+def locate_model(config: Weights, group: Literal["model", "llm"] = "model") -> ModelFiles:
     """Finds the weights of `config`: its path, else random, else the installed package, else the hub or its cache.
 
     Imports no torch. Answers within about two seconds, and a second more for each gigabyte of a path, which is hashed.
@@ -132,7 +132,7 @@ def _gguf_files(kind: Literal["path", "package"], directory: Path, gguf_file: st
     return ModelFiles(kind, directory, f"sha256:{_sha256(directory / gguf_file)}", gguf_file)
 
 
-def _hub_files(config: ModelConfig | LocalLLMConfig, group: str) -> ModelFiles:
+def _hub_files(config: Weights, group: str) -> ModelFiles:
     if not config.hub_id:
         raise UsageError(f"{group} '{config.name}' has neither {group}.path nor {group}.hub_id: set one of them")
     try:
@@ -142,7 +142,7 @@ def _hub_files(config: ModelConfig | LocalLLMConfig, group: str) -> ModelFiles:
     return ModelFiles("hub", directory, f"hub:{config.hub_id}@{directory.name}")
 
 
-def _not_at_hand(config: ModelConfig | LocalLLMConfig, group: str, reason: str) -> str:
+def _not_at_hand(config: Weights, group: str, reason: str) -> str:
     path = f"give {group}.path=DIRECTORY holding config.json, model.safetensors and tokenizer files"
     if config.package:
         distribution = config.package.replace("_", "-")

@@ -117,7 +117,7 @@ def account(plan: PrivacyPlan, ledger: Ledger, *, steps: int, flags: Sequence[st
 def make_plan(privacy: Any, *, dataset_size: int, batch_size: int, steps: int) -> PrivacyPlan:
     """The plan of a run.
 
-    privacy: a PrivacyConfig (privlm.config), or any object with its fields.
+    privacy: a PrivacyConfig (privlm.privacy.schema), or any object with its fields.
     batch_size: the expected size of a Poisson batch, so that the sampling rate is batch_size / dataset_size.
 
     Raises UsageError for a batch larger than the data set, a delta that protects nobody, or a target out of reach.

@@ -43,7 +43,7 @@ SCORING_BATCH = 64
 class Canaries(ABC):
     """The canaries of one run; a subclass says what they contribute and how they are scored.
 
-    settings: an AuditConfig (privlm.config) or any object with its fields.
+    settings: an AuditConfig (privlm.privacy.schema) or any object with its fields.
     folder: where coins and scores are written; None on processes other than the main one.
     """
 

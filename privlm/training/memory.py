@@ -21,7 +21,7 @@ FLOAT = 4  # bytes
 def peak_memory(parameters: ParameterCount, trainer: Any, activations: int) -> int:
     """Bytes of one process at its peak.
 
-    trainer: a TrainerConfig (privlm.config), or any object with `optimizer` and `momentum`.
+    trainer: a TrainerConfig (privlm.training.schema), or any object with `optimizer` and `momentum`.
     activations: bytes that one micro-batch keeps for its backward pass (`encoder_activations`).
     """
     states = 2 if trainer.optimizer == "adamw" else int(trainer.momentum > 0)

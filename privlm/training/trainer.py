@@ -99,7 +99,7 @@ class Trainer:
         trainer = Trainer(model, objective, data, config, seed=0)
         outcome = trainer.run(steps=100)
 
-    config: a TrainerConfig (privlm.config) or any object with its fields.
+    config: a TrainerConfig (privlm.training.schema) or any object with its fields.
     accelerator: device, precision and processes; one is made where none is handed in.
     private: differential privacy, or None.
     canaries: planted in data and losses for an audit, or None.

@@ -7,8 +7,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from privlm.checks import all_found, not_negative, one_of, positive, require_packages
-from privlm.config import is_private
+from privlm.privacy.schema import is_private
+from privlm.schema import TaskConfig, all_found, require_packages, setting
 
 SUITES: dict[str, str] = {
     "tuebingen": "tuebingen",
@@ -35,38 +35,52 @@ METHODS = ("anm", "igci", "reci")
 class Numeric:
     """Data-driven baselines on the numbers behind the Tuebingen pairs."""
 
-    methods: list[str] = MISSING
-    max_points: int = MISSING
-    seconds: float = MISSING
+    methods: list[str] = setting(options=METHODS)
+    max_points: int = setting(above=0)
+    seconds: float = setting(above=0)
 
 
 @dataclass
 class Discovery:
     """The answers to neuropathic_pair as background knowledge of the PC algorithm, on simulated data."""
 
-    num_nodes: int = MISSING
-    num_samples: int = MISSING
-    alpha: float = MISSING
+    num_nodes: int = setting(at_least=0)
+    num_samples: int = setting(above=0)
+    alpha: float = setting(above=0, below=1)
 
 
 @dataclass
-class Task:
+class Task(TaskConfig):
     """suite: a name or a list of names."""
 
-    name: str = MISSING
-    suite: Any = MISSING
-    prompting: str = MISSING
+    suite: Any = setting(options=SUITES)
+    prompting: str = setting(options=PROMPTINGS)
     chat: bool = MISSING
     system: str = MISSING
-    temperature: float | None = MISSING
-    max_tokens: int | None = MISSING
-    n_samples: int = MISSING
-    num_items: int | None = MISSING
+    temperature: float | None = setting(at_least=0)
+    max_tokens: int | None = setting(above=0)
+    n_samples: int = setting(above=0)
+    num_items: int | None = setting(above=0)
     swap_options: bool = MISSING
-    parser: str = MISSING
-    credit: str = MISSING
+    parser: str = setting(options=RULES)
+    credit: str = setting(options=RULES)
     numeric: Numeric = MISSING
     discovery: Discovery = MISSING
+
+    def check(self, config: Any) -> list[str]:
+        """What its fields say together, and with the other groups."""
+        problems = [*_check_suites(self), *_check_program(config)]
+        if self.n_samples > 1 and self.temperature == 0:
+            problems.append("task.n_samples above 1 needs task.temperature above 0: at 0 all samples are the same")
+        if config.llm is None:
+            problems.append("llm: task=causal needs somebody to ask; choose llm=NAME (`privlm list llms`)")
+        if is_private(config):
+            problems.append(
+                "privacy=dp_sgd: task=causal asks a model and trains nothing, so there is nothing to protect"
+            )
+        if config.model is not None or config.adapter is not None:
+            problems.append("task=causal trains no model and no adapter: choose whom to ask by llm=NAME")
+        return problems
 
 
 @dataclass
@@ -74,7 +88,7 @@ class CausalData:
     """Where the files of the suites lie (configs/data/causal.yaml)."""
 
     name: str = MISSING
-    path: str | None = MISSING
+    path: str | None = setting(same_run=True)  # its fingerprint stands for it
     licence: str = MISSING
 
 
@@ -86,47 +100,15 @@ def suite_names(task: Any) -> list[str]:
     return [task.suite] if isinstance(task.suite, str) else list(task.suite)
 
 
-def check(config: Any) -> list[str]:
-    """Problems of this task's own settings."""
-    problems = [*_check_suites(config.task), *_check_asking(config.task), *_check_program(config)]
-    if config.llm is None:
-        problems.append("llm: task=causal needs somebody to ask; choose llm=NAME (`privlm list llms`)")
-    if is_private(config):
-        problems.append("privacy=dp_sgd: task=causal asks a model and trains nothing, so there is nothing to protect")
-    if config.get("model") is not None or config.get("adapter") is not None:
-        problems.append("task=causal trains no model and no adapter: choose whom to ask by llm=NAME")
-    return problems
-
-
 def _check_suites(task: Any) -> list[str]:
     names = suite_names(task)
-    problems = [problem for name in names for problem in one_of("task.suite", name, SUITES)]
+    problems = []
     if not names or len(set(names)) < len(names):
         problems.append("task.suite: name at least one suite, and each once")
-    for method in task.numeric.methods:
-        problems += one_of("task.numeric.methods", method, METHODS)
     if "numeric" in names and not task.numeric.methods:
         problems.append(f"task.numeric.methods: name at least one of {', '.join(METHODS)} for task.suite=numeric")
-    for key in ("max_points", "seconds"):
-        problems += positive(f"task.numeric.{key}", task.numeric[key])
-    problems += not_negative("task.discovery.num_nodes", task.discovery.num_nodes)
-    problems += positive("task.discovery.num_samples", task.discovery.num_samples)
-    if not 0 < task.discovery.alpha < 1:
-        problems.append(f"task.discovery.alpha must lie between 0 and 1, not {task.discovery.alpha}")
     if task.discovery.num_nodes and "neuropathic_pair" not in names:
         problems.append("task.discovery needs task.suite=neuropathic_pair, whose answers it uses; or num_nodes=0")
-    return problems
-
-
-def _check_asking(task: Any) -> list[str]:
-    problems = one_of("task.prompting", task.prompting, PROMPTINGS)
-    problems += one_of("task.parser", task.parser, RULES)
-    problems += one_of("task.credit", task.credit, RULES)
-    for key in ("max_tokens", "n_samples", "num_items"):
-        problems += positive(f"task.{key}", task[key])
-    problems += not_negative("task.temperature", task.temperature)
-    if task.n_samples > 1 and task.temperature == 0:
-        problems.append("task.n_samples above 1 needs task.temperature above 0: at 0 all samples are the same")
     return problems
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from privlm.schema import TaskConfig
+
 FEATURE_BATCH = 32
 """Texts that pass the frozen encoder at a time when their features are cached (adapter=head)."""
 
@@ -38,26 +40,13 @@ class BudgetPreset:
 
 
 @dataclass
-class Task:
+class Task(TaskConfig):
     """setting and settings are read by the paper's recipe, max_train_examples by the small one, presets by all."""
 
-    name: str = MISSING
     presets: dict[str, TrainingPreset] = MISSING
     max_train_examples: dict[str, int | None] = MISSING
     setting: str = MISSING
     settings: dict[str, BudgetPreset] = MISSING
-
-
-def check(config: Any) -> list[str]:
-    """Problems of this task's own settings."""
-    if config.adapter.name in config.task.presets:
-        return []
-    known = ", ".join(sorted(config.task.presets))
-    return [
-        f"task.presets: no training preset for adapter '{config.adapter.name}' (there are {known}); add "
-        f"'+task.presets.{config.adapter.name}={{optimizer: adamw, learning_rate: 1e-3, learning_rates: {{}}, "
-        "steps: 60, epochs: null, schedule: linear, micro_batch_size: 32, other_params: null}'"
-    ]
 
 
 def inputs(config: Any) -> dict[str, str]:
@@ -65,9 +54,9 @@ def inputs(config: Any) -> dict[str, str]:
 
     Raises UsageError for what is not at hand, model and data in one message.
     """
-    from privlm.checks import all_found
     from privlm.data.files import locate
     from privlm.models.files import locate_model
+    from privlm.schema import all_found
 
     return all_found(
         lambda: {"model": locate_model(config.model).fingerprint},

@@ -9,10 +9,11 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from privlm.checks import all_found, not_negative, one_of, positive, require_packages
-from privlm.config import LLMBudget, is_private
 from privlm.errors import UsageError
 from privlm.files import sha256_file
+from privlm.llm.schema import LLMBudget
+from privlm.privacy.schema import is_private
+from privlm.schema import TaskConfig, all_found, require_packages, setting
 
 ROWS = ("filter", "relevance", "no_cot", "cot", "tree_nll", "tree_delta", "golden", "golden_cot")
 """filter: of the paragraphs, alone. relevance: the black-box question about one paragraph. The others answer."""
@@ -23,35 +24,49 @@ ANSWER_SENTENCE = "Thus, the answer is {answer}."
 TREE_ROWS = ("tree_nll", "tree_delta")
 FILTERS = ("likelihood", "black_box", "bm25", "none")
 SUBSETS = ("all_annotators", "any_annotator", "all")
-SIZES = (
-    "num_questions", "num_tree_questions", "num_candidates", "n_keep", "max_steps", "num_shots", "step_max_tokens",
-    "cot_max_tokens",
-)  # fmt: skip
 
 
 @dataclass
-class Task:
+class Task(TaskConfig):
     """One program and its rows; sizes are per question unless they say otherwise."""
 
-    name: str = MISSING
-    program: str = MISSING
-    rows: list[str] = MISSING
-    filters: list[str] = MISSING
-    filter: str = MISSING
-    num_questions: int | None = MISSING
-    num_tree_questions: int | None = MISSING
-    num_candidates: int = MISSING
-    n_keep: int = MISSING
-    max_steps: int = MISSING
-    complete_above: int = MISSING
-    step_max_tokens: int = MISSING
-    cot_max_tokens: int = MISSING
-    num_shots: int = MISSING
+    program: str = setting(options=("evidence_qa",))
+    rows: list[str] = setting(options=ROWS)
+    filters: list[str] = setting(options=FILTERS)
+    filter: str = setting(options=FILTERS)
+    num_questions: int | None = setting(above=0)
+    num_tree_questions: int | None = setting(above=0)
+    num_candidates: int = setting(above=0)
+    n_keep: int = setting(above=0)
+    max_steps: int = setting(above=0)
+    complete_above: int = setting(at_least=0)
+    step_max_tokens: int = setting(above=0)
+    cot_max_tokens: int = setting(above=0)
+    num_shots: int = setting(above=0)
     examples: str | None = MISSING
     answer_pattern: str = MISSING
-    reasks: int = MISSING
-    vote: str = MISSING
+    reasks: int = setting(at_least=0)
+    vote: str = setting(options=("best", "majority"))
     budget: LLMBudget = MISSING
+
+    def check(self, config: Any) -> list[str]:
+        """What its fields say together, and with the other groups."""
+        problems = _check_names("task.rows", self.rows, ROWS) + _check_names("task.filters", self.filters, FILTERS)
+        empty = [key for key, limit in config.task.budget.items() if limit == 0]
+        problems += [f"task.budget.{key} must be greater than 0, or null" for key in empty]
+        if self.n_keep > self.num_candidates:
+            problems.append(f"task.n_keep={self.n_keep} is more than task.num_candidates={self.num_candidates}")
+        problems += _check_pattern(self.answer_pattern)
+        if config.llm is None:
+            problems.append("llm: this task asks a language model; name one, llm=smollm2")
+        elif config.llm.backend == "endpoint" and config.llm.score == "none" and (needs := scoring_parts(self)):
+            problems.append(
+                f"llm={config.llm.name} llm.api={config.llm.api} cannot score given text (needed by "
+                f"{', '.join(needs)}); use a local model, a server that scores (llm.score), or task.rows without them"
+            )
+        if is_private(config):
+            problems.append("privacy: this task trains nothing, so there is nothing that privacy=dp_sgd could protect")
+        return problems
 
 
 @dataclass
@@ -60,47 +75,16 @@ class StrategyQAConfig:
 
     name: str = MISSING
     hub_id: str | None = MISSING
-    path: str | None = MISSING
+    path: str | None = setting(same_run=True)  # its fingerprint stands for it
     embedded: bool = MISSING
     split: str = MISSING
-    subset: str = MISSING
+    subset: str = setting(options=SUBSETS)
     paragraphs: str | None = MISSING
-    max_paragraph_chars: int = MISSING
+    max_paragraph_chars: int = setting(above=0)
     licence: str = MISSING
 
 
 SCHEMAS = {"data": {"strategyqa": StrategyQAConfig}}
-
-
-def check(config: Any) -> list[str]:
-    """Problems of this task's own settings."""
-    task, data = config.task, config.data
-    problems = one_of("task.program", task.program, ("evidence_qa",))
-    problems += _check_names("task.rows", task.rows, ROWS)
-    problems += _check_names("task.filters", task.filters, FILTERS)
-    problems += one_of("task.filter", task.filter, FILTERS)
-    problems += one_of("task.vote", task.vote, ("best", "majority"))
-    problems += one_of("data.subset", data.subset, SUBSETS)
-    for key in SIZES:
-        problems += positive(f"task.{key}", task[key])
-    for key, value in task.budget.items():
-        problems += positive(f"task.budget.{key}", value)
-    for key in ("reasks", "complete_above"):
-        problems += not_negative(f"task.{key}", task[key])
-    problems += positive("data.max_paragraph_chars", data.max_paragraph_chars)
-    if task.n_keep > task.num_candidates:
-        problems.append(f"task.n_keep={task.n_keep} is more than task.num_candidates={task.num_candidates}")
-    problems += _check_pattern(task.answer_pattern)
-    if config.llm is None:
-        problems.append("llm: this task asks a language model; name one, llm=smollm2")
-    elif config.llm.backend == "endpoint" and config.llm.score == "none" and (needs := scoring_parts(task)):
-        problems.append(
-            f"llm={config.llm.name} llm.api={config.llm.api} cannot score given text (needed by {', '.join(needs)}); "
-            "use a local model, a server that scores (llm.score), or task.rows without them"
-        )
-    if is_private(config):
-        problems.append("privacy: this task trains nothing, so there is nothing that privacy=dp_sgd could protect")
-    return problems
 
 
 def scoring_parts(task: Any) -> list[str]:
@@ -110,10 +94,9 @@ def scoring_parts(task: Any) -> list[str]:
 
 
 def _check_names(field: str, names: Any, options: tuple[str, ...]) -> list[str]:
-    problems = [problem for name in names for problem in one_of(field, name, options)]
-    if len(set(names)) < len(names):
-        problems.append(f"{field} names one of them twice: {', '.join(names)}")
-    return problems if names else [f"{field} is empty: name at least one of {', '.join(options)}"]
+    if not names:
+        return [f"{field} is empty: name at least one of {', '.join(options)}"]
+    return [f"{field} names one of them twice: {', '.join(names)}"] if len(set(names)) < len(names) else []
 
 
 def _check_pattern(pattern: str) -> list[str]:

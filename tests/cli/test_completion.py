@@ -42,7 +42,14 @@ def test_candidates(line, expected):
 
 def test_keys_of_a_task():
     keys = candidates("privlm run task=ewtune task.")
-    assert keys == ["task.max_train_examples.", "task.name=", "task.presets.", "task.setting=", "task.settings."]
+    assert keys == [
+        "task.max_train_examples.",
+        "task.name=",
+        "task.presets.",
+        "task.setting=",
+        "task.settings.",
+        "task.until=",
+    ]
 
 
 def test_internal_groups_are_not_offered():

@@ -43,7 +43,7 @@ def test_an_outside_task_is_listed_completed_and_checked(tmp_path):
     completed = with_package("-sc", "query=bash", cwd=tmp_path, COMP_LINE=line, COMP_POINT=str(len(line)))
     assert completed.stdout == "task=majority\n"
     for word, message in {
-        "task.confidence=0": "task.confidence must be above 0",
+        "task.confidence=0": "task.confidence must be greater than 0",
         "task.confidenc=1": "did you mean 'task.confidence'?",
         "--dry-run": "task 'majority' has no plan.py",
     }.items():

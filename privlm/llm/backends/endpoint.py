@@ -45,8 +45,8 @@ class NoAnswerError(ServiceError):
 class EndpointBackend:
     """See privlm.llm.types.Backend.
 
-    config: privlm.config.EndpointLLMConfig. stop: signal number once the run is asked to stop; waiting for a turn or
-    for another attempt then ends.
+    config: privlm.llm.schema.EndpointLLMConfig. stop: signal number once the run is asked to stop; waiting for a turn
+    or for another attempt then ends.
     """
 
     name = "endpoint"

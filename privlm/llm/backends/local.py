@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from privlm.config import LocalLLMConfig
 from privlm.errors import UsageError
+from privlm.llm.schema import LocalLLMConfig
 from privlm.llm.types import Answer, GenerateRequest, Message, Reply, Request, ScoreRequest
 from privlm.llm.weights import locate_llm
 from privlm.models.files import download_weights

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from privlm.config import LLMBudget
 from privlm.errors import PrivLMError
+from privlm.llm.schema import LLMBudget
 from privlm.llm.types import Answer, Reply
 
 UNLIMITED = LLMBudget(calls=None, tokens=None, usd=None, seconds=None)

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from privlm.config import LLMBudget
 from privlm.llm.program.budget import UNLIMITED, Spending
 from privlm.llm.program.context import AsyncContext, Context, Item, Model, ending
 from privlm.llm.program.trace import Trace
+from privlm.llm.schema import LLMBudget
 from privlm.llm.types import GenerateRequest, Reply, Request, ScoreRequest
 
 Program = Callable[..., Any]

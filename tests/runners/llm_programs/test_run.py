@@ -14,7 +14,7 @@ import pytest
 from privlm.runners.llm_programs import config as task_config
 from support.zygote import Finished, Zygote
 
-from privlm import checks
+from privlm import schema
 from privlm.cli.compose import Words, compose
 from privlm.errors import UsageError
 from privlm.llm.program.trace import SCHEMA_FILE
@@ -58,7 +58,7 @@ def test_rows_that_only_generate_may_ask_a_chat_server() -> None:
 
 @pytest.mark.torch_free
 def test_what_is_not_at_hand_is_named_in_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    monkeypatch.setattr(schema, "find_spec", lambda name: None)
     words = ("scale=smoke", f"data.path={tmp_path}", "task.examples=nowhere.json", "data.paragraphs=none.json")
     with pytest.raises(UsageError) as refusal:
         task_config.inputs(compose(Words(("task=llm_programs", *words))).config)

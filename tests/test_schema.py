@@ -1,11 +1,11 @@
-"""What runners check with, and the checks of the group llm; those of the other groups are in tests/cli."""
+"""What schemas are made of, and the checks of the group llm; those of the other groups are in tests/cli."""
 
 import pytest
 from omegaconf import OmegaConf
 
-from privlm import checks
-from privlm.config import EndpointLLMConfig, ReplayLLMConfig, defaults
 from privlm.errors import UsageError
+from privlm.llm.schema import EndpointLLMConfig, ReplayLLMConfig
+from privlm.schema import all_found, defaults, problems, require_packages
 
 pytestmark = pytest.mark.torch_free
 
@@ -19,19 +19,20 @@ def test_what_is_missing_is_told_together():
 
         return part
 
-    assert checks.all_found(lambda: {"a": "1"}, lambda: {"b": "2"}) == {"a": "1", "b": "2"}
+    assert all_found(lambda: {"a": "1"}, lambda: {"b": "2"}) == {"a": "1", "b": "2"}
     with pytest.raises(UsageError, match="no weights\nno data"):
-        checks.all_found(lacks("no weights"), lambda: {"a": "1"}, lacks("no data"))
+        all_found(lacks("no weights"), lambda: {"a": "1"}, lacks("no data"))
 
 
 def test_a_missing_package_is_named_with_its_extra():
-    checks.require_packages("this test", "pytest", extra="dev")
+    require_packages("this test", "pytest", extra="dev")
     with pytest.raises(UsageError, match=r"llm=endpoint needs no-such-package: pip install 'privlm\[llm\]'"):
-        checks.require_packages("llm=endpoint", "pytest", "no-such-package", extra="llm")
+        require_packages("llm=endpoint", "pytest", "no-such-package", extra="llm")
 
 
 def endpoint(**changes):
-    return checks._check_llm(OmegaConf.structured(defaults(EndpointLLMConfig, "llm", "endpoint", **SERVER | changes)))
+    node = OmegaConf.structured(defaults(EndpointLLMConfig, "llm", "endpoint", **SERVER | changes))
+    return problems(node, node, "llm.")
 
 
 def test_a_server_with_address_and_model_is_enough():
@@ -48,13 +49,13 @@ def test_a_server_with_address_and_model_is_enough():
         ({"base_url": "http://user:secret@host/v1"}, "llm.base_url holds a name or password"),
         ({"api_key_env": "sk-canary-5f2b"}, "llm.api_key_env must be the name"),
         ({"score": "echo"}, "llm.score=echo needs llm.api=completions"),
-        ({"concurrency": 65}, "llm.concurrency must lie between 1 and 64, not 65"),
-        ({"concurrency": 0}, "llm.concurrency must lie between 1 and 64, not 0"),
+        ({"concurrency": 65}, "llm.concurrency must be at least 1 and at most 64, not 65"),
+        ({"concurrency": 0}, "llm.concurrency must be at least 1 and at most 64, not 0"),
         ({"retry": {"max_attempts": 0}}, "llm.retry.max_attempts must be greater than 0"),
         ({"timeout": {"read": -1.0}}, "llm.timeout.read must be greater than 0"),
         ({"rpm": 0}, "llm.rpm must be greater than 0"),
-        ({"price": {"input": -1.0}}, "llm.price.input must not be negative"),
-        ({"budget": {"calls": -1}}, "llm.budget.calls must not be negative"),
+        ({"price": {"input": -1.0}}, "llm.price.input must be at least 0, not -1"),
+        ({"budget": {"calls": -1}}, "llm.budget.calls must be at least 0, not -1"),
         ({"budget": {"usd": 5.0}}, "llm.budget.usd needs llm.price"),
     ],
 )
@@ -66,5 +67,6 @@ def test_a_problem_is_named_without_quoting_a_secret(changes, problem):
 
 
 def test_replay_needs_a_file():
-    (found,) = checks._check_llm(OmegaConf.structured(defaults(ReplayLLMConfig, "llm", "replay")))
+    node = OmegaConf.structured(defaults(ReplayLLMConfig, "llm", "replay"))
+    (found,) = problems(node, node, "llm.")
     assert found.startswith("llm.path: name the file")

@@ -1,0 +1,85 @@
+"""The schema of the group `privacy`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import MISSING
+
+from privlm.schema import positive, setting
+
+
+@dataclass
+class AuditConfig:
+    """Canaries that an audited run trains with, and the guesses about them, all fixed beforehand."""
+
+    canaries: str = setting(options=("none", "dirac", "mislabel", "random_tokens"))
+    num_canaries: int = setting(at_least=10)
+    guesses_in: int = setting(at_least=0)
+    guesses_out: int = setting(at_least=0)
+    confidence: float = setting(above=0, below=1)
+    seed: int = MISSING
+
+    def check(self, config: Any) -> list[str]:
+        """What its fields say together."""
+        if self.guesses_in + self.guesses_out <= self.num_canaries:
+            return []
+        return [
+            f"privacy.audit.guesses_in={self.guesses_in}, guesses_out={self.guesses_out}: together at most "
+            f"num_canaries={self.num_canaries}"
+        ]
+
+
+@dataclass
+class PrivacyConfig:
+    """The privacy mechanism and its accountant (configs/privacy)."""
+
+    mechanism: str = setting(options=("none", "dp_sgd"))
+    epsilon: float | None = MISSING
+    delta: Any = MISSING  # a number, or the text 1/2N
+    noise_multiplier: float | None = setting(above=0)
+    clipping_norm: float = setting(above=0)
+    clipping: str = setting(options=("flat", "per_layer", "automatic"))
+    sampling: str = setting(options=("poisson",))
+    accountant: str = setting(options=("pld", "rdp", "gdp", "edgeworth"))
+    order: int = setting(at_least=0, at_most=3)
+    strict: bool = MISSING
+    adjacency: str = setting(options=("add_remove", "zero_out", "replace_one"))
+    rng: str = setting(options=("secure", "reproducible"))
+    allow_large_delta: bool = MISSING
+    log_private_diagnostics: bool = MISSING
+    audit: AuditConfig = MISSING
+
+    def check(self, config: Any) -> list[str]:
+        """What its fields say together, and with the trainer."""
+        if not is_private(config):
+            return []
+        problems = []
+        if (self.epsilon is None) == (self.noise_multiplier is None):
+            problems.append(
+                "privacy.epsilon, privacy.noise_multiplier: give one of the two (the other is computed) "
+                "and set the other to null"
+            )
+        if self.epsilon is not None and math.isinf(self.epsilon):
+            problems.append("privacy.epsilon=inf promises nothing: use privacy=none")
+        else:
+            problems += positive("privacy.epsilon", self.epsilon)
+        problems += _check_delta(self.delta)
+        if config.trainer.max_grad_norm is not None:
+            problems.append("trainer.max_grad_norm has no place under privacy: set privacy.clipping_norm instead")
+        return problems
+
+
+def is_private(config: Any) -> bool:
+    """Whether the run trains under a privacy mechanism."""
+    return config.privacy.mechanism != "none"
+
+
+def _check_delta(delta: Any) -> list[str]:
+    if delta == "1/2N":
+        return []
+    if isinstance(delta, bool) or not isinstance(delta, int | float) or not 0 < delta < 1:
+        return [f"privacy.delta must be a number between 0 and 1, or 1/2N, not {delta!r}"]
+    return []
