@@ -25,7 +25,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from privlm.errors import UsageError
 from privlm.privacy import clipping as clip
-from privlm.privacy.checks import ReleaseCheck, ReleaseEvidence
+from privlm.privacy.watch import ReleaseCheck, ReleaseEvidence
 from privlm.privacy.inspection import (
     UnsupportedModuleError,
     find_rules,
@@ -207,7 +207,7 @@ class PrivacyEngine:
             ledger: None on ranks other than 0.
 
         Raises ValueError for a step that was released already, MechanismError where the noise or the sum is not what
-        the ledger says (privlm.privacy.checks).
+        the ledger says (privlm.privacy.watch).
         """
         world = world or _single_process()
         if self._last_release is not None and step <= self._last_release:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from privlm.errors import PrivLMError, UsageError
 from privlm.privacy import accounting, keyed_random
-from privlm.privacy.checks import SamplingCheck
+from privlm.privacy.watch import SamplingCheck
 from privlm.privacy.engine import PrivacyEngine, World
 from privlm.privacy.ledger import Ledger
 from privlm.privacy.noise import ReproducibleNoise, SecureNoise

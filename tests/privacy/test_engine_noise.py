@@ -10,7 +10,7 @@ from naive import clipped_sums, release
 from small import gradients, losses, small_batch, small_model
 from torch import Tensor, nn
 
-from privlm.privacy.checks import MechanismError
+from privlm.privacy.watch import MechanismError
 from privlm.privacy.engine import PrivacyEngine, World
 from privlm.privacy.ledger import Ledger
 from privlm.privacy.noise import ReproducibleNoise, SecureNoise
