@@ -25,7 +25,6 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from privlm.errors import UsageError
 from privlm.privacy import clipping as clip
-from privlm.privacy.watch import ReleaseCheck, ReleaseEvidence
 from privlm.privacy.inspection import (
     UnsupportedModuleError,
     find_rules,
@@ -35,6 +34,7 @@ from privlm.privacy.inspection import (
 )
 from privlm.privacy.ledger import Ledger, Setting
 from privlm.privacy.noise import Noise
+from privlm.privacy.watch import ReleaseCheck, ReleaseEvidence
 
 _NUM_CHECKED = 1024  # noise values of each parameter that the checks look at
 

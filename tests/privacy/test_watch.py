@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from privlm.config import PrivacyConfig, TrainerConfig, defaults
 from privlm.privacy import clipping
-from privlm.privacy.watch import MechanismError, ReleaseCheck, ReleaseEvidence, SamplingCheck
 from privlm.privacy.clipping.gradients import RowUpdates
 from privlm.privacy.engine import PrivacyEngine
 from privlm.privacy.ledger import Ledger
 from privlm.privacy.noise import ReproducibleNoise
 from privlm.privacy.plan import make_plan
 from privlm.privacy.sampling import PoissonSampler
+from privlm.privacy.watch import MechanismError, ReleaseCheck, ReleaseEvidence, SamplingCheck
 from privlm.training.objective import ExampleRandom, PerExample
 from privlm.training.trainer import Private, Trainer
 
