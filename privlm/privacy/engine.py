@@ -317,6 +317,8 @@ class PrivacyEngine:
         for name in self._rules[module]:
             getattr(module, name).requires_grad_(False)
         (x,) = args
+        if x.ndim == 0:
+            raise UnsupportedModuleError({self._names[module]: "its input is a single number: give one row per record"})
         if self._batch_size is not None and len(x) == 1:  # such as position ids that all records share
             x = x.expand(self._batch_size, *x.shape[1:])
         return (x,), {}
