@@ -23,8 +23,9 @@ def make_run(folder, name, releases, delta=DELTA):
     (run / "status.json").write_text(json.dumps({"schema": 1, "state": "done"}))
     (run / "privacy.json").write_text(json.dumps({"delta": delta, "adjacency": "add_remove"}))
     ledger = Ledger(run / "privacy_ledger.jsonl")
-    for step, (setting, noise_id, *stage) in enumerate(releases):
-        ledger.of(*stage or [""]).record(step, setting, noise_id)
+    steps = {}
+    for setting, noise_id, *stage in releases:
+        ledger.of(*stage or [""]).record(steps.setdefault(noise_id, len(steps)), setting, noise_id)
     return str(run)
 
 
