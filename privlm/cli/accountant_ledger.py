@@ -38,6 +38,7 @@ def add_to(commands: Any) -> None:
     )
     ledger.add_argument("--delta", help="a number in (0, 1) (default: that of the runs)")
     ledger.add_argument("--adjacency", choices=option.ADJACENCIES, help="default: that of the runs")
+    ledger.add_argument("--unit", help="only releases that protect this unit: record, client (default: all)")
     ledger.add_argument("--json", action="store_true", help="one JSON object: delta, adjacency, segments, composed")
     add_runs_option(ledger)
 
@@ -50,6 +51,10 @@ def _ledger(options: argparse.Namespace) -> None:
     delta = accounting.resolve_delta(options.delta or _common(runs, "delta"), None)
     adjacency = options.adjacency or _common(runs, "adjacency")
     segments = [segment for run in runs for segment in read_ledger(run.path / "privacy_ledger.jsonl")]
+    if options.unit:
+        segments = [segment for segment in segments if segment.setting.unit == options.unit]
+        if not segments:
+            raise UsageError(f"--unit: nothing was released that protects a {options.unit}")
     if len({run.path.resolve() for run in runs}) < len(runs):
         raise UsageError("RUN: the same run is named twice")
     check_composition(segments)
@@ -73,6 +78,8 @@ def _row(segment: LedgerSegment) -> dict[str, Any]:
     return {
         "run": segment.ledger.parent.name,
         "segment": segment.number,
+        "stage": segment.stage,
+        "population": segment.population,
         "releases": segment.num_releases,
         "distinct": len(segment.noise_ids),
         **vars(segment.setting),
@@ -102,7 +109,7 @@ def _spent(segments: list[Segment], delta: float, adjacency: str) -> dict[str, A
 def _print(rows: list[dict[str, Any]], composed: dict[str, Any], delta: float, adjacency: str, unit: str) -> None:
     texts = [
         [
-            f"{row['run']} segment {row['segment']}",
+            " ".join(filter(None, [row["run"], row["stage"], row["population"], f"segment {row['segment']}"])),
             str(row["distinct"]),
             f"{row['sampling_rate']:.6g}",
             f"{row['noise_multiplier']:.6g}",

@@ -25,7 +25,6 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from privlm.errors import UsageError
 from privlm.privacy import clipping as clip
-from privlm.privacy.checks import ReleaseCheck, ReleaseEvidence
 from privlm.privacy.inspection import (
     UnsupportedModuleError,
     find_rules,
@@ -35,6 +34,7 @@ from privlm.privacy.inspection import (
 )
 from privlm.privacy.ledger import Ledger, Setting
 from privlm.privacy.noise import Noise
+from privlm.privacy.watch import ReleaseCheck, ReleaseEvidence
 
 _NUM_CHECKED = 1024  # noise values of each parameter that the checks look at
 
@@ -207,7 +207,7 @@ class PrivacyEngine:
             ledger: None on ranks other than 0.
 
         Raises ValueError for a step that was released already, MechanismError where the noise or the sum is not what
-        the ledger says (privlm.privacy.checks).
+        the ledger says (privlm.privacy.watch).
         """
         world = world or _single_process()
         if self._last_release is not None and step <= self._last_release:
@@ -317,6 +317,8 @@ class PrivacyEngine:
         for name in self._rules[module]:
             getattr(module, name).requires_grad_(False)
         (x,) = args
+        if x.ndim == 0:
+            raise UnsupportedModuleError({self._names[module]: "its input is a single number: give one row per record"})
         if self._batch_size is not None and len(x) == 1:  # such as position ids that all records share
             x = x.expand(self._batch_size, *x.shape[1:])
         return (x,), {}

@@ -4,6 +4,9 @@ import hashlib
 
 import numpy as np
 
+DERIVATION = 1
+"""Version of the way from keys to the noise of releases; to be raised with every change of it."""
+
 
 def key_bits(*key: int | str) -> int:
     """128 bits that name `key`; equal keys give equal bits, different keys differ (SHA-256)."""

@@ -17,14 +17,15 @@ RARE = Setting(0.01, 1.0, 1.0, 1.0, "record")
 
 
 def make_run(folder, name, releases, delta=DELTA):
-    """A run directory whose ledger holds these (setting, noise id)."""
+    """A run directory whose ledger holds these (setting, noise id), or (setting, noise id, stage)."""
     run = folder / "task" / name
     run.mkdir(parents=True)
     (run / "status.json").write_text(json.dumps({"schema": 1, "state": "done"}))
     (run / "privacy.json").write_text(json.dumps({"delta": delta, "adjacency": "add_remove"}))
     ledger = Ledger(run / "privacy_ledger.jsonl")
-    for step, (setting, noise_id) in enumerate(releases):
-        ledger.record(step, setting, noise_id)
+    steps = {}
+    for setting, noise_id, *stage in releases:
+        ledger.of(*stage or [""]).record(steps.setdefault(noise_id, len(steps)), setting, noise_id)
     return str(run)
 
 
@@ -48,6 +49,36 @@ def test_every_segment_alone_and_composed(tmp_path, capsys):
     for accountant in ("pld", "rdp", "gdp", "edgeworth", "prv", "contour"):
         assert found["composed"]["epsilon"][accountant] == epsilon(run, DELTA, accountant=accountant).epsilon
         assert found["segments"][0]["epsilon"][accountant] == epsilon(run[:1], DELTA, accountant=accountant).epsilon
+
+
+def test_stages_and_units(tmp_path, capsys):
+    """Two stages of one setting are two segments; releases for clients are never counted with those for records."""
+    client = Setting(0.1, 2.0, 1.0, 10.0, "client")
+    stages = [("teacher", QUIET, "a"), ("student", QUIET, "b"), ("server", client, "c")]
+    releases = [(setting, noise_id, name) for name, setting, prefix in stages for noise_id in noise(prefix, 30)]
+    run = make_run(tmp_path, "run", releases)
+    with pytest.raises(UsageError, match=r"different units \(client, record\): ask for one, --unit"):
+        main(["ledger", run])
+    found = answer(capsys, run, "--unit", "record")
+    assert [(row["stage"], row["segment"], row["distinct"]) for row in found["segments"]] == [
+        ("teacher", 0, 30),
+        ("student", 1, 30),
+    ]
+    assert found["composed"]["epsilon"]["pld"] == epsilon([Segment(0.1, 1.0, 60)], DELTA).epsilon
+    main(["ledger", run, "--unit", "client"])
+    assert "run server segment 2" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="--unit: nothing was released that protects a user"):
+        main(["ledger", run, "--unit", "user"])
+
+
+def test_a_line_counts_with_its_own_noise(tmp_path, capsys):
+    """Whatever an edited file says of its segment."""
+    run = make_run(tmp_path, "run", [(LOUD, "a"), (QUIET, "b"), (QUIET, "c")])
+    path = tmp_path / "task/run/privacy_ledger.jsonl"
+    path.write_text(path.read_text().replace('"segment": 1', '"segment": 0'))
+    found = answer(capsys, run)
+    assert [row["noise_multiplier"] for row in found["segments"]] == [2.0, 1.0]
+    assert found["composed"]["epsilon"]["pld"] == epsilon([Segment(0.1, 2.0, 1), Segment(0.1, 1.0, 2)], DELTA).epsilon
 
 
 def test_runs_compose(tmp_path, capsys):

@@ -10,10 +10,10 @@ from naive import clipped_sums, release
 from small import gradients, losses, small_batch, small_model
 from torch import Tensor, nn
 
-from privlm.privacy.checks import MechanismError
 from privlm.privacy.engine import PrivacyEngine, World
 from privlm.privacy.ledger import Ledger
 from privlm.privacy.noise import ReproducibleNoise, SecureNoise
+from privlm.privacy.watch import MechanismError
 
 
 def wide_model() -> nn.Linear:

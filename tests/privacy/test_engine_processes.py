@@ -12,11 +12,11 @@ from naive import release
 from torch import nn
 
 from privlm.errors import UsageError
-from privlm.privacy.checks import MechanismError
 from privlm.privacy.engine import PrivacyEngine, World
 from privlm.privacy.ledger import Ledger
 from privlm.privacy.noise import ReproducibleNoise, SecureNoise
 from privlm.privacy.sampling import Indices, PoissonSampler, share
+from privlm.privacy.watch import MechanismError
 
 pytestmark = pytest.mark.medium
 

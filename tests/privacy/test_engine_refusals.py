@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from naive import assert_agrees
 from small import losses, small_batch, small_model
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
@@ -146,6 +147,41 @@ class PositionTable(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x + self.table(torch.arange(x.shape[1])))
+
+
+class Scale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x
+
+
+class ScaleOfANumber(nn.Module):
+    """Its scale is taken of a number that no record has, or is a bare parameter beside a layer."""
+
+    def __init__(self, bare: bool) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+        self.scale = nn.Parameter(torch.tensor(0.5)) if bare else Scale()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * (self.scale if isinstance(self.scale, Tensor) else self.scale(torch.ones(())))
+
+
+def test_a_scalar_parameter_has_an_exact_rule() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), Scale(), nn.Tanh(), nn.Linear(8, 3))
+    assert_agrees(model, losses, small_batch(16))
+
+
+def test_a_scalar_parameter_without_a_rule_is_named() -> None:
+    with pytest.raises(UnsupportedModuleError, match="scale: ScaleOfANumber holds this parameter beside other modules"):
+        PrivacyEngine(ScaleOfANumber(bare=True), clipping_norm=1.0)
+    engine = PrivacyEngine(ScaleOfANumber(bare=False), clipping_norm=1.0)
+    with pytest.raises(UnsupportedModuleError, match="scale: its input is a single number"), engine.recording():
+        losses(engine.model, small_batch(8))
 
 
 class Offset(nn.Module):

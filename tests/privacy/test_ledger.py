@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from privlm.errors import UsageError
-from privlm.privacy import accounting
+from privlm.privacy import accounting, keyed_random
 from privlm.privacy.accounting import Segment
 from privlm.privacy.ledger import Ledger, Setting
 
@@ -30,9 +30,13 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_one_line_per_release(path: Path) -> None:
-    write(path, 2)
+    ledger = Ledger(path).of("train", "north")
+    for step in range(2):
+        ledger.record(step, SETTING, f"a{step}", device="cpu", sums_digest=b"private")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines[1] == {
+        "stage": "train",
+        "population": "north",
         "segment": 0,
         "step": 1,
         "sampling_rate": 0.01,
@@ -40,8 +44,22 @@ def test_one_line_per_release(path: Path) -> None:
         "clipping_norm": 0.5,
         "expected_batch_size": 10.0,
         "unit": "record",
+        "device": "cpu",
+        "derivation": keyed_random.DERIVATION,
         "noise_id": "a1",
     }
+
+
+def test_lines_of_an_older_version_are_read(path: Path) -> None:
+    write(path, 3)
+    added = {"stage", "population", "device", "derivation"}
+    old = [{k: v for k, v in json.loads(line).items() if k not in added} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in old))
+    ledger = Ledger(path)
+    assert ledger.segments() == [Segment(0.01, 1.0, 3)]
+    assert [(r.stage, r.population, r.device, r.derivation) for r in ledger.releases] == 3 * [("", "", "", 1)]
+    ledger.of("train").record(3, SETTING, "a3")
+    assert Ledger(path).segments() == [Segment(0.01, 1.0, 4)]
 
 
 def test_resumed_ledger_goes_on(path: Path) -> None:
@@ -71,7 +89,7 @@ def test_redone_step_with_fresh_noise_counts_again(path: Path) -> None:
 )
 def test_changed_setting_starts_a_segment_and_cannot_reuse_noise(path: Path, change: dict[str, float]) -> None:
     ledger, changed = write(path, 2), replace(SETTING, **change)
-    with pytest.raises(UsageError, match="another seed"):
+    with pytest.raises(UsageError, match=r"step 1 would use noise again .* another seed"):
         ledger.record(1, changed, "a1")
     ledger.record(2, changed, "b2")
     ledger.record(3, SETTING, "a3")
@@ -102,6 +120,9 @@ def test_unfinished_last_line_is_cut(path: Path) -> None:
         lambda lines: [lines[0].replace("0.01", "NaN"), *lines[1:]],
         lambda lines: [lines[0].replace('"unit": "record", ', ""), *lines[1:]],
         lambda lines: [lines[0].replace("}", ', "more": 1}'), *lines[1:]],
+        lambda lines: [lines[0].replace('"stage": ""', '"stage": null'), *lines[1:]],
+        lambda lines: [lines[0].replace('"step": 0', '"step": "0"'), *lines[1:]],
+        lambda lines: [*lines, lines[0].replace('"step": 0', '"step": 9')],
     ],
 )
 def test_damaged_ledger_is_refused(path: Path, damage: Any) -> None:
@@ -163,3 +184,97 @@ def test_releases_of_earlier_steps() -> None:
     assert len(ledger) == 7
     assert ledger.segments(through_step=2) == [Segment(0.01, 1.0, 4)]
     assert ledger.segments(through_step=5) == ledger.segments() == [Segment(0.01, 1.0, 6)]
+
+
+def test_a_stage_sees_the_whole_ledger_and_counts_its_own(path: Path) -> None:
+    ledger = Ledger(path)
+    teacher, student = ledger.of("teacher"), ledger.of("student")
+    for step in range(1, 4):
+        teacher.record(step, SETTING, f"t{step}")
+    for step in range(1, 6):
+        student.record(step, replace(SETTING, noise_multiplier=2.0), f"s{step}")
+    assert (len(teacher), len(student), len(ledger), len(ledger.of("other"))) == (3, 5, 8, 0)
+    whole = [Segment(0.01, 1.0, 3), Segment(0.01, 2.0, 5)]
+    assert teacher.segments() == student.segments() == ledger.segments() == Ledger(path).segments() == whole
+    assert student.segments(through_step=2) == [Segment(0.01, 1.0, 3), Segment(0.01, 2.0, 2)]
+    assert teacher.segments(through_step=2) == [Segment(0.01, 1.0, 2), Segment(0.01, 2.0, 5)]
+    assert ledger.segments(through_step=2) == [Segment(0.01, 1.0, 2), Segment(0.01, 2.0, 2)]
+    spent = accounting.epsilon(whole, 1e-5, accountant="rdp").epsilon
+    assert student.epsilon(1e-5, accountant="rdp").epsilon == spent
+    assert [r.segment for r in ledger.releases] == [0, 0, 0, 1, 1, 1, 1, 1]
+    for view in (student, ledger):  # one more step of the student's kind, beside all that was released
+        for target, allowed in ((1.01 * spent, True), (spent, False)):
+            options = {"target_epsilon": target, "delta": 1e-5, "accountant": "rdp"}
+            assert view.budget_allows(Segment(0.01, 2.0, 1), **options) == allowed
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        lambda ledger: (ledger.of("student"), 1, SETTING),
+        lambda ledger: (ledger.of("teacher", "south"), 1, SETTING),
+        lambda ledger: (ledger.of("teacher"), 2, SETTING),
+        lambda ledger: (ledger.of("teacher"), 1, replace(SETTING, unit="client")),
+    ],
+    ids=["stage", "population", "step", "unit"],
+)
+def test_noise_of_another_place_is_refused(path: Path, elsewhere: Any, resumed: bool) -> None:
+    ledger = Ledger(path)
+    ledger.of("teacher").record(1, SETTING, "a")
+    view, step, setting = elsewhere(Ledger(path) if resumed else ledger)
+    with pytest.raises(UsageError, match=rf"step {step} would use noise again .* at step 1 with stage teacher"):
+        view.record(step, setting, "a")
+    assert path.read_text().count("\n") == 1
+
+
+def test_the_same_noise_for_other_sums_is_refused(path: Path) -> None:
+    ledger = Ledger(path)
+    ledger.record(1, SETTING, "a", sums_digest=b"some sums")
+    ledger.record(1, SETTING, "a", sums_digest=b"some sums")  # the same step again
+    with pytest.raises(UsageError, match=r"step 1 would use noise again .* other sums.* another seed"):
+        ledger.of("").record(1, SETTING, "a", sums_digest=b"others")
+    assert ledger.segments() == [Segment(0.01, 1.0, 1)]
+    assert len(ledger) == 2
+    Ledger(path).record(1, SETTING, "a", sums_digest=b"others")  # another process: it cannot know
+
+
+def test_units_are_never_counted_together() -> None:
+    ledger, clients = write(None, 3), replace(SETTING, unit="client", noise_multiplier=2.0)
+    for step in range(4):
+        ledger.record(step, clients, f"c{step}")
+    step = Segment(0.01, 2.0, 1)
+    for ask in (
+        ledger.segments,
+        lambda: ledger.segments(through_step=1),
+        lambda: ledger.epsilon(1e-5),
+        lambda: ledger.budget_allows(step, target_epsilon=1.0, delta=1e-5),
+    ):
+        with pytest.raises(UsageError, match=r"different units \(client, record\)"):
+            ask()
+    assert ledger.segments(unit="record") == [Segment(0.01, 1.0, 3)]
+    assert ledger.segments(through_step=1, unit="client") == [Segment(0.01, 2.0, 2)]
+    answer = ledger.epsilon(1e-5, unit="client", accountant="rdp")
+    assert answer == accounting.epsilon([Segment(0.01, 2.0, 4)], 1e-5, accountant="rdp")
+    options = {"delta": 1e-5, "accountant": "rdp", "unit": "client"}
+    assert not ledger.budget_allows(step, target_epsilon=answer.epsilon, **options)
+    assert ledger.budget_allows(step, target_epsilon=1.1 * answer.epsilon, **options)
+
+
+def test_disjoint_populations_cost_what_the_dearest_of_them_costs() -> None:
+    ledger = Ledger()
+    for population, steps, noise in (("north", 30, 1.0), ("south", 20, 0.8), ("", 5, 2.0)):
+        for step in range(steps):
+            ledger.of("train", population).record(step, replace(SETTING, noise_multiplier=noise), f"{population}{step}")
+    parts = {"north": Segment(0.01, 1.0, 30), "south": Segment(0.01, 0.8, 20), "": Segment(0.01, 2.0, 5)}
+
+    def spent(*names: str) -> float:
+        return accounting.epsilon([parts[name] for name in names], 1e-5, accountant="rdp").epsilon
+
+    def told(**options: Any) -> float:
+        return ledger.epsilon(1e-5, accountant="rdp", **options).epsilon
+
+    assert told() == pytest.approx(spent("north", "south", ""), rel=1e-12)
+    assert told(disjoint=True) == pytest.approx(max(spent("north", ""), spent("south", "")), rel=1e-12)
+    assert told(disjoint=True) < told()
+    assert write(None, 3).epsilon(1e-5, disjoint=True) == write(None, 3).epsilon(1e-5)

@@ -1,5 +1,6 @@
 """`epsilon`: one entry to all accountants, with adjacency, certification and the notes that belong to the number."""
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -70,10 +71,22 @@ def epsilon(
     No steps cost exactly 0, steps without noise cost inf. Raises UsageError for bad input and for a computation that
     this accountant cannot do; another accountant never takes its place.
     """
+    return _epsilon(tuple(segments), delta, accountant, order, direction, adjacency, discretization)
+
+
+@functools.lru_cache(maxsize=256)  # a run asks again what its plan has asked, and what every evaluation of it asks
+def _epsilon(
+    segments: tuple[Segment, ...],
+    delta: float,
+    accountant: str,
+    order: int,
+    direction: str,
+    adjacency: str,
+    discretization: float | None,
+) -> Guarantee:
     _check(accountant, order, direction, adjacency)
     check_delta_range(delta)
     _check_discretization(discretization, accountant)
-    segments = tuple(segments)
     active = merge(segments)
     notes: list[str] = []
     reading: _Reading = _read

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,19 +49,22 @@ def noise_multiplier(
     accountant: str = "pld",
     order: int = 2,
     adjacency: str = "add_remove",
+    spent: Sequence[Segment] = (),
 ) -> Calibration:
     """Noise multiplier whose epsilon is never above `target_epsilon` and at most 1e-3 below it.
 
     (Further below only where an estimate jumps.) With pld the contour accountant searches and the result is
     certified by pld. Nothing to hide (no steps, or a sampling rate of 0) needs no noise. Raises UsageError
     where no noise multiplier between 0.01 and 10000 meets the target.
+
+    spent: earlier releases of the same records, which are a part of the epsilon.
     """
     if not 0 < target_epsilon < math.inf:
         raise UsageError(f"privacy.epsilon must be positive and finite, got {target_epsilon}")
 
     def certify(sigma: float, accountant: str = accountant, discretization: float | None = None) -> Guarantee:
         return epsilon(
-            [Segment(sampling_rate, sigma, steps)],
+            [*spent, Segment(sampling_rate, sigma, steps)],
             delta,
             accountant=accountant,
             order=order,
@@ -70,9 +73,11 @@ def noise_multiplier(
         )
 
     noiseless = certify(0.0)
-    if noiseless.epsilon == 0:
+    if sampling_rate == 0 or steps == 0:
         return Calibration(0.0, target_epsilon, noiseless)
-    if 1 - (1 - sampling_rate) ** steps <= delta:
+    if spent:
+        _refuse_spent_budget(target_epsilon, certify(math.inf), certify(MAX_NOISE_MULTIPLIER))
+    elif 1 - (1 - sampling_rate) ** steps <= delta:
         raise UsageError(
             f"privacy.delta = {delta:g} covers the chance that a record is ever drawn: "
             "any noise_multiplier meets any epsilon; lower delta"
@@ -80,7 +85,7 @@ def noise_multiplier(
     if accountant in ESTIMATES:
         found = _solve(lambda sigma: certify(sigma).epsilon, target_epsilon, guess=1.0, tolerance=TOLERANCE / 1000)
         return Calibration(found, target_epsilon, certify(found))
-    guess = _edgeworth_guess(target_epsilon, delta, sampling_rate, steps)
+    guess = _edgeworth_guess(target_epsilon, delta, sampling_rate, steps, spent)
     if accountant == "pld":
         return _certified_by_pld(target_epsilon, certify, guess)
     found = _solve(lambda sigma: certify(sigma).epsilon, target_epsilon, guess)
@@ -108,7 +113,18 @@ def _certified_by_pld(target: float, certify: Callable[..., Guarantee], sigma: f
     return Calibration(sigma, target, certify(sigma))
 
 
-def _edgeworth_guess(target_epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
+def _refuse_spent_budget(target: float, spent: Guarantee, least: Guarantee) -> None:
+    """least: the epsilon of what is spent and of the steps to come under the most noise there is."""
+    if least.epsilon > target - TOLERANCE:
+        raise UsageError(
+            f"privacy.epsilon={target:g}: earlier releases have spent {spent.epsilon:.4f} of it at delta "
+            f"{spent.delta:g}, which leaves too little for more steps; raise privacy.epsilon, or spend less before"
+        )
+
+
+def _edgeworth_guess(
+    target_epsilon: float, delta: float, sampling_rate: float, steps: int, spent: Sequence[Segment]
+) -> float:
     try:
         return noise_multiplier(
             target_epsilon=target_epsilon,
@@ -116,6 +132,7 @@ def _edgeworth_guess(target_epsilon: float, delta: float, sampling_rate: float, 
             sampling_rate=sampling_rate,
             steps=steps,
             accountant="edgeworth",
+            spent=spent,
         ).noise_multiplier
     except UsageError:
         return MAX_NOISE_MULTIPLIER  # only a place to start from, and all accountants are at their best there

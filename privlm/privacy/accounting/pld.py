@@ -81,7 +81,8 @@ def _compose(segments: tuple[Segment, ...], adjacency_type: AdjacencyType, inter
         _one_step(segment, adjacency_type, interval).self_compose(segment.steps, tail_mass_truncation=1e-15)
         for segment in segments
     ]
-    return functools.reduce(lambda left, right: left.compose(right, tail_mass_truncation=1e-15), runs)
+    # compose_pmfs, unlike a distribution's own compose, takes the sparse ones of short runs beside dense ones.
+    return functools.reduce(lambda left, right: pld_pmf.compose_pmfs(left, right, tail_mass_truncation=1e-15), runs)
 
 
 def _one_step(segment: Segment, adjacency_type: AdjacencyType, interval: float) -> pld_pmf.PLDPmf:

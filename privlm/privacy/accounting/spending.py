@@ -11,10 +11,12 @@ from privlm.privacy.ledger import Ledger, Release, Setting
 
 @dataclass(frozen=True)
 class LedgerSegment:
-    """A row of releases with the same setting in one ledger."""
+    """A row of releases of one stage and population with the same setting in one ledger."""
 
     ledger: Path
     number: int
+    stage: str
+    population: str
     setting: Setting
     num_releases: int
     noise_ids: frozenset[str]
@@ -30,19 +32,20 @@ def read_ledger(path: Path) -> list[LedgerSegment]:
     """The segments of a ledger, in order. Raises UsageError for a missing, empty or damaged file."""
     if not path.is_file():
         raise UsageError(f"{path}: no ledger; only a run with privacy has one")
-    Ledger(path)  # refuses a damaged file and names the line
-    complete_lines = path.read_bytes().rpartition(b"\n")[0].decode().splitlines()
-    releases: dict[int, list[Release]] = {}
-    for release in map(Release.from_json, complete_lines):
-        releases.setdefault(release.segment, []).append(release)
-    if not releases:
+    rows: list[list[Release]] = []
+    for release in Ledger(path).releases:
+        if not (rows and rows[-1][-1].is_like(release)):
+            rows.append([])
+        rows[-1].append(release)
+    if not rows:
         raise UsageError(f"{path}: nothing has been released yet")
     known: set[str] = set()
     segments = []
-    for number, members in releases.items():
-        fresh = frozenset(release.noise_id for release in members) - known
+    for number, row in enumerate(rows):
+        fresh = frozenset(release.noise_id for release in row) - known
         known |= fresh
-        segments.append(LedgerSegment(path, number, members[0].setting, len(members), fresh))
+        first = row[0]
+        segments.append(LedgerSegment(path, number, first.stage, first.population, first.setting, len(row), fresh))
     return segments
 
 
@@ -53,7 +56,7 @@ def check_composition(segments: Sequence[LedgerSegment]) -> None:
     """
     units = {segment.setting.unit for segment in segments}
     if len(units) > 1:
-        raise UsageError(f"these ledgers protect different units ({', '.join(sorted(units))}): ask for each alone")
+        raise UsageError(f"these ledgers protect different units ({', '.join(sorted(units))}): ask for one, --unit")
     owner: dict[str, Path] = {}
     for segment in segments:
         for noise_id in segment.noise_ids:

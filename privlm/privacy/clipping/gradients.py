@@ -7,6 +7,7 @@ norms (Li et al., ICLR 2022, arXiv 2110.05679).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -75,7 +76,7 @@ class Instantiated:
         return _dot(self.gradient_Bs, self.gradient_Bs)
 
     def accumulate(self, sum_s: Tensor, weight_B: Tensor) -> None:
-        sum_s.view(-1).addmv_(self.gradient_Bs.flatten(1).T, weight_B)
+        sum_s.view(-1).addmv_(_rows(self.gradient_Bs).T, weight_B)
 
     def without_records(self, dropped_B: Tensor) -> Instantiated:
         return Instantiated(_zero(self.gradient_Bs, dropped_B))
@@ -136,7 +137,12 @@ def _cross_term(outer: OuterProducts, rows: RowUpdates) -> Tensor:
 
 
 def _dot(a_Bs: Tensor, b_Bs: Tensor) -> Tensor:
-    return torch.linalg.vecdot(a_Bs.flatten(1), b_Bs.flatten(1))
+    return torch.linalg.vecdot(_rows(a_Bs), _rows(b_Bs))
+
+
+def _rows(x_Bs: Tensor) -> Tensor:
+    """[B, numbers of a record]: one number where the parameter is a scalar."""
+    return x_Bs.reshape(len(x_Bs), math.prod(x_Bs.shape[1:]))
 
 
 def _join(parts_BTx: list[Tensor]) -> Tensor:

@@ -1,5 +1,6 @@
 """What must hold of every accountant: composition, monotonicity, adjacency, the edges of the domain."""
 
+import functools
 import json
 import math
 import subprocess
@@ -7,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from dp_accounting.pld import privacy_loss_distribution
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -172,3 +174,16 @@ def test_numpy_integers_are_steps():
 def test_accounting_imports_neither_torch_nor_hydra():
     code = "import sys, privlm.privacy.accounting; print({'torch', 'hydra', 'transformers'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+@pytest.mark.parametrize("run", [[(0.01, 10.0, 1), (0.1, 0.8, 100)], [(0.02, 30.0, 2), (0.05, 1.0, 1), (0.2, 2.0, 40)]])
+def test_short_and_long_segments_compose_as_dp_accounting_composes_them(run):
+    steps = [
+        privacy_loss_distribution.from_gaussian_mechanism(
+            sigma, sampling_prob=q, value_discretization_interval=1e-3, use_connect_dots=True
+        ).self_compose(count)
+        for q, sigma, count in run
+    ]
+    whole = functools.reduce(lambda one, other: one.compose(other), steps)
+    ours = epsilon([Segment(*part) for part in run], 1e-5, discretization=1e-3).epsilon
+    assert ours == pytest.approx(whole.get_epsilon_for_delta(1e-5), abs=1e-4)

@@ -89,3 +89,21 @@ def test_a_target_that_needs_next_to_no_noise():
 )
 def test_number_of_steps(epochs, size, batch, steps):
     assert num_steps(epochs, size, batch) == steps
+
+
+@pytest.mark.parametrize("accountant", ["pld", pytest.param("rdp", marks=pytest.mark.medium)])
+def test_what_was_spent_before_is_a_part_of_the_budget(accountant):
+    setting = {"target_epsilon": 3.0, "accountant": accountant, **SHORT}
+    spent = [Segment(0.01, 1.2, 100), Segment(0.001, 4.0, 1)]
+    found = noise_multiplier(**setting, spent=spent)
+    run = [*spent, Segment(SHORT["sampling_rate"], found.noise_multiplier, SHORT["steps"])]
+    assert 3.0 - 1e-3 <= epsilon(run, SHORT["delta"], accountant=accountant).epsilon == found.epsilon <= 3.0
+    assert found.noise_multiplier > noise_multiplier(**setting).noise_multiplier
+
+
+def test_a_budget_that_is_spent_is_refused_with_its_number():
+    spent = [Segment(0.1, 1.0, 100)]
+    gone = epsilon(spent, SHORT["delta"]).epsilon
+    for target in (3.0, gone):
+        with pytest.raises(UsageError, match=rf"privacy\.epsilon={target:g}: earlier releases have spent {gone:.4f}"):
+            noise_multiplier(target_epsilon=target, spent=spent, **SHORT)

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from privlm.config import PrivacyConfig, TrainerConfig, defaults
 from privlm.privacy import clipping
-from privlm.privacy.checks import MechanismError, ReleaseCheck, ReleaseEvidence, SamplingCheck
 from privlm.privacy.clipping.gradients import RowUpdates
 from privlm.privacy.engine import PrivacyEngine
 from privlm.privacy.ledger import Ledger
 from privlm.privacy.noise import ReproducibleNoise
 from privlm.privacy.plan import make_plan
 from privlm.privacy.sampling import PoissonSampler
+from privlm.privacy.watch import MechanismError, ReleaseCheck, ReleaseEvidence, SamplingCheck
 from privlm.training.objective import ExampleRandom, PerExample
 from privlm.training.trainer import Private, Trainer
 
@@ -71,7 +71,7 @@ def test_poisson_sampling_raises_no_alarm(rate: float) -> None:
 
 def test_chance_of_a_false_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where alarms are frequent enough to be counted, they are no more frequent than claimed."""
-    monkeypatch.setattr("privlm.privacy.checks.ALPHA", 0.15)  # of each of three checks
+    monkeypatch.setattr("privlm.privacy.watch.ALPHA", 0.15)  # of each of three checks
     alarms = 0
     for seed in range(200):
         try:
