@@ -1,46 +1,45 @@
-"""Chooses what trains: the head alone, LoRA pairs beside a frozen encoder, its weights by RGP, or everything."""
+"""Chooses what trains: a head alone, LoRA pairs beside a frozen model, its weights by RGP, or everything."""
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from privlm.adapters.estimate import ParameterCount
 from privlm.adapters.schema import AdapterConfig
-from privlm.adapters.targets import lora_targets, rgp_targets
+from privlm.adapters.targets import lora_targets, require_head, rgp_targets
 from privlm.errors import UsageError
-from privlm.models.encoder import EncoderClassifier
 from privlm.privacy.rgp import ReparametrizedLinear
 
 
-def apply_adapter(model: EncoderClassifier, config: AdapterConfig, seed: int) -> EncoderClassifier:
-    """Sets requires_grad of every parameter; LoRA wraps the encoder by peft, RGP replaces its Linear layers.
+def apply_adapter(base: nn.Module, config: AdapterConfig, seed: int, head: nn.Module | None = None) -> nn.Module:
+    """Sets requires_grad of every parameter; LoRA wraps the model by peft, RGP replaces its Linear layers.
 
-    Changes and returns `model`.
+    Changes `base` and returns what stands in its place.
 
     Args:
+        base: any transformers or torch model: an encoder, a causal language model, a model of your own.
         seed: decides LoRA's initial values; torch's global generator is neither read nor moved.
+        head: layers beside the base or within it that have no pretrained weights; adapter.train_head speaks of them.
 
     Raises:
         UsageError: unknown adapter, nothing left to train, or as `lora_targets` and `rgp_targets`.
     """
-    if config.name not in ("head", "lora", "rgp", "full"):
-        raise UsageError(f"adapter.name: '{config.name}' is not one of head, lora, rgp, full")
-    if config.name == "head" and not config.train_head:
-        raise UsageError("adapter.train_head=false leaves adapter=head nothing to train")
-    model.encoder.requires_grad_(config.name == "full")
-    model.head.requires_grad_(config.train_head)
-    if config.name in ("lora", "rgp"):
-        assert isinstance(model.encoder, PreTrainedModel), "the model has an adapter already"
-        if config.name == "lora":
-            model.encoder = _with_lora(model.encoder, config, seed)
-        else:
-            _reparametrize(model.encoder, config)
-    return model
+    if config.name not in ADAPTERS:
+        raise UsageError(f"adapter.name: '{config.name}' is not one of {', '.join(ADAPTERS)}")
+    assert not isinstance(base, PeftModel), "the model has an adapter already"
+    require_head(config, _model_type(base), has_head=head is not None)
+    adapted = ADAPTERS[config.name](base, config, seed, head)
+    if head is not None:
+        head.requires_grad_(config.train_head)
+    return adapted
 
 
 def count_parameters(model: nn.Module) -> ParameterCount:
@@ -49,27 +48,68 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     return ParameterCount(sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes))
 
 
-def _with_lora(encoder: PreTrainedModel, config: AdapterConfig, seed: int) -> PeftModel:
-    shapes = {
-        name: (module.weight.shape[0], module.weight.shape[1])
-        for name, module in encoder.named_modules()
-        if isinstance(module, nn.Linear | nn.Embedding)
+def _frozen(base: nn.Module, config: AdapterConfig, seed: int, head: nn.Module | None) -> nn.Module:
+    return base.requires_grad_(False)
+
+
+def _whole(base: nn.Module, config: AdapterConfig, seed: int, head: nn.Module | None) -> nn.Module:
+    return base.requires_grad_(True)
+
+
+def _with_lora(base: Any, config: AdapterConfig, seed: int, head: nn.Module | None) -> nn.Module:
+    modules = {
+        name: module for name, module in base.named_modules() if isinstance(module, nn.Linear | nn.Embedding | Conv1D)
     }
-    targets = lora_targets(config, encoder.config.model_type, shapes)
+    shapes = {name: (module.weight.shape[0], module.weight.shape[1]) for name, module in modules.items()}
+    targets = lora_targets(config, _model_type(base), shapes)
     settings: dict[str, Any] = {"r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout}
-    lora = LoraConfig(**settings, target_modules=sorted(targets), bias="none")
-    with torch.random.fork_rng(devices=[]):
+    lora = LoraConfig(
+        **settings,
+        target_modules=sorted(targets),
+        bias="none",
+        fan_in_fan_out=any(isinstance(modules[name], Conv1D) for name in targets),  # Conv1D keeps its weight transposed
+    )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out")  # of Linear beside Conv1D: peft sets it for each
         torch.manual_seed(seed)
-        return get_peft_model(encoder, lora)
+        return get_peft_model(base, lora)
 
 
-def _reparametrize(encoder: PreTrainedModel, config: AdapterConfig) -> None:
-    linears = {name: module for name, module in encoder.named_modules() if isinstance(module, nn.Linear)}
+def _reparametrized(base: Any, config: AdapterConfig, seed: int, head: nn.Module | None) -> nn.Module:
+    output = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    apart = {output, *(head.modules() if head is not None else ())}
+    linears = {
+        name: module for name, module in base.named_modules() if isinstance(module, nn.Linear) and module not in apart
+    }
     targets = rgp_targets(config, {name: (m.out_features, m.in_features) for name, m in linears.items()})
+    _refuse_shared(base, linears, targets)
     assert config.rank is not None
     assert config.power_iterations is not None
-    if config.other_params == "train":
-        for parameter in encoder.parameters():
-            parameter.requires_grad_(parameter.ndim == 1)  # biases and norms; tables and other matrices stay
+    for parameter in base.parameters():  # biases and norms may train; tables and other matrices stay
+        parameter.requires_grad_(config.other_params == "train" and parameter.ndim == 1)
     for name in targets:
-        encoder.set_submodule(name, ReparametrizedLinear(linears[name], config.rank, config.power_iterations))
+        base.set_submodule(name, ReparametrizedLinear(linears[name], config.rank, config.power_iterations))
+    return base
+
+
+def _refuse_shared(base: nn.Module, linears: dict[str, nn.Linear], targets: Iterable[str]) -> None:
+    uses = Counter(id(parameter) for _, parameter in base.named_parameters(remove_duplicate=False))
+    for name in targets:
+        if uses[id(linears[name].weight)] > 1:
+            raise UsageError(
+                f"adapter=rgp: {name} shares its weight with another layer, whose own gradient would be lost; "
+                "leave both out of adapter.target_modules"
+            )
+
+
+def _model_type(base: nn.Module) -> str:
+    return getattr(getattr(base, "config", None), "model_type", type(base).__name__)
+
+
+ADAPTERS: dict[str, Callable[[nn.Module, AdapterConfig, int, nn.Module | None], nn.Module]] = {
+    "head": _frozen,
+    "lora": _with_lora,
+    "rgp": _reparametrized,
+    "full": _whole,
+}
+"""Adapter -> what makes it of (base, config, seed, head)."""

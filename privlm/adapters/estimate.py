@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from privlm.adapters.schema import AdapterConfig
-from privlm.adapters.targets import lora_targets, rgp_targets
-from privlm.models.architecture import BERT_FAMILY, num_encoder_parameters, read_architecture, weight_shapes
-from privlm.models.files import ModelFiles
-from privlm.models.schema import ModelConfig
+from privlm.adapters.targets import lora_targets, require_head, rgp_targets
+from privlm.models.architecture import read_architecture
+from privlm.models.locate import ModelFiles
+from privlm.models.schema import CausalLMConfig, ModelConfig
+from privlm.models.shapes import Shapes, shapes_of
 
 
 class ParameterCount(NamedTuple):
@@ -19,25 +20,31 @@ class ParameterCount(NamedTuple):
 
 
 def estimate_parameters(
-    model: ModelConfig, files: ModelFiles, adapter: AdapterConfig, num_labels: int
+    model: ModelConfig | CausalLMConfig, files: ModelFiles, adapter: AdapterConfig, num_labels: int = 0
 ) -> ParameterCount | None:
-    """The exact count of the model that would be built, or None for an architecture outside the BERT family.
+    """The exact count of the model that would be built, or None for an architecture that `shapes_of` does not know.
+
+    num_labels: of an encoder's head; a causal language model has none.
 
     Raises:
-        UsageError: as `lora_targets` and `rgp_targets`.
+        UsageError: as `require_head`, `lora_targets` and `rgp_targets`.
     """
     architecture = read_architecture(model, files)
-    if architecture.get("model_type") not in BERT_FAMILY:
+    shapes = shapes_of(architecture)
+    if shapes is None:
         return None
-    encoder = num_encoder_parameters(architecture)
-    hidden = architecture["hidden_size"]
-    head = (hidden + 1) * num_labels + (hidden * (hidden + 1) if model.head == "mlp" else 0)
-    trained, added = {"head": (0, 0), "full": (encoder, 0)}.get(adapter.name) or _low_rank(adapter, architecture)
-    return ParameterCount(trained + (head if adapter.train_head else 0), encoder + added + head)
+    kind = getattr(model, "head", None)
+    require_head(adapter, architecture["model_type"], has_head=kind is not None)
+    head = _head(kind, architecture["hidden_size"], num_labels)
+    whole = shapes.num_parameters
+    trained, added = {"head": (0, 0), "full": (whole, 0)}.get(adapter.name) or _low_rank(
+        adapter, architecture["model_type"], shapes
+    )
+    return ParameterCount(trained + (head if adapter.train_head else 0), whole + added + head)
 
 
 def held_in_memory(
-    model: ModelConfig, files: ModelFiles, adapter: AdapterConfig, count: ParameterCount
+    model: ModelConfig | CausalLMConfig, files: ModelFiles, adapter: AdapterConfig, count: ParameterCount
 ) -> ParameterCount:
     """What a training process holds: `total` values of parameters, `trainable` with a gradient and optimizer states.
 
@@ -47,26 +54,28 @@ def held_in_memory(
     """
     if adapter.name != "rgp":
         return count
+    known = shapes_of(read_architecture(model, files))
+    assert known is not None
     assert adapter.rank is not None
-    shapes = rgp_targets(adapter, _linear_shapes(read_architecture(model, files)))
+    shapes = rgp_targets(adapter, known.linear)
     weights = sum(rows * columns for rows, columns in shapes.values())
     factors = adapter.rank * sum(rows + columns for rows, columns in shapes.values())
     return ParameterCount(count.trainable - factors + weights, count.total + weights)
 
 
-def _low_rank(adapter: AdapterConfig, architecture: dict[str, Any]) -> tuple[int, int]:
-    """Encoder parameters that LoRA or RGP trains, and how many it adds."""
-    all_shapes = weight_shapes(architecture)
+def _head(kind: str | None, hidden: int, num_labels: int) -> int:
+    if kind is None:
+        return 0
+    return (hidden + 1) * num_labels + (hidden * (hidden + 1) if kind == "mlp" else 0)
+
+
+def _low_rank(adapter: AdapterConfig, model_type: str, known: Shapes) -> tuple[int, int]:
+    """Parameters of the base that LoRA or RGP trains, and how many it adds."""
     if adapter.name == "lora":
-        shapes, others = lora_targets(adapter, architecture["model_type"], all_shapes), 0
+        shapes, others = lora_targets(adapter, model_type, known.all), 0
     else:
-        shapes = rgp_targets(adapter, _linear_shapes(architecture))
-        vectors = num_encoder_parameters(architecture) - sum(rows * columns for rows, columns in all_shapes.values())
-        others = vectors if adapter.other_params == "train" else 0
+        shapes = rgp_targets(adapter, known.linear)
+        others = known.num_others if adapter.other_params == "train" else 0
     assert adapter.rank is not None
     factors = adapter.rank * sum(rows + columns for rows, columns in shapes.values())
     return factors + others, factors
-
-
-def _linear_shapes(architecture: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    return {name: shape for name, shape in weight_shapes(architecture).items() if not name.startswith("embeddings.")}

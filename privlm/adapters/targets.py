@@ -1,4 +1,4 @@
-"""Which modules of an encoder get a LoRA pair, or are trained by RGP. No torch."""
+"""Which modules of a model get a LoRA pair, or are trained by RGP. No torch."""
 
 from __future__ import annotations
 
@@ -6,11 +6,30 @@ from privlm.adapters.schema import AdapterConfig
 from privlm.errors import UsageError
 
 PRESETS = {
-    "bert": ["query", "value"],
-    "roberta": ["query", "value"],
-    "xlm-roberta": ["query", "value"],
+    architecture: modules.split()
+    for modules, architectures in {
+        "query value": "bert roberta xlm-roberta camembert electra",
+        "q_lin v_lin": "distilbert",
+        "q v": "mpnet",
+        "q_proj v_proj": "llama mistral qwen2 qwen3 gemma gemma2 opt phi gptj gpt_neo stablelm starcoder2",
+        "qkv_proj": "phi3",
+        "c_attn": "gpt2 gpt_bigcode",
+        "query_key_value": "gpt_neox bloom falcon",
+    }.items()
+    for architecture in architectures.split()
 }
-"""Architecture -> modules adapted by default: the two projections of Hu et al., arXiv 2106.09685, section 4.2."""
+"""Architecture -> modules adapted by default: the two projections of Hu et al., arXiv 2106.09685, section 4.2, or the
+layer that holds them where queries, keys and values are one."""
+
+
+def require_head(config: AdapterConfig, model_type: str, *, has_head: bool) -> None:
+    """Raises UsageError where adapter=head finds nothing to train."""
+    if config.name != "head":
+        return
+    if not has_head:
+        raise UsageError(f"adapter=head: {model_type} has no head beside it; choose adapter=lora, rgp or full")
+    if not config.train_head:
+        raise UsageError("adapter.train_head=false leaves adapter=head nothing to train")
 
 
 def lora_targets(
@@ -35,6 +54,8 @@ def lora_targets(
 
 def rgp_targets(config: AdapterConfig, shapes: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
     """The Linear layers among `shapes` (name -> weight shape) that `adapter.target_modules` names, or all.
+
+    shapes: without the layer that gives the logits of a language model.
 
     Raises:
         UsageError: a setting of RGP is absent, the rank exceeds a weight's, no Linear layer, or a target without one.

@@ -39,12 +39,12 @@ class EncodedSplit:
     def batch(self, indices: Sequence[int] | np.ndarray, device: torch.device | None = None) -> dict[str, Tensor]:
         """Examples as int64 tensors, padded to the longest of them: input_ids, attention_mask [B, T], labels [B]."""
         tensors = {
-            "input_ids": _pad([self.input_ids[i] for i in indices], self.pad_token_id),
-            "attention_mask": _pad([np.ones(self.lengths[i]) for i in indices], 0),
+            "input_ids": pad([self.input_ids[i] for i in indices], self.pad_token_id),
+            "attention_mask": pad([np.ones(self.lengths[i]) for i in indices], 0),
             "labels": torch.from_numpy(self.labels[indices]),
         }
         if self.token_type_ids is not None:
-            tensors["token_type_ids"] = _pad([self.token_type_ids[i] for i in indices], 0)
+            tensors["token_type_ids"] = pad([self.token_type_ids[i] for i in indices], 0)
         return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
@@ -75,8 +75,9 @@ def tokenize(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) 
     )
 
 
-def _pad(rows: list[np.ndarray], value: int) -> Tensor:
-    padded = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
-    for row, ids in zip(padded, rows, strict=True):
-        row[: len(ids)] = ids
+def pad(rows: list[np.ndarray], value: int, side: str = "right", dtype: type = np.int64) -> Tensor:
+    """Rows [T_i] as one tensor [B, T] of the longest, filled up with `value` on the left or the right."""
+    padded: np.ndarray = np.full((len(rows), max(map(len, rows))), value, dtype=dtype)
+    for line, row in zip(padded, rows, strict=True):
+        line[len(line) - len(row) if side == "left" else 0 :][: len(row)] = row
     return torch.from_numpy(padded)

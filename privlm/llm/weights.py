@@ -11,7 +11,7 @@ from typing import Any
 from privlm.errors import UsageError
 from privlm.files import sha256_file
 from privlm.llm.schema import LocalLLMConfig
-from privlm.models.files import ModelFiles, locate_model
+from privlm.models.locate import ModelFiles, locate_model
 
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -26,7 +26,7 @@ class LLMFiles:
 
 
 def locate_llm(config: LocalLLMConfig) -> LLMFiles:
-    """Finds what `config` names, as `privlm.models.files.locate_model` does.
+    """Finds what `config` names, as `privlm.models.locate.locate_model` does.
 
     Raises:
         UsageError: nothing is at hand (says what to do), or the adapter is incomplete or of another base.

@@ -10,10 +10,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from privlm.errors import UsageError
-from privlm.models.byte_level import byte_pieces, byte_tokenizer
-from privlm.models.files import ModelFiles, require_files
+from privlm.models.byte_level import byte_tokenizer
 from privlm.models.gguf import dequantized
-from privlm.models.loading import quiet, readable
+from privlm.models.loading import quiet, readable, require_fit
+from privlm.models.locate import ModelFiles, require_files
+from privlm.models.scratch import from_scratch, shape_config
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -30,52 +31,57 @@ def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(directory)
 
 
-def load_causal_lm(files: ModelFiles, shape: Mapping[str, Any] | None, dtype: torch.dtype, device: str) -> CausalLM:
+def build_causal_lm(
+    files: ModelFiles,
+    shape: Mapping[str, Any] | None,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    *,
+    seed: int = 0,
+    group: str = "llm",
+) -> CausalLM:
     """The model in evaluation mode.
 
     Args:
         files: complete (a hub model is downloaded already).
-        shape: of a random model, as in a config.json; its weights are always the same.
+        shape: of a random model, as in a config.json.
         device: a torch device, or `balanced` over all GPUs.
+        seed: decides the weights of a random model.
+        group: of the configuration, for messages.
 
     Raises:
-        UsageError: a file is missing, damaged or half written, or there is no such device.
+        UsageError: a file is missing, damaged or half written, or there is no such device or shape.
     """
     if files.directory is None:
         assert shape is not None
-        model = random_causal_lm(shape)
+        model = random_causal_lm(shape, seed, field=f"{group}.random")
         for parameter in model.parameters():  # buffers stay float32, as in loaded models: rotary frequencies among them
             parameter.data = parameter.data.to(dtype)
         return _move(model, device)
     directory = model_directory(files)
-    require_files(directory, "llm")
+    require_files(directory, group)
     placement = {"device_map": "balanced"} if device == "balanced" else {}
     load: Any = AutoModelForCausalLM.from_pretrained
     with readable(directory), quiet():
         model, report = load(directory, dtype=dtype, output_loading_info=True, **placement)
-    if report["missing_keys"] or report["mismatched_keys"]:
-        first = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))[0]
-        raise UsageError(f"{directory}: weights do not fit config.json (first missing: {first}); is it half written?")
+    require_fit(report, directory)
     return (model if placement else _move(model, device)).eval()
 
 
-def random_causal_lm(shape: Mapping[str, Any], seed: int = 0) -> PreTrainedModel:
-    """A model of this shape over the vocabulary of `byte_tokenizer`; torch's global generator is not moved."""
-    special = dict(zip(("pad_token_id", "bos_token_id", "eos_token_id"), range(3), strict=True))  # see SPECIAL_TOKENS
-    config: Any = AutoConfig.for_model(**{**shape, **special, "vocab_size": len(byte_pieces())})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config).eval()
+def random_causal_lm(shape: Mapping[str, Any], seed: int = 0, field: str = "model.random") -> PreTrainedModel:
+    """A model of this shape over the vocabulary of `byte_tokenizer`; see `from_scratch`."""
+    return from_scratch(AutoModelForCausalLM, shape_config(shape, byte_tokenizer(), field), seed, field)
 
 
 def context_length(files: ModelFiles, shape: Mapping[str, Any] | None) -> int | None:
     """Tokens that the model can read, None where its configuration sets no limit."""
     if files.directory is None:
         assert shape is not None
-        return shape.get("max_position_embeddings")
-    directory = model_directory(files)
-    with readable(directory):
-        config = AutoConfig.from_pretrained(directory)
+        config = shape_config(shape, byte_tokenizer())
+    else:
+        directory = model_directory(files)
+        with readable(directory):
+            config = AutoConfig.from_pretrained(directory)
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 

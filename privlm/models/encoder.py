@@ -1,4 +1,4 @@
-"""A text encoder with a classification head: built from files or at random, saved and loaded."""
+"""A text encoder with a classification head, built from files or at random."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     MODEL_MAPPING,
@@ -23,9 +21,10 @@ from transformers import (
 
 from privlm.errors import UsageError
 from privlm.models.architecture import max_tokens, read_architecture
-from privlm.models.files import ModelFiles, download_weights, require_files
-from privlm.models.loading import quiet, readable
+from privlm.models.loading import quiet, readable, require_fit, require_vocabulary
+from privlm.models.locate import ModelFiles, download_weights, require_files
 from privlm.models.schema import ModelConfig
+from privlm.models.scratch import from_scratch, shape_config
 from privlm.models.wordpiece import word_piece_tokenizer
 
 INITIAL_STD = 0.02  # of head weights, as BERT's initializer_range
@@ -37,7 +36,7 @@ class EncoderClassifier(nn.Module):
 
     def __init__(self, encoder: PreTrainedModel, head: nn.Module, pooling: str, normalize_features: bool) -> None:
         super().__init__()
-        self.encoder: PreTrainedModel | PeftModel = encoder
+        self.encoder: nn.Module = encoder  # or the adapter around it
         self.head = head
         self.pooling = pooling
         self.normalize_features = normalize_features
@@ -78,15 +77,14 @@ def build_encoder_classifier(
     limit = max_tokens(architecture)
     if limit is not None and config.max_length > limit:
         raise UsageError(f"model.max_length={config.max_length}: {config.name} takes at most {limit} tokens")
+    tokenizer = load_tokenizer(config, files)
     if files.directory is None:
-        tokenizer = word_piece_tokenizer()
-        encoder = _random_encoder(AutoConfig.for_model(**architecture), seed)
+        assert config.random is not None
+        shape = shape_config(config.random, tokenizer)
+        encoder = from_scratch(AutoModel, shape, seed, options=_without_pooler(shape))
     else:
-        download_weights(files, config.hub_id)
-        require_files(files.directory)
-        with readable(files.directory):
-            tokenizer = AutoTokenizer.from_pretrained(files.directory)
         encoder = _pretrained_encoder(files.directory)
+    _check_tokenizer(encoder, tokenizer, files.directory or "model.random")
     head = _build_head(config.head, encoder.config.hidden_size, num_labels, seed)
     model = EncoderClassifier(encoder, head, config.pooling, config.normalize_features)
     if config.dropout is not None:
@@ -96,38 +94,14 @@ def build_encoder_classifier(
     return model.eval(), tokenizer
 
 
-def save_model(model: EncoderClassifier, directory: Path) -> None:
-    """Saves what was trained: `head.safetensors`, and `encoder/` (peft's own files for LoRA) unless it was frozen."""
-    directory.mkdir(parents=True, exist_ok=True)
-    save_file(model.head.state_dict(), directory / "head.safetensors")
-    if not any(parameter.requires_grad for parameter in model.encoder.parameters()):
-        return
-    if isinstance(model.encoder, PeftModel):
-        # left to itself, peft asks the hub whether the vocabulary was changed
-        model.encoder.save_pretrained(str(directory / "encoder"), save_embedding_layers=False)
-    else:
-        with quiet():
-            model.encoder.save_pretrained(directory / "encoder")
-
-
-def load_model(model: EncoderClassifier, directory: Path) -> None:
-    """Puts what `save_model` wrote into `model`, built from the same configuration and seed, its adapter applied.
-
-    Raises:
-        UsageError: the directory does not hold what was trained of such a model, or a file is damaged.
-    """
-    head, encoder = directory / "head.safetensors", directory / "encoder"
-    adapter = encoder / "adapter_model.safetensors"
-    required = [head, adapter] if isinstance(model.encoder, PeftModel) else [head]
-    for path in required:
-        if not path.is_file():
-            raise UsageError(f"{directory} is not a saved model with this adapter: no {path.relative_to(directory)}")
-    with readable(directory):
-        model.head.load_state_dict(load_file(head))
-        if isinstance(model.encoder, PeftModel):
-            set_peft_model_state_dict(model.encoder, load_file(adapter))
-        elif encoder.is_dir():
-            model.encoder.load_state_dict(_pretrained_encoder(encoder).state_dict())
+def load_tokenizer(config: ModelConfig, files: ModelFiles) -> PreTrainedTokenizerBase:
+    """The model's tokenizer. Completes the folder of a hub model, and raises UsageError, as the builder does."""
+    if files.directory is None:
+        return word_piece_tokenizer()
+    download_weights(files, config.hub_id)
+    require_files(files.directory)
+    with readable(files.directory):
+        return AutoTokenizer.from_pretrained(files.directory)
 
 
 def _pretrained_encoder(directory: Path) -> PreTrainedModel:
@@ -137,16 +111,17 @@ def _pretrained_encoder(directory: Path) -> PreTrainedModel:
         encoder, report = AutoModel.from_pretrained(
             directory, config=config, output_loading_info=True, **_without_pooler(config)
         )
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
-    if missing or report["mismatched_keys"]:
-        raise UsageError(f"{directory}: weights do not fit config.json (first missing: {missing[:3]})")
+    require_fit(report, directory, left_out="pooler.")
     return encoder.float()
 
 
-def _random_encoder(config: PretrainedConfig, seed: int) -> PreTrainedModel:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return AutoModel.from_config(config, **_without_pooler(config))
+def _check_tokenizer(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: object) -> None:
+    require_vocabulary(encoder, tokenizer, source)
+    if tokenizer.pad_token_id is None:
+        raise UsageError(
+            f"{source}: the tokenizer has no padding token, so texts of unlike length make no batch; name one that the "
+            "model knows as pad_token in its tokenizer_config.json"
+        )
 
 
 def _without_pooler(config: PretrainedConfig) -> dict[str, bool]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from privlm import files
 from privlm.errors import UsageError
-from privlm.models.files import ModelFiles, missing_files
+from privlm.models.locate import ModelFiles, missing_files
 
 logger = logging.getLogger("privlm")
 
@@ -22,6 +22,11 @@ logger = logging.getLogger("privlm")
 def cache_directory() -> Path:
     """PRIVLM_CACHE, else ~/.cache/privlm."""
     return Path(os.environ.get("PRIVLM_CACHE") or "~/.cache/privlm").expanduser()
+
+
+def dequantized_folder(model: ModelFiles) -> Path:
+    """Where `dequantized` keeps the weights of a GGUF file, there or not yet."""
+    return cache_directory() / "gguf" / model.fingerprint.removeprefix("sha256:")[:32]
 
 
 def dequantized(model: ModelFiles) -> Path:
@@ -34,8 +39,8 @@ def dequantized(model: ModelFiles) -> Path:
     """
     assert model.directory is not None
     assert model.gguf_file is not None
-    cache = cache_directory() / "gguf"
-    folder = cache / model.fingerprint.removeprefix("sha256:")[:32]
+    folder = dequantized_folder(model)
+    cache = folder.parent
     if not missing_files(folder):
         return folder
     try:

@@ -55,7 +55,7 @@ def inputs(config: Any) -> dict[str, str]:
     Raises UsageError for what is not at hand, model and data in one message.
     """
     from privlm.data.files import locate
-    from privlm.models.files import locate_model
+    from privlm.models.locate import locate_model
     from privlm.schema import all_found
 
     return all_found(

@@ -8,7 +8,7 @@ from privlm.adapters.estimate import estimate_parameters, held_in_memory
 from privlm.config import Config, is_private
 from privlm.data.text_classification import load, marks
 from privlm.models.architecture import read_architecture
-from privlm.models.files import locate_model
+from privlm.models.locate import locate_model
 from privlm.privacy.plan import make_plan
 from privlm.training.batches import num_steps
 from privlm.training.memory import encoder_activations, peak_memory

@@ -17,15 +17,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from privlm import files
-from privlm.adapters.adapter import apply_adapter, count_parameters
+from privlm.adapters.adapter import count_parameters
 from privlm.config import Config, is_private
 from privlm.data.encoding import EncodedSplit, tokenize
 from privlm.data.features import FeatureSplit, remembered_features
 from privlm.data.text_classification import load, marks
 from privlm.job import Job, Result
 from privlm.metrics.classification import Estimate, accuracy, f1, majority_class
-from privlm.models.encoder import EncoderClassifier, build_encoder_classifier, load_model, save_model
-from privlm.models.files import locate_model
+from privlm.models.encoder import EncoderClassifier
+from privlm.models.loaded import Loaded, load_encoder_classifier
 from privlm.privacy.ledger import Ledger
 from privlm.privacy.plan import PrivacyPlan, account, make_plan
 from privlm.training.batches import num_steps
@@ -42,10 +42,9 @@ Examples = EncodedSplit | FeatureSplit
 
 def run(config: Config, job: Job) -> None:
     data = load(config.data)
-    model, tokenizer = build_encoder_classifier(config.model, locate_model(config.model), len(data.labels), config.seed)
-    apply_adapter(model, config.adapter, config.seed)
+    loaded = load_encoder_classifier(config.model, config.adapter, len(data.labels), config.seed)
     encoded = {
-        name: tokenize(split, tokenizer, config.model.max_length)
+        name: tokenize(split, loaded.tokenizer, config.model.max_length)
         for name, split in {config.data.train_split: data.train, **data.evaluation}.items()
     }
     marked = marks(data, config.data, config.model.pretrained_on)
@@ -54,8 +53,8 @@ def run(config: Config, job: Job) -> None:
     steps = num_steps(config.trainer, len(data.train))
     private = _plan(config, job, len(data.train), steps, flags) if is_private(config) else None
     # A frozen encoder sees each text once, not once a step.
-    splits: Mapping[str, Examples] = _features(job, model, encoded) if config.adapter.name == "head" else encoded
-    outcome, results = _train_and_evaluate(config, job, model, splits, steps, private)
+    splits: Mapping[str, Examples] = _features(job, loaded.model, encoded) if config.adapter.name == "head" else encoded
+    outcome, results = _train_and_evaluate(config, job, loaded, splits, steps, private)
 
     if private is not None and job.is_main:
         spent = account(private.plan, private.ledger, steps=outcome.steps, flags=flags)
@@ -80,9 +79,10 @@ def _plan(config: Config, job: Job, dataset_size: int, steps: int, flags: list[s
     return Private(plan, ledger, log_diagnostics=config.privacy.log_private_diagnostics)
 
 
-def _features(job: Job, model: EncoderClassifier, encoded: dict[str, EncodedSplit]) -> dict[str, FeatureSplit]:
+def _features(job: Job, model: nn.Module, encoded: dict[str, EncodedSplit]) -> dict[str, FeatureSplit]:
     """What the frozen encoder makes of the texts, computed by the main process and kept for a resumed run."""
     path = job.directory / FEATURES
+    assert isinstance(model, EncoderClassifier)
     with job.stage("features") as stage:
         if stage.needed and job.is_main:
             model.to(job.accelerator.device)
@@ -100,15 +100,16 @@ def _features(job: Job, model: EncoderClassifier, encoded: dict[str, EncodedSpli
 def _train_and_evaluate(
     config: Config,
     job: Job,
-    model: EncoderClassifier,
+    loaded: Loaded,
     splits: Mapping[str, Examples],
     steps: int,
     private: Private | None,
 ) -> tuple[Outcome, list[Result]]:
-    """Trains `model` on the training split, or loads what an earlier try of this run has trained; then measures it.
+    """Trains the model on the training split, or loads what an earlier try of this run has trained; then measures it.
 
     What is logged during training, and early stopping reads, is of the first evaluation split.
     """
+    model = loaded.model
     evaluated = {name: splits[name] for name in config.data.eval_splits}
     first = config.data.eval_splits[0]
 
@@ -136,11 +137,11 @@ def _train_and_evaluate(
                     tick=tick,
                 ).run(steps)
             if job.is_main:
-                _save(model, outcome, folder)
+                _save(loaded, outcome, folder)
                 for path in sorted(folder.rglob("*.*")):
                     stage.output(path)
         else:
-            load_model(model, folder)
+            loaded.load(model, folder)
             outcome = Outcome(**json.loads((folder / "training.json").read_text(encoding="utf-8")))
 
     with job.stage("evaluate"):
@@ -171,9 +172,9 @@ def _measure(config: Config, model: nn.Module, split: Examples) -> dict[str, Est
     return measured
 
 
-def _save(model: EncoderClassifier, outcome: Outcome, folder: Path) -> None:
+def _save(loaded: Loaded, outcome: Outcome, folder: Path) -> None:
     def fill(temporary: Path) -> None:
-        save_model(model, temporary)
+        loaded.save(loaded.model, temporary)
         (temporary / "training.json").write_text(
             json.dumps({"status": outcome.status, "steps": outcome.steps}), encoding="utf-8"
         )

@@ -16,7 +16,7 @@ from privlm.adapters.estimate import ParameterCount, estimate_parameters
 from privlm.config import AdapterConfig, ModelConfig
 from privlm.errors import UsageError
 from privlm.models.encoder import EncoderClassifier, build_encoder_classifier
-from privlm.models.files import ModelFiles, locate_model
+from privlm.models.locate import ModelFiles, locate_model
 from privlm.models.wordpiece import word_piece_tokenizer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -39,6 +39,12 @@ def build(config: ModelConfig | None = None, num_labels: int = 2) -> EncoderClas
     return build_encoder_classifier(config, locate_model(config), num_labels, seed=0)[0]
 
 
+def adapted(config: AdapterConfig, model: EncoderClassifier | None = None, seed: int = 0) -> EncoderClassifier:
+    model = model or build()
+    model.encoder = apply_adapter(model.encoder, config, seed, head=model.head)
+    return model
+
+
 def token_ids() -> dict[str, torch.Tensor]:
     ids = torch.randint(5, 1400, (3, 7), generator=torch.Generator().manual_seed(0))
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -46,7 +52,7 @@ def token_ids() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(("name", "prefixes"), [("head", ["head."]), ("full", [""]), ("lora", ["head.", "encoder."])])
 def test_trained_parameters_are_those_of_the_adapter_and_get_gradients(name, prefixes):
-    model = apply_adapter(build(), adapter(name), seed=0)
+    model = adapted(adapter(name))
     trained = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
     assert all(any(key.startswith(prefix) for prefix in prefixes) for key in trained)
     if name == "lora":
@@ -58,12 +64,12 @@ def test_trained_parameters_are_those_of_the_adapter_and_get_gradients(name, pre
 
 
 def test_head_can_stay_frozen_beside_lora():
-    model = apply_adapter(build(), adapter("lora", train_head=False), seed=0)
+    model = adapted(adapter("lora", train_head=False))
     assert not any(parameter.requires_grad for parameter in model.head.parameters())
 
 
 def test_merged_lora_equals_its_forward():
-    model = apply_adapter(build(), adapter("lora"), seed=0).eval()
+    model = adapted(adapter("lora")).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.encoder.named_parameters():
@@ -79,7 +85,7 @@ def test_merged_lora_equals_its_forward():
 def test_lora_starts_at_the_pretrained_function_and_from_its_seed():
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    models = [apply_adapter(build(), adapter("lora"), seed) for seed in (0, 0, 1)]
+    models = [adapted(adapter("lora"), seed=seed) for seed in (0, 0, 1)]
     assert torch.equal(torch.get_rng_state(), state)
     first, same, other = (torch.cat([p.flatten() for n, p in m.named_parameters() if "lora_A" in n]) for m in models)
     assert torch.equal(first, same)
@@ -96,7 +102,7 @@ def test_estimate_equals_the_count(name, model_type, head):
     assert shape is not None
     config = tiny(random=shape | {"model_type": model_type, "type_vocab_size": 1}, head=head)
     estimate = estimate_parameters(config, locate_model(config), adapter(name), num_labels=3)
-    assert estimate == count_parameters(apply_adapter(build(config, num_labels=3), adapter(name), seed=0))
+    assert estimate == count_parameters(adapted(adapter(name), build(config, num_labels=3)))
 
 
 def test_estimate_of_lora_on_other_modules():
@@ -104,7 +110,7 @@ def test_estimate_of_lora_on_other_modules():
         "lora", rank=2, target_modules=["word_embeddings", "output.dense", "encoder.layer.1.attention.self.key"]
     )
     estimate = estimate_parameters(tiny(), locate_model(tiny()), chosen, num_labels=2)
-    assert estimate == count_parameters(apply_adapter(build(), chosen, seed=0))
+    assert estimate == count_parameters(adapted(chosen))
 
 
 def test_estimate_of_roberta_base_from_its_config_alone(tmp_path):
@@ -141,24 +147,24 @@ def test_estimate_is_silent_about_other_architectures(tmp_path):
 )
 def test_impossible_lora_is_refused_with_and_without_a_model(changes, message):
     with pytest.raises(UsageError, match=message):
-        apply_adapter(build(), adapter("lora", **changes), seed=0)
+        adapted(adapter("lora", **changes))
     with pytest.raises(UsageError, match=message):
         estimate_parameters(tiny(), locate_model(tiny()), adapter("lora", **changes), num_labels=2)
 
 
 def test_nothing_to_train_is_refused():
     with pytest.raises(UsageError, match=r"adapter\.train_head"):
-        apply_adapter(build(), adapter("head", train_head=False), seed=0)
+        adapted(adapter("head", train_head=False))
 
 
 def test_unknown_adapter_is_refused():
     with pytest.raises(UsageError, match=r"adapter\.name: 'prefix'"):
-        apply_adapter(build(), replace(adapter("full"), name="prefix"), seed=0)
+        adapted(replace(adapter("full"), name="prefix"))
 
 
 def test_full_fine_tuning_of_a_checkpoint_trains_no_pooler(tmp_path):
     shape: Any = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     BertModel(BertConfig(**shape)).save_pretrained(tmp_path)
     word_piece_tokenizer().save_pretrained(tmp_path)
-    model = apply_adapter(build(tiny(path=str(tmp_path))), adapter("full"), seed=0)
+    model = adapted(adapter("full"), build(tiny(path=str(tmp_path))))
     assert not any("pooler" in name for name, _ in model.named_parameters())

@@ -11,15 +11,14 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertModel, RobertaConfig, RobertaForSequenceClassification
 
-from privlm.adapters.adapter import apply_adapter
-from privlm.config import AdapterConfig, ModelConfig
+from privlm.config import ModelConfig
 from privlm.data import features
 from privlm.data.encoding import EncodedSplit, tokenize
 from privlm.data.features import FeatureSplit, compute_features
 from privlm.data.text_classification import Split
 from privlm.errors import UsageError
-from privlm.models.encoder import EncoderClassifier, build_encoder_classifier, load_model, save_model
-from privlm.models.files import locate_model
+from privlm.models.encoder import EncoderClassifier, build_encoder_classifier
+from privlm.models.locate import locate_model
 from privlm.models.wordpiece import word_piece_tokenizer
 from privlm.training.classification import Classification, predict
 from privlm.training.objective import ExampleRandom
@@ -57,11 +56,6 @@ TINY = ModelConfig(
 )
 TEXTS = ["win a prize now", "see you at home", "ok", "call me when the long meeting is finally over", "", "free!"]
 SPLIT = Split((TEXTS,), np.array([1, 0, 0, 0, 0, 1]))
-ADAPTERS = {
-    "head": AdapterConfig("head", None, None, None, None, True),
-    "lora": AdapterConfig("lora", 4, 8.0, 0.0, None, True),
-    "full": AdapterConfig("full", None, None, None, None, True),
-}
 
 
 class RunsCode:
@@ -77,11 +71,6 @@ class RunsCode:
 def build(config: ModelConfig = TINY, num_labels: int = 2, seed: int = 0) -> tuple[EncoderClassifier, EncodedSplit]:
     model, tokenizer = build_encoder_classifier(config, locate_model(config), num_labels, seed)
     return model, tokenize(SPLIT, tokenizer, config.max_length)
-
-
-def build_adapted(adapter: str) -> tuple[EncoderClassifier, EncodedSplit]:
-    model, data = build(replace(TINY, dropout=0.1))
-    return apply_adapter(model, ADAPTERS[adapter], seed=0), data
 
 
 def checkpoint(directory, model) -> str:
@@ -206,31 +195,6 @@ def test_longest_input_is_allowed_and_more_is_refused(model_type, limit):
         build(replace(config, max_length=limit + 1))
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS)
-def test_saved_model_reloads_with_equal_predictions(tmp_path, adapter):
-    model, data = build_adapted(adapter)
-    train(model, data, steps=3)
-    save_model(model, tmp_path)
-    fresh, _ = build_adapted(adapter)
-    load_model(fresh, tmp_path)
-    batch = without_labels(data.batch(range(6)))
-    with torch.no_grad():
-        torch.testing.assert_close(fresh(**batch), model.eval()(**batch), rtol=0, atol=0)
-        assert not torch.equal(build()[0](**batch), model(**batch))
-    assert [p.requires_grad for p in fresh.parameters()] == [p.requires_grad for p in model.parameters()]
-    assert (tmp_path / "encoder").exists() == (adapter != "head")
-
-
-@pytest.mark.parametrize(
-    ("saved", "absent"), [(None, "head.safetensors"), ("head", "encoder/adapter_model.safetensors")]
-)
-def test_folder_without_what_was_trained_is_refused(tmp_path, saved, absent):
-    if saved:
-        save_model(build_adapted(saved)[0], tmp_path)
-    with pytest.raises(UsageError, match=rf"no {absent}"):
-        load_model(build_adapted("lora")[0], tmp_path)
-
-
 def test_losses_are_one_cross_entropy_per_example():
     model, data = build()
     losses = Classification().losses(model, data.batch(range(6)), ExampleRandom(0, 0, np.arange(6))).loss
@@ -309,13 +273,3 @@ def test_minilm_package_gives_its_sentence_features():
 
 def without_labels(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in batch.items() if name != "labels"}
-
-
-def train(model: nn.Module, data: EncodedSplit, steps: int) -> None:
-    model.train()
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
-    for step in range(steps):
-        optimizer.zero_grad()
-        rng = ExampleRandom(0, step, np.arange(len(data)))
-        Classification().losses(model, data.batch(range(len(data))), rng).loss.mean().backward()
-        optimizer.step()

@@ -6,8 +6,8 @@ import pytest
 
 from privlm.errors import UsageError
 from privlm.models import gguf
-from privlm.models.files import ModelFiles
 from privlm.models.gguf import dequantized
+from privlm.models.locate import ModelFiles
 
 
 @pytest.fixture

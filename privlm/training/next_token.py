@@ -1,0 +1,52 @@
+"""Predicting the next token: a loss per example, over the tokens that the data names.
+
+Shapes: B examples, T positions, V tokens of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from privlm.data.causal_lm import NOT_PREDICTED
+from privlm.training.objective import Batch, ExampleRandom, PerExample
+
+
+class NextToken:
+    """The objective for batches {input_ids, attention_mask, position_ids, labels, token_weights?} of a CausalSplit."""
+
+    def losses(self, model: nn.Module, batch: Batch, rng: ExampleRandom) -> PerExample:
+        """Mean cross entropy of the labelled tokens of each example, float32 [B]; draws nothing from `rng`.
+
+        Where tokens have weights, the mean is weighted by the example's own: an example is as important as another
+        however long or heavy it is. The model returns logits [B, T, V], or an output that holds them.
+        """
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
+        output = model(**_understood(model, inputs))
+        logits_BTV = getattr(output, "logits", output)
+        return PerExample(_mean_losses(logits_BTV, batch["labels"], batch.get("token_weights")))
+
+
+def _mean_losses(logits_BTV: Tensor, labels_BT: Tensor, weights_BT: Tensor | None) -> Tensor:
+    """[B]. The logits at a position speak of the token after it."""
+    logits_BTV, labels_BT = logits_BTV[:, :-1], labels_BT[:, 1:]
+    loss_BT = nn.functional.cross_entropy(
+        logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=NOT_PREDICTED, reduction="none"
+    ).view_as(labels_BT)
+    counts_BT = (labels_BT != NOT_PREDICTED).float()
+    if weights_BT is not None:
+        counts_BT = counts_BT * weights_BT[:, 1:]
+    return (loss_BT * counts_BT).sum(1) / counts_BT.sum(1)
+
+
+def _understood(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Any]:
+    """A transformers model gets what its forward function names (some know no positions), and keeps no cache."""
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(base, PreTrainedModel):
+        return inputs
+    named = inspect.signature(base.forward).parameters
+    return {name: value for name, value in {**inputs, "use_cache": False}.items() if name in named}
