@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from privlm.data.schema import InstructionData
 from privlm.errors import UsageError
 
 
@@ -36,6 +37,8 @@ class DataConfig:
     eval_splits: list[str] = MISSING
     max_train_examples: int | None = MISSING
     split_sizes: dict[str, int] = MISSING
+    encoding: str | None = MISSING
+    quoting: str | None = MISSING
     licence: str = MISSING
     public_overlap: list[str] = MISSING
 
@@ -255,7 +258,7 @@ class Config:
 
 SCHEMAS: dict[str, dict[str, type]] = {
     "run": {"run": Config},
-    "data": {"text_classification": DataConfig},
+    "data": {"text_classification": DataConfig, "instructions": InstructionData},
     "model": {"encoder": ModelConfig},
     "adapter": {"adapter": AdapterConfig},
     "privacy": {"privacy": PrivacyConfig},
@@ -278,6 +281,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "trainer.precision": ("fp32", "bf16"),
     "trainer.name": ("single", "ddp"),
     "data.format": ("sms", "glue"),
+    "data.quoting": ("none", "rfc4180"),
+    "data.template": ("alpaca", "alpaca_short", "plain"),
     "adapter.name": ("head", "lora", "rgp", "full"),
     "adapter.other_params": ("train", "freeze"),
     "model.pooling": ("mean", "cls"),

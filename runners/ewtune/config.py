@@ -66,7 +66,7 @@ def inputs(config: Any) -> dict[str, str]:
     Raises UsageError for what is not at hand, model and data in one message.
     """
     from privlm.checks import all_found
-    from privlm.data.files import locate
+    from privlm.data.locate import locate
     from privlm.models.files import locate_model
 
     return all_found(
