@@ -19,7 +19,7 @@ EMBEDDED_SMS = EMBEDDED / "sms_spam" / "SMSSpamCollection"
 EMBEDDED_DOLLY = EMBEDDED / "dolly" / "dolly_mini.jsonl"
 EMBEDDED_SHA256 = {
     EMBEDDED_SMS.name: "7d039a24a6083ed9ef0f806ebad56bbb976e3aeb8de05669173bfdc4996c239d",
-    EMBEDDED_DOLLY.name: "",
+    EMBEDDED_DOLLY.name: "67182dbedc8bf6d8d8f60ebf7e40feda5717bc9961a9310f00e294bfb22a0d79",
 }
 ENDINGS = (*READERS, *(f"{ending}.gz" for ending in READERS))
 FORMS = f"{', '.join(READERS)}, each also .gz, or a folder of datasets.save_to_disk"
@@ -59,7 +59,9 @@ def locate_instructions(config: InstructionData) -> DataFiles:
     splits = _splits(config)
     if config.path:
         path = Path(config.path).expanduser()
-        return one_file(path, splits) if path.is_file() or is_saved(path) else split_files(path, splits)
+        if path.is_file() or is_saved(path):
+            return one_file(path, splits)
+        return split_files(path, splits, " (or give one file as data.path: it is split by its texts)")
     if config.embedded:
         return one_file(unchanged(EMBEDDED_DOLLY), splits)
     if not config.hub_id:
@@ -118,21 +120,23 @@ def one_file(path: Path, splits: tuple[str, ...]) -> DataFiles:
     return DataFiles(dict.fromkeys(splits, (path,)), f"sha256:{_digest(path)}")
 
 
-def split_files(folder: Path, splits: tuple[str, ...]) -> DataFiles:
+def split_files(folder: Path, splits: tuple[str, ...], hint: str = "") -> DataFiles:
     """A file or saved folder per split, by its name: `train.csv`, `dev.tsv.gz`; dev may also be called validation.
+
+    hint: what else a message may advise.
 
     Raises UsageError, listing the splits that are there.
     """
     if folder.is_file():
         names = ", ".join(f"{split}{folder.suffix}" for split in splits)
         raise UsageError(f"data.path: {folder} is one file, and this data set takes a folder that holds {names}")
-    paths = [_split_file(folder, split) for split in splits]
+    paths = [_split_file(folder, split, hint) for split in splits]
     digests = "".join(map(_digest, paths))
     by_split: dict[str, tuple[Path, ...]] = {split: (path,) for split, path in zip(splits, paths, strict=True)}
     return DataFiles(by_split, f"sha256:{hashlib.sha256(digests.encode()).hexdigest()}")
 
 
-def _split_file(folder: Path, split: str) -> Path:
+def _split_file(folder: Path, split: str, hint: str) -> Path:
     for name in dict.fromkeys((split, _hub_name(split))):
         if is_saved(folder / name):
             return folder / name
@@ -145,7 +149,7 @@ def _split_file(folder: Path, split: str) -> Path:
         remedy = f"choose data.train_split and data.eval_splits from what is there: {', '.join(there)}"
     elif is_saved(folder):
         remedy = "this folder of datasets.save_to_disk has no splits: save a DatasetDict"
-    raise UsageError(f"data.path: no file {split}.tsv in {folder} (nor {FORMS}); {remedy}")
+    raise UsageError(f"data.path: no file {split}.tsv in {folder} (nor {FORMS}); {remedy}{hint}")
 
 
 def _split_name(path: Path) -> str | None:

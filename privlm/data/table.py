@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,12 +61,12 @@ class Table:
             raise UsageError(f"{where}: no column '{names[0]}'{others} ({setting}); {self._what_is_there()}")
         return self.columns[name]
 
-    def texts(self, names: Sequence[str], setting: str) -> list[str]:
-        """A column of which each value is text, an empty one too.
+    def texts(self, names: Sequence[str], setting: str, null: str | None = None) -> list[str]:
+        """A column of which each value is text, an empty one too. null: what stands for a null, if it may be there.
 
-        Raises UsageError for a missing column, or a value that is none.
+        Raises UsageError for a missing column, or a value that is no text.
         """
-        values = self.column(names, setting)
+        values: list[Any] = [null if value is None else value for value in self.column(names, setting)]
         for row, value in enumerate(values):
             if not is_text(value):
                 raise UsageError(f"{self.where(row)}: no text in field '{names[0]}' ({setting})")
@@ -93,3 +93,8 @@ def is_text(value: Any) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def names_in_files(field: str, aliases: Mapping[str, str]) -> list[str]:
+    """The names that a field has in the files: its own, then those of data.aliases (name in a file -> field)."""
+    return [field, *(name for name, known in aliases.items() if known == field)]

@@ -12,7 +12,7 @@ from privlm.config import DataConfig
 from privlm.data.held_out import is_held_out
 from privlm.data.locate import DataFiles, locate
 from privlm.data.readers import read_table
-from privlm.data.table import Table
+from privlm.data.table import Table, names_in_files
 from privlm.errors import UsageError
 
 SMS_FIELDS = ("label", "text")
@@ -131,7 +131,7 @@ def _read_split(paths: tuple[Path, ...], config: DataConfig, header: tuple[str, 
     for path in paths:
         table = read_table(path, header=header, encoding=config.encoding, quoting=config.quoting)
         for column, field in zip(texts, config.text_fields, strict=True):
-            column.extend(table.texts(_names(config, field), "data.text_fields"))
+            column.extend(table.texts(names_in_files(field, config.aliases), "data.text_fields"))
         labels += _read_labels(table, config)
     if not labels:
         raise UsageError(f"{', '.join(map(str, paths))}: no examples")
@@ -140,7 +140,7 @@ def _read_split(paths: tuple[Path, ...], config: DataConfig, header: tuple[str, 
 
 def _read_labels(table: Table, config: DataConfig) -> list[int]:
     class_ids = _class_ids(config.labels)
-    names = _names(config, config.label_field)
+    names = names_in_files(config.label_field, config.aliases)
     ids = [class_ids.get(str(value)) for value in table.column(names, "data.label_field")]
     if None in ids:
         where = table.where(ids.index(None))
@@ -148,11 +148,6 @@ def _read_labels(table: Table, config: DataConfig) -> list[int]:
             f"{where}: field '{table.name_of(names)}' holds none of data.labels ({', '.join(config.labels)})"
         )
     return [class_id for class_id in ids if class_id is not None]
-
-
-def _names(config: DataConfig, field: str) -> list[str]:
-    """The names that a field has in the files: its own, then those of data.aliases."""
-    return [field, *(name for name, known in config.aliases.items() if known == field)]
 
 
 def _class_ids(names: list[str]) -> dict[str, int]:
