@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig
 
 from privlm.adapters.schema import AdapterConfig
-from privlm.data.schema import DataConfig
+from privlm.data.schema import DataConfig, InstructionData
 from privlm.llm.schema import EndpointLLMConfig, LLMBudget, LocalLLMConfig, ReplayLLMConfig
 from privlm.models.schema import CausalLMConfig, ModelConfig
 from privlm.privacy.schema import AuditConfig, PrivacyConfig, is_private
@@ -29,6 +29,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "EndpointLLMConfig",
+    "InstructionData",
     "LLMBudget",
     "LocalLLMConfig",
     "ModelConfig",
@@ -65,7 +66,7 @@ class Config:
 
 SCHEMAS: dict[str, dict[str, type]] = {
     "run": {"run": Config},
-    "data": {"text_classification": DataConfig},
+    "data": {"text_classification": DataConfig, "instructions": InstructionData},
     "model": {"encoder": ModelConfig, "causal_lm": CausalLMConfig},
     "adapter": {"adapter": AdapterConfig},
     "privacy": {"privacy": PrivacyConfig},

@@ -1,4 +1,3 @@
-"""Data sets: their files (`files`), labelled texts (`text_classification`), token ids (`encoding`), cached `features`.
-
-The first two need no torch.
+"""Data sets: their files (`locate`), files as columns (`readers`, `table`), labelled texts (`text_classification`),
+`instructions`, token ids (`encoding`), cached `features`. None but the last two needs torch.
 """

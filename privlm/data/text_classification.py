@@ -1,17 +1,18 @@
-"""Labelled texts in the formats `sms` (one file of messages) and `glue` (a file per split, one or two texts a row)."""
+"""Labelled texts in the formats `sms` (one collection of messages) and `glue` (a file per split, one text or two)."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from privlm.data.files import DataFiles, locate
-from privlm.data.readers import read_rows
+from privlm.data.held_out import is_held_out
+from privlm.data.locate import DataFiles, locate
+from privlm.data.readers import read_table
 from privlm.data.schema import DataConfig
+from privlm.data.table import Table, names_in_files
 from privlm.errors import UsageError
 
 SMS_FIELDS = ("label", "text")
@@ -62,11 +63,8 @@ def load(config: DataConfig, files: DataFiles | None = None) -> TextClassificati
     Raises:
         UsageError: not at hand, or bad data: names file, line and field, never a text.
     """
-    if not config.eval_splits or config.train_split in config.eval_splits:
-        raise UsageError("data.eval_splits: name one split or more, none of them data.train_split")
     files = files or locate(config)
-    read = _read_sms if config.format == "sms" else _read_glue
-    splits, notes = read(config, files)
+    splits, notes = FORMATS[config.format](config, files)
     train = splits.pop(config.train_split)
     limit = config.max_train_examples
     if limit is not None and limit < len(train):
@@ -100,7 +98,7 @@ def _read_glue(config: DataConfig, files: DataFiles) -> tuple[dict[str, Split], 
 def _read_sms(config: DataConfig, files: DataFiles) -> tuple[dict[str, Split], list[str]]:
     """Keeps the first of equal texts, so that one person's message counts once, and splits by the text's hash.
 
-    Both are stable: one message more changes no other message's place. A fifth (sha256 mod 5 = 0) is the test split.
+    Both are stable: one message more changes no other message's place.
     """
     if (config.train_split, *config.eval_splits) != ("train", "test"):
         raise UsageError("data.train_split, data.eval_splits: an SMS collection has the splits train and test")
@@ -109,7 +107,7 @@ def _read_sms(config: DataConfig, files: DataFiles) -> tuple[dict[str, Split], l
     (texts,) = messages.texts
     first = {text: i for i, text in reversed(list(enumerate(texts)))}
     distinct = sorted(first.values())
-    is_test = {i: int(hashlib.sha256(texts[i].encode()).hexdigest(), 16) % 5 == 0 for i in distinct}
+    is_test = {i: is_held_out(texts[i]) for i in distinct}
     splits = {
         "train": messages.take(i for i in distinct if not is_test[i]),
         "test": messages.take(i for i in distinct if is_test[i]),
@@ -120,36 +118,36 @@ def _read_sms(config: DataConfig, files: DataFiles) -> tuple[dict[str, Split], l
     return splits, [f"{len(messages) - len(distinct):,} repeated messages left out"]
 
 
+FORMATS: dict[str, Callable[[DataConfig, DataFiles], tuple[dict[str, Split], list[str]]]] = {
+    "sms": _read_sms,
+    "glue": _read_glue,
+}
+"""data.format -> how its files become splits, and what is to be noted."""
+
+
 def _read_split(paths: tuple[Path, ...], config: DataConfig, header: tuple[str, ...] | None = None) -> Split:
-    class_ids = _class_ids(config.labels)
-    names = _names(config)
     texts: tuple[list[str], ...] = tuple([] for _ in config.text_fields)
     labels: list[int] = []
     for path in paths:
-        for number, row in read_rows(path, header):
-            for column, field in zip(texts, config.text_fields, strict=True):
-                text = next((row[name] for name in names[field] if name in row), None)
-                if not isinstance(text, str):
-                    raise UsageError(f"{path} line {number}: no text in field '{field}' (data.text_fields)")
-                column.append(text)
-            label_name = next((name for name in names[config.label_field] if name in row), None)
-            if label_name is None:
-                raise UsageError(f"{path} line {number}: no field '{config.label_field}' (data.label_field)")
-            label = class_ids.get(str(row[label_name]))
-            if label is None:
-                raise UsageError(
-                    f"{path} line {number}: field '{label_name}' holds none of data.labels ({', '.join(config.labels)})"
-                )
-            labels.append(label)
+        table = read_table(path, header=header, encoding=config.encoding, quoting=config.quoting)
+        for column, field in zip(texts, config.text_fields, strict=True):
+            column.extend(table.texts(names_in_files(field, config.aliases), "data.text_fields"))
+        labels += _read_labels(table, config)
     if not labels:
         raise UsageError(f"{', '.join(map(str, paths))}: no examples")
     return Split(texts, np.array(labels, dtype=np.int64))
 
 
-def _names(config: DataConfig) -> dict[str, list[str]]:
-    """Field -> the names that it has in the files: its own, then those of data.aliases."""
-    fields = (*config.text_fields, config.label_field)
-    return {field: [field, *(name for name, known in config.aliases.items() if known == field)] for field in fields}
+def _read_labels(table: Table, config: DataConfig) -> list[int]:
+    class_ids = _class_ids(config.labels)
+    names = names_in_files(config.label_field, config.aliases)
+    ids = [class_ids.get(str(value)) for value in table.column(names, "data.label_field")]
+    if None in ids:
+        where = table.where(ids.index(None))
+        raise UsageError(
+            f"{where}: field '{table.name_of(names)}' holds none of data.labels ({', '.join(config.labels)})"
+        )
+    return [class_id for class_id in ids if class_id is not None]
 
 
 def _class_ids(names: list[str]) -> dict[str, int]:

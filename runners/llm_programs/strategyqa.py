@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from privlm import hub
-from privlm.data.readers import read_rows
+from privlm.data.readers import read_table
 from privlm.errors import UsageError
 from privlm.files import sha256_file
 
@@ -169,7 +169,7 @@ def tree_candidates(question: Question, pool: Sequence[Paragraph], count: int, s
 
 def _read(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".parquet":
-        return [row for _, row in read_rows(path)]
+        return list(read_table(path).rows())
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from privlm.config import DataConfig, defaults
-from privlm.data import files as data_files
-from privlm.data.files import EMBEDDED_SMS, locate
+from privlm.data import locate as data_files
+from privlm.data.locate import EMBEDDED_SMS, locate
 from privlm.data.text_classification import load, marks
 from privlm.errors import UsageError
 
@@ -34,6 +34,8 @@ def sms(**changes) -> DataConfig:
         "eval_splits": ["test"],
         "max_train_examples": None,
         "split_sizes": {},
+        "encoding": None,
+        "quoting": None,
         "licence": "CC BY 4.0",
         "public_overlap": [],
     }
@@ -211,8 +213,11 @@ SECRET = "my secret"
     [
         (f"sentence\tlabel\nfine\t1\n{SECRET}\t7\n", r"line 3: field 'label' .*negative, positive"),
         (f"sentence\tlabel\n1\t{SECRET}\n", r"line 2: field 'label'"),
-        (f"index\tsentence\n0\t{SECRET}\n", r"line 2: no field 'label' \(data.label_field\)"),
-        (f"{SECRET}\t1\nfine\t1\n", r"line 2: no text in field 'sentence' \(data.text_fields\)"),
+        (
+            f"index\tsentence\n0\t{SECRET}\n",
+            r"line 1: no column 'label' \(data.label_field\); .* index, sentence",
+        ),
+        (f"{SECRET}\t1\nfine\t1\n", r"line 1: no column 'sentence' \(data.text_fields\); its first line does not look"),
         (f"sentence\tlabel\n{SECRET}\n", r"line 2: 1 tab-separated fields instead of 2"),
         (f"sentence\tlabel\nfine\t1\n{SECRET}".encode() + b"\xff\t1\n", r"line 3: not UTF-8"),
         ("sentence\tlabel\n", "no examples"),

@@ -1,0 +1,221 @@
+"""Instructions and the responses to learn: columns instruction, context, response, or conversations (messages).
+
+The columns may have other names in a file (data.aliases). Which template makes the prompt is data.template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from privlm.data.held_out import is_held_out
+from privlm.data.locate import DataFiles, locate_instructions
+from privlm.data.readers import read_table
+from privlm.data.schema import InstructionData
+from privlm.data.table import Table, is_text, names_in_files
+from privlm.errors import UsageError
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One row.
+
+    context: what the instruction speaks of, or ''.
+    category, client: of which kind and whose the row is, where the data say so.
+    """
+
+    instruction: str
+    context: str
+    response: str
+    category: str | None = None
+    client: str | None = None
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a prompt is written, with the fields {instruction} and {context}. The response follows it without a gap."""
+
+    with_context: str
+    without_context: str
+
+    def prompt(self, row: Instruction) -> str:
+        """What stands before the response of a row."""
+        text = self.with_context if row.context else self.without_context
+        return text.format(instruction=row.instruction, context=row.context)
+
+
+TEMPLATES = {
+    # Taori et al., Stanford Alpaca, 2023, with the line break before the response that alpaca-lora gave it
+    "alpaca": Template(
+        "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+        "response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n"
+        "### Input:\n{context}\n\n### Response:\n",
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\n{instruction}\n\n### Response:\n",
+    ),
+    "alpaca_short": Template(
+        "### Instruction:\n{instruction}\n\n### Input:\n{context}\n\n### Response:\n",
+        "### Instruction:\n{instruction}\n\n### Response:\n",
+    ),
+    "plain": Template("{instruction}\n\n{context}\n\n", "{instruction}\n\n"),
+}
+"""data.template -> how a prompt is written."""
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """A data set ready to be tokenised.
+
+    categories, clients: those of all splits, sorted; empty where the data name none.
+    notes: what was left out of the files, and how they were split, for the report.
+    """
+
+    train: list[Instruction]
+    evaluation: dict[str, list[Instruction]]
+    template: Template
+    categories: tuple[str, ...]
+    clients: tuple[str, ...]
+    notes: tuple[str, ...]
+    fingerprint: str
+
+    def pairs(self, rows: Iterable[Instruction]) -> list[tuple[str, str]]:
+        """(prompt, response) of each row."""
+        return [(self.template.prompt(row), row.response) for row in rows]
+
+
+def load_instructions(config: InstructionData, files: DataFiles | None = None) -> Instructions:
+    """Reads the data set of `config` from `files` (found by `locate_instructions` if not given).
+
+    One file for all splits is split by the hash of instruction and context: a fifth is the evaluation split, whatever
+    else is in the file. Rows without instruction or response are left out and counted. `data.max_train_examples` keeps
+    the first of the training split.
+
+    Raises:
+        UsageError: not at hand, or bad data: names file, line and field, never a text.
+    """
+    if config.template not in TEMPLATES:
+        raise UsageError(f"data.template: '{config.template}' is not one of {', '.join(TEMPLATES)}")
+    files = files or locate_instructions(config)
+    splits, notes = _split_by_hash(config, files) if files.is_one else _split_by_files(config, files)
+    for name, rows in splits.items():
+        if not rows:
+            raise UsageError("; ".join([f"{files.paths[name][0]}: no rows for the split {name}", *notes]))
+    everything = [row for rows in splits.values() for row in rows]
+    train = splits.pop(config.train_split)
+    limit = config.max_train_examples
+    if limit is not None and limit < len(train):
+        notes.append(f"trained on the first {limit:,} of {len(train):,} examples (data.max_train_examples)")
+        train = train[:limit]
+    return Instructions(
+        train,
+        splits,
+        TEMPLATES[config.template],
+        _sorted(row.category for row in everything),
+        _sorted(row.client for row in everything),
+        tuple(notes),
+        files.fingerprint,
+    )
+
+
+Splits = tuple[dict[str, list[Instruction]], list[str]]
+"""Split -> its rows, and notes."""
+
+
+def _split_by_hash(config: InstructionData, files: DataFiles) -> Splits:
+    if len(config.eval_splits) != 1:
+        raise UsageError("data.eval_splits: one file is split in two by its texts, so name one split for evaluation")
+    rows, notes = _read_split(config.train_split, files, config)
+    sides: tuple[list[Instruction], list[Instruction]] = ([], [])
+    for row in rows:
+        sides[is_held_out(f"{row.instruction}\n{row.context}")].append(row)
+    (test,) = config.eval_splits
+    notes.append(f"{test}: a fifth of the rows, drawn by the hash of instruction and context")
+    return {config.train_split: sides[0], test: sides[1]}, notes
+
+
+def _split_by_files(config: InstructionData, files: DataFiles) -> Splits:
+    splits: dict[str, list[Instruction]] = {}
+    notes: list[str] = []
+    for name in files.paths:
+        splits[name], found = _read_split(name, files, config)
+        notes += [f"{name}: {note}" for note in found]
+    return splits, notes
+
+
+def _read_split(name: str, files: DataFiles, config: InstructionData) -> tuple[list[Instruction], list[str]]:
+    rows = [row for path in files.paths[name] for row in _read(path, config)]
+    kept = [row for row in rows if row.instruction.strip() and row.response.strip()]
+    num_dropped = len(rows) - len(kept)
+    notes = [f"{num_dropped:,} rows without instruction or response left out"] if num_dropped else []
+    return kept, notes
+
+
+# --- one file -------------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path, config: InstructionData) -> list[Instruction]:
+    table = read_table(path, encoding=config.encoding, quoting=config.quoting)
+    groups = (_group(table, field, config) for field in ("category", "client"))
+    texts = _conversations(table, config) if _is_chat(table, config) else _columns(table, config)
+    return [Instruction(*row) for row in zip(*texts, *groups, strict=True)]
+
+
+def _is_chat(table: Table, config: InstructionData) -> bool:
+    names = {field: names_in_files(field, config.aliases) for field in ("instruction", "messages")}
+    return table.name_of(names["instruction"]) is None and table.name_of(names["messages"]) is not None
+
+
+def _columns(table: Table, config: InstructionData) -> tuple[list[str], list[str], list[str]]:
+    """instruction, context, response; a null is an empty text, and the context may be missing altogether."""
+
+    def texts(field: str) -> list[str]:
+        return table.texts(names_in_files(field, config.aliases), "data.aliases", null="")
+
+    has_context = table.name_of(names_in_files("context", config.aliases)) is not None
+    return texts("instruction"), texts("context") if has_context else [""] * len(table), texts("response")
+
+
+def _conversations(table: Table, config: InstructionData) -> tuple[list[str], list[str], list[str]]:
+    values = table.column(names_in_files("messages", config.aliases), "data.aliases")
+    instructions, contexts, responses = [], [], []
+    for row, messages in enumerate(values):
+        instruction, context, response = _last_turn(messages, table.where(row))
+        instructions.append(instruction)
+        contexts.append(context)
+        responses.append(response)
+    return instructions, contexts, responses
+
+
+def _last_turn(messages: Any, where: str) -> tuple[str, str, str]:
+    """The user's last message, what was said before as its context, and the answer: '' where the user speaks last."""
+    turns = [(_part(message, "role"), _part(message, "content")) for message in messages or []]
+    if not all(role in ROLES and is_text(content) for role, content in turns):
+        raise UsageError(f"{where}: 'messages' is no list of {{role, content}} with the roles {', '.join(ROLES)}")
+    response = turns.pop()[1] if turns and turns[-1][0] == "assistant" else ""
+    instruction = turns.pop()[1] if turns and turns[-1][0] == "user" else ""
+    said = [content if role == "system" else f"{role.capitalize()}: {content}" for role, content in turns]
+    return instruction, "\n\n".join(said), response
+
+
+def _part(message: Any, name: str) -> Any:
+    return message.get(name) if isinstance(message, dict) else None
+
+
+def _group(table: Table, field: str, config: InstructionData) -> list[str | None]:
+    """A name or number for each row; None where there is no such column, or nothing in it."""
+    name = table.name_of(names_in_files(field, config.aliases))
+    values = table.columns[name] if name is not None else [None] * len(table)
+    for row, value in enumerate(values):
+        if not (value is None or isinstance(value, int) or is_text(value)):
+            raise UsageError(f"{table.where(row)}: field '{field}' holds neither text nor a whole number")
+    return [None if value in (None, "") else str(value) for value in values]
+
+
+def _sorted(found: Iterable[str | None]) -> tuple[str, ...]:
+    """Without repeats; by their value, where all are numbers."""
+    names = {name for name in found if name is not None}
+    return tuple(sorted(names, key=int if all(name.isdecimal() for name in names) else None))
