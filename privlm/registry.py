@@ -1,12 +1,14 @@
 """Finds the tasks: the folders of privlm.runners, and outside packages by the entry-point group `privlm.tasks`.
 
-A task is a package with `config.py` (a dataclass `Task`, optional `SCHEMAS` of its groups; imports nothing heavy) and
-`run.py` (`run(config, job)`). An outside package may also hold a folder `configs` beside them. This module is the only
-road from privlm/ to a runner.
+A task is a package with `config.py` (a dataclass `Task`, optional `SCHEMAS` of its groups) and
+`run.py` (`run(config, job)`, optional `predictor(config, folder)`). It may have `plan.py` (`plan(config)`, for
+--dry-run) and `verbs.py` (`VERBS`, for `privlm TASK VERB`); an outside package also a folder `configs` beside them.
+All but run.py import nothing heavy. This module is the only road from privlm/ to a runner.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import os
@@ -17,12 +19,18 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from privlm.errors import UsageError
 from privlm.schema import configs_dir
 
+if TYPE_CHECKING:
+    from privlm.predictor import Predictor
+
 ENTRY_POINT_GROUP = "privlm.tasks"
+
+Verb = Callable[[list[str]], int]
+"""A command of a task: the words after it -> exit status. The first line of its docstring says what it does."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +45,15 @@ class TaskEntry:
     @property
     def summary(self) -> str:
         """First line of the package's docstring, read without importing it."""
-        import ast
+        return (ast.get_docstring(self._parsed("__init__.py")) or "").partition("\n")[0]
 
-        docstring = ast.get_docstring(ast.parse((self.folder / "__init__.py").read_text(encoding="utf-8")))
-        return (docstring or "").partition("\n")[0]
+    @property
+    def has_predictor(self) -> bool:
+        """Whether run.py defines or imports a `predictor`, read without importing it."""
+        statements = self._parsed("run.py").body
+        defined = {node.name for node in statements if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        imported = {alias.name for node in statements if isinstance(node, ast.ImportFrom) for alias in node.names}
+        return "predictor" in defined | imported
 
     def config_module(self) -> ModuleType:
         return importlib.import_module(f"{self.package}.config")
@@ -59,9 +72,31 @@ class TaskEntry:
             raise UsageError(f"--dry-run: task '{self.name}' has no plan.py that could say what it would do")
         return importlib.import_module(f"{self.package}.plan").plan(config)
 
+    def verbs(self) -> dict[str, Verb]:
+        """The task's own commands by name; none without a verbs.py."""
+        if not (self.folder / "verbs.py").is_file():
+            return {}
+        return importlib.import_module(f"{self.package}.verbs").VERBS
+
     def run_function(self) -> Callable[[Any, Any], None]:
         """The experiment; importing it may import torch."""
         return importlib.import_module(f"{self.package}.run").run
+
+    def predictor(self, config: Any, folder: Path) -> Predictor:
+        """The trained model of the run in `folder`; importing it may import torch.
+
+        Raises UsageError for a task that declares none, naming those that do.
+        """
+        if not self.has_predictor:
+            others = ", ".join(name for name, task in tasks().items() if task.has_predictor)
+            raise UsageError(
+                f"task '{self.name}' has no predictor(config, folder) in its run.py, so its runs cannot predict, be "
+                f"evaluated or exported; tasks that have one: {others or 'none'}"
+            )
+        return importlib.import_module(f"{self.package}.run").predictor(config, folder)
+
+    def _parsed(self, file: str) -> ast.Module:
+        return ast.parse((self.folder / file).read_text(encoding="utf-8"))
 
 
 @cache

@@ -5,13 +5,12 @@ Commands are imported when they are called, so that `privlm` and `privlm --help`
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 
-from privlm.errors import PrivLMError, UsageError
+from privlm.errors import PrivLMError
 
 COMMANDS = {
     "run": "run one experiment:          privlm run task=ewtune model=roberta",
@@ -20,6 +19,9 @@ COMMANDS = {
     "show": "one run's results and files: privlm show RUN",
     "compare": "runs side by side:           privlm compare RUN RUN...",
     "tables": "a paper's table and ours:    privlm tables ewtune_noise",
+    "predict": "what a run's model says:     privlm predict RUN rows.csv",
+    "evaluate": "measure a run's model:       privlm evaluate RUN data=sst2",
+    "export": "a run's model, on its own:   privlm export RUN FOLDER",
     "accountant": "epsilon and noise:           privlm accountant eps --help",
     "audit": "test a run's epsilon:        privlm audit RUN",
     "cp": "copy a YAML to edit it:      privlm cp model/minilm myconfigs/",
@@ -30,10 +32,12 @@ HELP = """\
 PrivLM: adapt and probe large models under privacy.
 
 usage: privlm COMMAND ...
+       privlm TASK VERB ...
 
 {commands}
 
-`privlm COMMAND --help` teaches each. Tab completion: eval "$(privlm -sc install=bash)"
+`privlm COMMAND --help` teaches each; `privlm TASK --help` lists what a task brings along.
+Tab completion: eval "$(privlm -sc install=bash)"
 """
 
 
@@ -65,8 +69,8 @@ def _dispatch(words: list[str]) -> int:
     if command in ("-sc", "--shell-completion"):
         command = "completion"
     elif command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else f"; the commands are {', '.join(COMMANDS)}"
-        raise UsageError(f"no command '{command}'{hint}")
+        from privlm.cli import verbs
+
+        return verbs.main(command, rest)
     module = "listing" if command == "list" else command
     return importlib.import_module(f"privlm.cli.{module}").main(rest)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from privlm import registry
 from privlm.cli import COMMANDS
+from privlm.cli.verbs import tasks_with_verbs
 from privlm.errors import PrivLMError, UsageError
 
 INSTALL = """\
@@ -41,6 +42,9 @@ OPTIONS = {
     "compare": ("--json", "--runs", "--by-cell", "--plot"),
     "tables": ("--json", "--runs", "--format", "--scale", "--config-dir"),
     "audit": ("--json", "--runs", "--canaries", "--num-canaries", "--seed", "--lira", "--shadows"),
+    "predict": ("--runs",),
+    "evaluate": ("--json", "--runs", "--config-dir"),
+    "export": ("--runs",),
     "cp": ("--force",),
     "doctor": ("--json",),
 }
@@ -69,7 +73,7 @@ def candidates(line: str) -> list[str]:
     words = line.split()[1:]
     *before, word = words if words and not line.endswith(" ") else [*words, ""]
     if not before:
-        return _starting_with(word, COMMANDS)
+        return _starting_with(word, [*COMMANDS, *tasks_with_verbs()])
     command = before[0]
     if word.startswith("-"):
         return _starting_with(word, OPTIONS.get(command, ()))
@@ -108,10 +112,10 @@ def _names(command: str) -> Iterable[str]:
         return [f"{group}/{name}" for group in cp.groups() for name in registry.config_files(group)]
     if command == "tables":
         return [*registry.tasks(), *registry.config_files("table")]
-    if command in ("show", "compare", "audit"):
+    if command in ("show", "compare", "audit", "predict", "evaluate", "export"):
         runs = Path(os.environ.get("PRIVLM_RUNS", "runs"))
         return [str(path.parent) for path in runs.glob("*/*/status.json")]
-    return ACCOUNTANT if command == "accountant" else ()
+    return ACCOUNTANT if command == "accountant" else tasks_with_verbs().get(command, ())
 
 
 def _starting_with(word: str, names: Iterable[str]) -> list[str]:

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from privlm.adapters.adapter import apply_adapter
-from privlm.config import AdapterConfig, ModelConfig
+from privlm.adapters.schema import AdapterConfig
 from privlm.errors import UsageError
 from privlm.models import causal, encoder
 from privlm.models.causal import build_causal_lm, context_length
@@ -22,7 +22,7 @@ from privlm.models.encoder import build_encoder_classifier
 from privlm.models.loading import require_vocabulary
 from privlm.models.locate import download_weights, locate_model
 from privlm.models.saving import load_trained, save_trained
-from privlm.models.schema import CausalLMConfig, is_causal_lm
+from privlm.models.schema import CausalLMConfig, ModelConfig, is_causal_lm
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from privlm.results import Result
 
 from . import estimates, graphs
 from .answers import ARCTIC
-from .grading import Grading, asked, row
-from .items import Item, Question, Suite
+from .grading import asked, row
+from .items import Item, Question
 from .sources import KICIMAN, Sources, sent
+from .suite import Grading, Suite
 
 FOLDER = f"{KICIMAN}/arctic"
 SYSTEM = (

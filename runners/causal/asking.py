@@ -14,8 +14,8 @@ from privlm.llm.types import Answer, GenerateRequest, Message, Sampling
 from privlm.llm.types import Reply as ModelReply
 
 from .agent import causal_agent
-from .grading import Reply
-from .items import Item, Question, Suite
+from .items import Item, Question
+from .suite import Reply, Suite
 
 PAIRS_AT_ONCE = 32  # of the agent: what they ask at one time goes to the model in one batch
 

@@ -8,8 +8,9 @@ from privlm.errors import UsageError
 
 from .answers import CRASS
 from .grading import accuracy
-from .items import Item, Question, Suite
+from .items import Item, Question
 from .sources import KICIMAN, Sources, sent
+from .suite import Suite
 
 FILE = f"{KICIMAN}/crass/prompts.csv"
 SYSTEM = "You are a helpful assistant for counterfactual reasoning."

@@ -17,7 +17,7 @@ from privlm.results import Result
 
 from . import graphs
 from .arctic import graph_rows
-from .grading import Grading
+from .suite import Grading
 
 SPLIT = "neuropathic simulated"
 FAN_OUT = 3  # PC's time grows exponentially with the number of neighbours

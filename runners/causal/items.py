@@ -1,16 +1,9 @@
-"""What a suite asks: questions with their right answers, and how the answers are read."""
+"""What a suite asks: questions with their right answers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from privlm.results import Result
-
-    from .answers import AnswerFormat
-    from .grading import Grading
 
 
 @dataclass(frozen=True)
@@ -53,22 +46,3 @@ class Item:
     @property
     def resampled_as(self) -> str:
         return self.unit or self.id
-
-
-@dataclass(frozen=True)
-class Suite:
-    """A benchmark: its items and the settings of the paper.
-
-    system: the system message of chat models. temperature, max_tokens: what the paper sent to chat models.
-    unparsed_credit: what the released scorer gives to an answer that it cannot read (`task.credit=upstream`).
-    results: rows of result.json from graded answers.
-    """
-
-    name: str
-    items: tuple[Item, ...]
-    format: AnswerFormat
-    results: Callable[[Grading], list[Result]]
-    temperature: float
-    max_tokens: int
-    system: str | None = None
-    unparsed_credit: float = 0.0

@@ -8,9 +8,10 @@ from privlm.results import Result
 
 from . import estimates
 from .answers import LAST_TAG, AnswerFormat
-from .grading import Grading, asked, row
-from .items import Item, Question, Suite
+from .grading import asked, row
+from .items import Item, Question
 from .sources import Sources
+from .suite import Grading, Suite
 from .tuebingen import Pair, read_pairs
 
 PROMPT = (

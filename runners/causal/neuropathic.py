@@ -14,9 +14,10 @@ from privlm.results import Result
 
 from . import estimates
 from .answers import NEUROPATHIC, YES_ANYWHERE
-from .grading import Grading, accuracy, row
-from .items import Item, Question, Suite
+from .grading import accuracy, row
+from .items import Item, Question
 from .sources import KICIMAN, Sources, sent
+from .suite import Grading, Suite
 
 FOLDER = f"{KICIMAN}/neuropathic"
 EXPERT = "You are an expert on neuropathic pain diagnosis."

@@ -14,9 +14,10 @@ from privlm.errors import UsageError
 from privlm.results import Result
 
 from .answers import TAGGED_NORMALITY
-from .grading import Grading, accuracy
-from .items import Item, Question, Suite
+from .grading import accuracy
+from .items import Item, Question
 from .sources import Sources
+from .suite import Grading, Suite
 
 FILE = "bigbench_causal/causal_judgment.json"
 EXTRACT = (

@@ -11,9 +11,10 @@ import numpy as np
 from privlm.results import Result
 
 from . import estimates, tuebingen
-from .grading import Grading, asked, row
-from .items import Item, Suite
+from .grading import asked, row
+from .items import Item
 from .sources import Sources
+from .suite import Grading, Suite
 
 WHOLE = "whole prompt"
 VARIABLE = "variable"

@@ -21,9 +21,8 @@ from privlm.llm.program.trace import TRACE_FILE
 from . import arctic, discovery, drawing, neuropathic, numeric
 from .asking import Asked, Interview, Manner, consult
 from .config import suite_names
-from .grading import Grading, Reply, Settings
-from .items import Suite
 from .sources import Sources
+from .suite import Grading, Reply, Settings, Suite
 from .suites import load_all
 
 ANSWERS = "answers.jsonl"

@@ -8,8 +8,9 @@ from typing import Any
 
 from . import arctic, crass, memorisation, neuropathic, normality, redaction, tuebingen, vignettes
 from .config import SUITES, suite_names
-from .items import Item, Suite
+from .items import Item
 from .sources import Sources
+from .suite import Suite
 
 LOADERS: dict[str, Callable[[Sources, Any, int], Suite]] = {
     "tuebingen": lambda sources, task, seed: tuebingen.load(sources, task.prompting),

@@ -17,9 +17,10 @@ from privlm.results import Result
 
 from . import estimates
 from .answers import ONE_WORD, TWO_OPTIONS
-from .grading import UPSTREAM, Grading, accuracy, row
-from .items import Item, Question, Suite
+from .grading import accuracy, row
+from .items import Item, Question
 from .sources import KICIMAN, Sources, sent
+from .suite import UPSTREAM, Grading, Suite
 
 FOLDER = f"{KICIMAN}/tuebingen"
 SYSTEM = "You are a helpful assistant for causal reasoning."

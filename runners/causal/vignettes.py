@@ -11,9 +11,10 @@ from privlm.errors import UsageError
 from privlm.results import Result
 
 from .answers import TAGGED_YES_NO
-from .grading import Grading, accuracy
-from .items import Item, Question, Suite
+from .grading import accuracy
+from .items import Item, Question
 from .sources import KICIMAN, Sources, sent
+from .suite import Grading, Suite
 
 FOLDER = f"{KICIMAN}/actual_causality"
 PARTS = {"nec": "necessary", "suff": "sufficient"}

@@ -54,7 +54,6 @@ def inputs(config: Any) -> dict[str, str]:
 
     Raises UsageError for what is not at hand, model and data in one message.
     """
-    from privlm.checks import all_found
 
     from privlm.data.locate import locate
     from privlm.models.locate import locate_model

@@ -10,11 +10,12 @@ from privlm.config import Config
 from privlm.llm.program import AsyncContext, Step
 from privlm.llm.program.items import Program
 
+from .candidates import draw_distractors, filter_candidates, tree_candidates
 from .config import TREE_ROWS
 from .filter import FILTERS
 from .prompts import Steps, load_shots, make_steps
 from .search import Settings, answer_by_search
-from .strategyqa import Dataset, Paragraph, Question, draw_distractors, filter_candidates, tree_candidates
+from .strategyqa import Dataset, Paragraph, Question
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-PACKAGE = Path(__file__).resolve().parents[1] / "fixtures" / "outside_task"
+from support.outside import PACKAGE
 
 
 def privlm(*argv, cwd, **variables):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from support.outside import PACKAGE
 
 pytestmark = pytest.mark.torch_free
 
@@ -32,6 +33,10 @@ def modules_after(*argv, **variables):
 )
 def test_answers_without_hydra(argv):
     assert not modules_after(*argv) & {*HEAVY, "hydra", "rich"}
+
+
+def test_verbs_of_a_task_are_listed_without_hydra():
+    assert not modules_after("majority", "--help", PYTHONPATH=str(PACKAGE)) & {*HEAVY, "hydra", "rich"}
 
 
 def test_a_composed_configuration_needs_nothing_heavy():

@@ -21,9 +21,9 @@ from privlm.runners.causal.answers import (  # noqa: E402
     YES_ANYWHERE,
     AnswerFormat,
 )  # fmt: skip
-from privlm.runners.causal.grading import UPSTREAM, Grading, Reply, Settings  # noqa: E402
-from privlm.runners.causal.items import Item, Question, Suite  # noqa: E402
+from privlm.runners.causal.items import Item, Question  # noqa: E402
 from privlm.runners.causal.sources import Sources  # noqa: E402
+from privlm.runners.causal.suite import UPSTREAM, Grading, Reply, Settings, Suite  # noqa: E402
 
 pytestmark = pytest.mark.torch_free
 

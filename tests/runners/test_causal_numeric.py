@@ -15,9 +15,9 @@ from privlm.errors import UsageError
 registry.runners_dir()  # makes privlm.runners importable in a plain checkout
 
 from privlm.runners.causal import discovery, graphs, neuropathic, numeric  # noqa: E402
-from privlm.runners.causal.grading import Grading, Reply, Settings  # noqa: E402
 from privlm.runners.causal.numeric import NumericPair  # noqa: E402
 from privlm.runners.causal.sources import Sources  # noqa: E402
+from privlm.runners.causal.suite import Grading, Reply, Settings  # noqa: E402
 
 pytestmark = pytest.mark.torch_free
 

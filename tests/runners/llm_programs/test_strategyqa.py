@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 from privlm.runners.llm_programs import strategyqa
+from privlm.runners.llm_programs.candidates import draw_distractors, filter_candidates, tree_candidates
 from privlm.runners.llm_programs.config import StrategyQAConfig
-from privlm.runners.llm_programs.strategyqa import draw_distractors, filter_candidates, load, locate, tree_candidates
+from privlm.runners.llm_programs.strategyqa import load, locate
 
 from privlm.config import defaults
 from privlm.errors import UsageError
