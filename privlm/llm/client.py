@@ -26,6 +26,8 @@ __all__ = ["BudgetExhausted", "Choice", "LanguageModel", "Usage"]
 DOINGS = {
     "generate": "generate text",
     "logprobs": "give the log-probabilities of the tokens it generates",
+    "beams": "search with beams",
+    "top_k": "draw from the k most likely tokens",
     "score": "score given text",
     "hidden_states": "give hidden states",
 }
@@ -108,8 +110,13 @@ class LanguageModel:
             Interrupted: when the run is asked to stop.
         """
         self.require("generate", by="generate")
-        if any(request.logprobs for request in requests):
-            self.require("logprobs", by="generate(logprobs=True)")
+        for request in requests:
+            if request.logprobs:
+                self.require("logprobs", by="generate(logprobs=True)")
+            if request.sampling.num_beams > 1:
+                self.require("beams", by=f"num_beams={request.sampling.num_beams}")
+            if request.sampling.top_k is not None:
+                self.require("top_k", by=f"top_k={request.sampling.top_k}")
         return cast("list[Answer]", self._replies(requests, on_reply, failures))
 
     def score(self, requests: Sequence[ScoreRequest], *, on_reply: OnReply | None = None) -> list[Score]:

@@ -43,7 +43,8 @@ class NoAnswerError(ServiceError):
 
 
 class EndpointBackend:
-    """See privlm.llm.types.Backend.
+    """See privlm.llm.types.Backend. Neither beams nor top_k: the protocol knows no such fields, and many servers leave
+    out what they do not know without a word.
 
     config: privlm.config.EndpointLLMConfig. stop: signal number once the run is asked to stop; waiting for a turn or
     for another attempt then ends.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from privlm.llm.batching import Limits
-    from privlm.llm.generation import Prompt
+    from privlm.llm.continuation import Prompt
     from privlm.llm.scoring import Encoder
     from privlm.models.causal import CausalLM
 
@@ -39,7 +39,7 @@ class LocalBackend:
     """
 
     name = "local"
-    capabilities = frozenset({"generate", "logprobs", "score", "hidden_states"})
+    capabilities = frozenset({"generate", "logprobs", "beams", "top_k", "score", "hidden_states"})
     parallel = 1
 
     def __init__(self, config: LocalLLMConfig) -> None:
@@ -68,7 +68,8 @@ class LocalBackend:
         Raises:
             UsageError: before any reply, for a continuation that cannot be scored, or messages without a chat template.
         """
-        from privlm.llm.generation import Prompt, generate
+        from privlm.llm.continuation import Prompt
+        from privlm.llm.generation import generate
         from privlm.llm.scoring import score
 
         texts = {i: self._encoder(request) for i, request in enumerate(requests) if isinstance(request, ScoreRequest)}

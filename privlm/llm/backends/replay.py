@@ -54,8 +54,8 @@ class ReplayBackend:
             logger.warning(
                 "%s: prompts with several answers: %d; sample_index takes them in order", path, self.num_duplicates
             )
-        kinds = {"generate": self._answers or self._by_item, "score": self._scores}
-        self.capabilities = frozenset(name for name, content in kinds.items() if content)
+        generates = {"generate", "beams", "top_k"} if self._answers or self._by_item else set()  # however it was drawn
+        self.capabilities = frozenset(generates | ({"score"} if self._scores else set()))
 
     def check_ready(self) -> None:
         """The file has been read."""

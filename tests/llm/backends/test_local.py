@@ -103,6 +103,13 @@ def test_saved_weights_answer_as_those_in_memory(backend, checkpoint):
             assert saved.text == held.text
 
 
+def test_beams_and_top_k_are_served(backend):
+    beams = [Sampling(12, num_beams=n) for n in (1, 4)]
+    draws = [Sampling(12, temperature=3.0, seed=0, top_k=k) for k in (None, 2)]
+    answers = LanguageModel(backend).generate([GenerateRequest("once upon", sampling) for sampling in beams + draws])
+    assert len({answer.text for answer in answers}) == len(answers)
+
+
 def test_chat_goes_through_the_template_with_one_bos(backend):
     text = "<s><|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
     assert backend.count_tokens(REQUESTS[3]) == len(byte_tokenizer()(text, add_special_tokens=False)["input_ids"])
