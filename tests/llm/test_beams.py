@@ -9,7 +9,8 @@ import torch
 from privlm.config import LocalLLMConfig, defaults
 from privlm.errors import UsageError
 from privlm.llm.batching import Limits
-from privlm.llm.continuation import Prompt
+from privlm.llm.beams import Searched
+from privlm.llm.continuation import Prompt, Reading
 from privlm.llm.generation import generate
 from privlm.llm.types import GenerateRequest, Sampling
 from privlm.models.byte_level import byte_tokenizer
@@ -106,6 +107,17 @@ def test_a_stop_string_ends_a_beam_as_in_transformers(model):
         tokens, _ = of_transformers(model, request.prompt, request.sampling, stop_strings=[stop], tokenizer=TOKENIZER)
         assert answer.text == TOKENIZER.decode(tokens, skip_special_tokens=True).partition(stop)[0]
     assert {answer.finish_reason for answer in found} == {"stop", "length"}
+
+
+def test_an_end_counts_only_among_the_best_of_its_step():
+    """The end token is third of two beams, and all that follows the other two is less likely."""
+    search = Searched(Reading(Prompt((1,), GenerateRequest("a", Sampling(2, num_beams=2))), {9}, TOKENIZER))
+    first_1V = torch.full((1, 60), -torch.inf)
+    first_1V[0, [20, 21, 9]] = torch.tensor([0.40, 0.35, 0.25]).log()
+    assert search.go_on(first_1V) == [0, 0]
+    assert search.last == [20, 21]
+    assert search.go_on(torch.zeros(2, 60)) == []
+    assert search.answer().completion_tokens == 2
 
 
 def test_memory_is_counted_for_every_beam(model):
