@@ -19,6 +19,9 @@ Capability = Literal["generate", "logprobs", "beams", "top_k", "score", "hidden_
 """generate: continue a prompt. logprobs: of the tokens it generates. beams, top_k: see Sampling. score: log-probability
 of a given text. hidden_states: of a layer, for a given text."""
 
+Pooling = Literal["last", "mean", "tokens"]
+Norm = Literal["raw", "final"]
+
 Status = Literal[
     "ok", "length", "empty", "refused",  # answers: served again from the call record
     "malformed", "timeout", "rate_limited", "server_error", "client_error", "budget",  # failures: asked again next time
@@ -172,9 +175,16 @@ class Backend(Protocol):
         UsageError for a request that can never be served (a continuation longer than the window).
         """
 
-    def hidden_states(self, texts: Sequence[str], layer: int) -> Tensor:
-        """Mean over tokens of a layer's hidden states, float32 [num_texts, width]. layer: 0 is the embedding, -1 the
-        last.
+    def hidden_states(
+        self, texts: Sequence[str], layer: int, pooling: Pooling = "mean", norm: Norm = "raw"
+    ) -> Tensor | list[Tensor]:
+        """What a layer holds for given texts, float32 on the CPU; neither padding nor other texts are in it.
+
+        layer: 0 is the embedding, 1 the first layer, -1 the last.
+        pooling: last (token) or mean (over the tokens of a text): [num_texts, width]; tokens: a list with
+            [num_tokens, width] of each text, BOS included where the tokenizer begins a text with it.
+        norm: final applies the model's final norm to an inner layer, as its output layer would see it; raw leaves it.
+            The last layer has passed that norm in both.
         """
 
     def close(self) -> None: ...

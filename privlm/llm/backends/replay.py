@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from privlm import files
 from privlm.errors import UsageError
 from privlm.llm.protocol import parse_reply
-from privlm.llm.types import Answer, GenerateRequest, Message, Reply, Request, Score, ScoreRequest
+from privlm.llm.types import Answer, GenerateRequest, Message, Norm, Pooling, Reply, Request, Score, ScoreRequest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,7 +77,7 @@ class ReplayBackend:
         """Whether the file has an answer to it."""
         return self._find(request) is not None
 
-    def hidden_states(self, texts: Sequence[str], layer: int) -> Tensor:
+    def hidden_states(self, texts: Sequence[str], layer: int, pooling: Pooling = "mean", norm: Norm = "raw") -> Tensor:
         raise UsageError(f"llm=replay: {self.path} holds no hidden states; use a local model")
 
     def close(self) -> None: ...
