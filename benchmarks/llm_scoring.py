@@ -146,7 +146,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     changes: dict[str, Any] = {"batch_tokens": arguments.batch_tokens} if arguments.batch_tokens else {}
-    backend = LocalBackend(defaults(LocalLLMConfig, "llm", arguments.llm, **changes))
+    backend = LocalBackend.from_files(defaults(LocalLLMConfig, "llm", arguments.llm, **changes))
     rows = [row for workload in arguments.workloads for row in measure(backend, workload, arguments)]
     text = section(arguments, backend, rows, generation_rate(backend, arguments.contexts, 32))
     print(text)

@@ -9,14 +9,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast, overload
 
 from privlm.errors import ServiceError, UsageError
 from privlm.llm.account import Account, Usage
 from privlm.llm.budget import Budget, BudgetExhausted
 from privlm.llm.dispatch import Dispatch, Pending
 from privlm.llm.record import CallRecord, call_key
-from privlm.llm.types import ANSWERED, Answer, Backend, GenerateRequest, OnReply, Reply, Request, Score, ScoreRequest
+from privlm.llm.types import (
+    ANSWERED,
+    Answer,
+    Backend,
+    GenerateRequest,
+    Norm,
+    OnReply,
+    Pooling,
+    Reply,
+    Request,
+    Score,
+    ScoreRequest,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +38,8 @@ __all__ = ["BudgetExhausted", "Choice", "LanguageModel", "Usage"]
 DOINGS = {
     "generate": "generate text",
     "logprobs": "give the log-probabilities of the tokens it generates",
+    "beams": "search with beams",
+    "top_k": "draw from the k most likely tokens",
     "score": "score given text",
     "hidden_states": "give hidden states",
 }
@@ -108,8 +122,13 @@ class LanguageModel:
             Interrupted: when the run is asked to stop.
         """
         self.require("generate", by="generate")
-        if any(request.logprobs for request in requests):
-            self.require("logprobs", by="generate(logprobs=True)")
+        for request in requests:
+            if request.logprobs:
+                self.require("logprobs", by="generate(logprobs=True)")
+            if request.sampling.num_beams > 1:
+                self.require("beams", by=f"num_beams={request.sampling.num_beams}")
+            if request.sampling.top_k is not None:
+                self.require("top_k", by=f"top_k={request.sampling.top_k}")
         return cast("list[Answer]", self._replies(requests, on_reply, failures))
 
     def score(self, requests: Sequence[ScoreRequest], *, on_reply: OnReply | None = None) -> list[Score]:
@@ -131,11 +150,26 @@ class LanguageModel:
         index = min(range(len(scores)), key=lambda number: getattr(scores[number], by))
         return Choice(index, tuple(scores))
 
-    def hidden_states(self, texts: Sequence[str], layer: int) -> Tensor:
-        """Mean over tokens of a layer's hidden states, float32 [num_texts, width]; never cached."""
+    @overload
+    def hidden_states(
+        self, texts: Sequence[str], layer: int, pooling: Literal["last", "mean"] = "mean", norm: Norm = "raw"
+    ) -> Tensor: ...
+
+    @overload
+    def hidden_states(
+        self, texts: Sequence[str], layer: int, pooling: Literal["tokens"], norm: Norm = "raw"
+    ) -> list[Tensor]: ...
+
+    def hidden_states(
+        self, texts: Sequence[str], layer: int, pooling: Pooling = "mean", norm: Norm = "raw"
+    ) -> Tensor | list[Tensor]:
+        """What a layer holds for given texts: see privlm.llm.types.Backend for shapes and options. Never cached.
+
+        Raises UsageError: the backend gives none, or the model does not have this layer.
+        """
         self.require("hidden_states", by="hidden_states")
         self._make_ready()
-        return self.backend.hidden_states(texts, layer)
+        return self.backend.hidden_states(texts, layer, pooling, norm)
 
     def count_tokens(self, request: Request) -> int | None:
         """Tokens that the request puts in, None where no tokenizer is at hand."""

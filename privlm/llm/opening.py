@@ -76,7 +76,7 @@ def open_backend(config: Any, stop: Callable[[], int] = lambda: 0) -> Backend:
         return EndpointBackend(config, stop)
     from privlm.llm.backends.local import LocalBackend
 
-    return LocalBackend(config)
+    return LocalBackend.from_files(config)
 
 
 def llm_inputs(config: Any) -> dict[str, str]:

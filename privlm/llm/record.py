@@ -33,6 +33,9 @@ BUSY_SECONDS = 60.0  # how long a write of another process is waited for
 KEYS_PER_QUERY = 500
 NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "fuse.sshfs", "fuse.s3fs"})
 
+LATER_SAMPLING = {"num_beams": 1, "top_k": None}
+"""Fields of Sampling that records of before do not know: at their default they are in no key."""
+
 TABLES = """
 CREATE TABLE calls (
     key TEXT PRIMARY KEY,
@@ -55,6 +58,9 @@ def call_key(backend: str, model: str, request: Request) -> str:
     """
     content = asdict(request)
     content.pop("item", None)
+    if isinstance(request, GenerateRequest):
+        sampling = content["sampling"].items()
+        content["sampling"] = {name: value for name, value in sampling if (name, value) not in LATER_SAMPLING.items()}
     kind = type(request).__name__
     text = json.dumps([SCHEMA, backend, model, kind, content], sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

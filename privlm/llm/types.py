@@ -10,12 +10,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
+from privlm.errors import UsageError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-Capability = Literal["generate", "logprobs", "score", "hidden_states"]
-"""generate: continue a prompt. logprobs: of the tokens it generates. score: log-probability of a given text.
-hidden_states: of a layer, for a given text."""
+Capability = Literal["generate", "logprobs", "beams", "top_k", "score", "hidden_states"]
+"""generate: continue a prompt. logprobs: of the tokens it generates. beams, top_k: see Sampling. score: log-probability
+of a given text. hidden_states: of a layer, for a given text."""
+
+Pooling = Literal["last", "mean", "tokens"]
+Norm = Literal["raw", "final"]
 
 Status = Literal[
     "ok", "length", "empty", "refused",  # answers: served again from the call record
@@ -36,13 +41,33 @@ class Message:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a continuation is drawn. temperature 0 is greedy; stop strings end it and are not part of it."""
+    """How a continuation is drawn. temperature 0 is greedy; stop strings end it and are not part of it.
+
+    num_beams: above 1, beam search of this width in place of greedy decoding: the continuation of the highest mean
+        log-probability of a token, as transformers searches by default (length_penalty=1, early_stopping=False).
+    top_k: draws are from the k most likely tokens, of these from the nucleus of top_p; None: from all.
+
+    Raises UsageError for values that cannot be, and for beams at a temperature above 0: the search draws nothing.
+    """
 
     max_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    num_beams: int = 1
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_beams < 1:
+            raise UsageError(f"num_beams must be above 0, not {self.num_beams}")
+        if self.top_k is not None and self.top_k < 1:
+            raise UsageError(f"top_k must be above 0, not {self.top_k}; None draws from all tokens")
+        if self.num_beams > 1 and self.temperature > 0:
+            raise UsageError(
+                f"num_beams={self.num_beams} searches and draws nothing: set temperature=0 instead of "
+                f"{self.temperature:g}, or num_beams=1"
+            )
 
 
 @dataclass(frozen=True)
@@ -150,9 +175,16 @@ class Backend(Protocol):
         UsageError for a request that can never be served (a continuation longer than the window).
         """
 
-    def hidden_states(self, texts: Sequence[str], layer: int) -> Tensor:
-        """Mean over tokens of a layer's hidden states, float32 [num_texts, width]. layer: 0 is the embedding, -1 the
-        last.
+    def hidden_states(
+        self, texts: Sequence[str], layer: int, pooling: Pooling = "mean", norm: Norm = "raw"
+    ) -> Tensor | list[Tensor]:
+        """What a layer holds for given texts, float32 on the CPU; neither padding nor other texts are in it.
+
+        layer: 0 is the embedding, 1 the first layer, -1 the last.
+        pooling: last (token) or mean (over the tokens of a text): [num_texts, width]; tokens: a list with
+            [num_tokens, width] of each text, BOS included where the tokenizer begins a text with it.
+        norm: final applies the model's final norm to an inner layer, as its output layer would see it; raw leaves it.
+            The last layer has passed that norm in both.
         """
 
     def close(self) -> None: ...

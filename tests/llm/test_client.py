@@ -1,6 +1,7 @@
 import signal
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ from support.llm import ScriptedBackend, ask
 from privlm.errors import ServiceError, UsageError
 from privlm.llm import Budget, BudgetExhausted, LanguageModel
 from privlm.llm.record import CallRecord
-from privlm.llm.types import Answer, Score, ScoreRequest
+from privlm.llm.types import Answer, Sampling, Score, ScoreRequest
 from privlm.signals import Interrupted
 
 pytestmark = pytest.mark.torch_free
@@ -109,6 +110,18 @@ def test_a_missing_capability_is_refused_before_any_call():
     )
     with pytest.raises(UsageError, match="log-probabilities"):
         model.generate([ask("a", logprobs=True)])
+    assert not backend.asked
+
+
+@pytest.mark.parametrize(
+    ("setting", "doing"), [("num_beams=4", "search with beams"), ("top_k=5", "draw from the k most likely tokens")]
+)
+def test_sampling_that_the_backend_does_not_know_is_refused_before_any_call(setting, doing):
+    backend = ScriptedBackend()
+    name, value = setting.split("=")
+    requests = [ask("a"), replace(ask("b"), sampling=Sampling(8, **{name: int(value)}))]
+    with pytest.raises(UsageError, match=rf"^llm=scripted cannot {doing} \(needed by {setting}\); use a local model$"):
+        LanguageModel(backend).generate(requests)
     assert not backend.asked
 
 

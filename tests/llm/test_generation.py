@@ -7,7 +7,8 @@ import torch
 
 from privlm.config import LocalLLMConfig, defaults
 from privlm.llm.batching import Limits
-from privlm.llm.generation import Drawn, Prompt, generate, nucleus
+from privlm.llm.continuation import Drawn, Prompt, Reading, most_likely, nucleus
+from privlm.llm.generation import generate
 from privlm.llm.types import GenerateRequest, Sampling
 from privlm.models.byte_level import byte_tokenizer
 from privlm.models.causal import random_causal_lm
@@ -123,12 +124,24 @@ def test_nucleus_is_the_smallest_set_of_that_probability():
     }
 
 
-def test_draws_follow_the_tempered_distribution():
-    logits_V = torch.tensor([0.0, 1.0, 2.0])
+def test_top_k_keeps_the_most_likely_and_the_nucleus_is_taken_of_these():
+    logits_V = torch.tensor([0.1, 0.5, 0.15, 0.25]).log()
+    kept = {top_k: most_likely(logits_V, top_k).isfinite().tolist() for top_k in (1, 2, 4, 9, None)}
+    assert kept == {1: [False, True, False, False], 2: [False, True, False, True]} | dict.fromkeys(
+        (4, 9, None), [True] * 4
+    )
+    of_two = nucleus(most_likely(logits_V, 2), 0.6)  # 0.5 of 0.75 is two thirds, of all it were a half
+    assert of_two.isfinite().tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_draws_follow_the_tempered_distribution(top_k):
+    logits_1V = torch.tensor([[0.0, 1.0, 2.0]])
     counts = torch.zeros(3)
     for sample_index in range(3000):
-        request = GenerateRequest("a", Sampling(1, temperature=2.0), sample_index)
-        drawn = Drawn(0, Prompt((1,), request), (), TOKENIZER)
-        drawn.draw(logits_V)
-        counts[drawn.tokens[0]] += 1
-    torch.testing.assert_close(counts / 3000, (logits_V / 2).softmax(0), atol=0.03, rtol=0)
+        request = GenerateRequest("a", Sampling(1, temperature=2.0, top_k=top_k), sample_index)
+        drawn = Drawn(Reading(Prompt((1,), request), (), TOKENIZER))
+        assert drawn.go_on(logits_1V) == []
+        counts[drawn.last] += 1
+    expected = most_likely(logits_1V[0] / 2, top_k).softmax(0)
+    torch.testing.assert_close(counts / 3000, expected, atol=0.03, rtol=0)

@@ -43,6 +43,8 @@ def store(record, request, reply, key=None):
         replace(BASE, sampling=Sampling(8, top_p=0.9)),
         replace(BASE, sampling=Sampling(8, stop=("\n",))),
         replace(BASE, sampling=Sampling(8, seed=1)),
+        replace(BASE, sampling=Sampling(8, num_beams=4)),
+        replace(BASE, sampling=Sampling(8, top_k=1)),
         replace(BASE, sample_index=1),
         replace(BASE, logprobs=True),
         ScoreRequest("prompt", "x"),
@@ -51,6 +53,11 @@ def store(record, request, reply, key=None):
 )
 def test_every_field_of_a_request_is_in_its_key(other):
     assert call_key("b", "m", other) != call_key("b", "m", BASE)
+
+
+def test_keys_of_records_of_before_are_found_again():
+    request = GenerateRequest("p", Sampling(8, 0.7, 0.9, ("x",), 3), 2)
+    assert call_key("b", "m", request) == "26de9b457669c0c72338e22799eda6ca5ab5df9d4dbc4f106ae60c9b2ab2ddb9"
 
 
 def test_key_tells_who_answers_and_not_what_the_caller_calls_it():

@@ -20,7 +20,7 @@ from privlm.llm.limiter import Limiter
 from privlm.llm.protocol import echoed_score, parse_reply, prompt_logprobs_score
 from privlm.llm.retry import CallFailure, retrying
 from privlm.llm.tokens import TokenCounter, texts_of
-from privlm.llm.types import Answer, GenerateRequest, Message, Reply, Request, Score, ScoreRequest
+from privlm.llm.types import Answer, GenerateRequest, Message, Norm, Pooling, Reply, Request, Score, ScoreRequest
 from privlm.signals import Interrupted
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ class NoAnswerError(ServiceError):
 
 
 class EndpointBackend:
-    """See privlm.llm.types.Backend.
+    """See privlm.llm.types.Backend. Neither beams nor top_k: the protocol knows no such fields, and many servers leave
+    out what they do not know without a word.
 
     config: privlm.llm.schema.EndpointLLMConfig. stop: signal number once the run is asked to stop; waiting for a turn
     or for another attempt then ends.
@@ -88,7 +89,7 @@ class EndpointBackend:
         for number, request in enumerate(requests):
             yield number, self._reply(request)
 
-    def hidden_states(self, texts: Sequence[str], layer: int) -> Tensor:
+    def hidden_states(self, texts: Sequence[str], layer: int, pooling: Pooling = "mean", norm: Norm = "raw") -> Tensor:
         raise UsageError("llm=endpoint: a server gives no hidden states; use a local model")
 
     def close(self) -> None:

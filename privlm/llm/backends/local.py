@@ -1,30 +1,28 @@
 """Local weights: a causal language model of transformers in this process.
 
-Weights are loaded when they are first needed: a run whose answers are all in the call record loads none.
+Weights of files are loaded when they are first needed: a run whose answers are all in the call record loads none.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from privlm.errors import UsageError
 from privlm.llm.schema import LocalLLMConfig
-from privlm.llm.types import Answer, GenerateRequest, Message, Reply, Request, ScoreRequest
-from privlm.llm.weights import locate_llm
-from privlm.models.locate import download_weights
+from privlm.llm.sources import FromFiles, InMemory, Loaded, Precision, Source
+from privlm.llm.types import Answer, GenerateRequest, Message, Norm, Pooling, Reply, Request, ScoreRequest
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from privlm.llm.batching import Limits
-    from privlm.llm.generation import Prompt
+    from privlm.llm.batching import Limits, Model
+    from privlm.llm.continuation import Prompt
     from privlm.llm.scoring import Encoder
-    from privlm.models.causal import CausalLM
 
+BATCH_TOKENS = 8192  # as configs/llm/local.yaml has it
 CPU_TEXT_TOKENS = 512  # of given texts read at once: a CPU gains nothing by more, and scores come sooner
 CPU_PROMPT_TOKENS = 2048  # of prompts, since decoding is quicker in company
 
@@ -32,27 +30,45 @@ CPU_PROMPT_TOKENS = 2048  # of prompts, since decoding is quicker in company
 class LocalBackend:
     """Implements privlm.llm.types.Backend.
 
-    model: name, a hash of weights and adapter, and what else changes its answers.
-
-    Raises:
-        UsageError: the weights are not at hand.
+    model: name, a hash of weights and adapter, and what else changes its answers. batch_tokens: whose keys and values
+    are in memory at once, padding included.
     """
 
     name = "local"
-    capabilities = frozenset({"generate", "logprobs", "score", "hidden_states"})
+    capabilities = frozenset({"generate", "logprobs", "beams", "top_k", "score", "hidden_states"})
     parallel = 1
 
-    def __init__(self, config: LocalLLMConfig) -> None:
-        self.config = config
-        self.files = locate_llm(config)
-        digest = hashlib.sha256(self.files.fingerprint.encode()).hexdigest()[:16]
-        parts = [config.name, digest, config.dtype]
-        if config.context_length is not None:
-            parts.append(f"context {config.context_length}")
-        self.model = " ".join(parts)
+    def __init__(self, source: Source, batch_tokens: int) -> None:
+        self.model = source.identity
+        self._source = source
+        self._batch_tokens = batch_tokens
+
+    @classmethod
+    def from_files(cls, config: LocalLLMConfig) -> LocalBackend:
+        """The weights that a configuration names. Raises UsageError where they are not at hand."""
+        return cls(FromFiles(config), config.batch_tokens)
+
+    @classmethod
+    def of(
+        cls,
+        loaded: Loaded,
+        *,
+        name: str = "trained",
+        dtype: Precision | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+        context_length: int | None = None,
+    ) -> LocalBackend:
+        """A model that was trained in this run, without a detour over the disk. While it is asked it is in evaluation
+        mode; it keeps its device, and `close` does not free it. A model that was trained on is another one, with
+        answers of its own in the call record: make a new backend of it.
+
+        loaded: anything with `model`, `tokenizer` and `digest`. name: for messages and the record. dtype: to compute in
+        by autocast; None: that of the weights. context_length: tokens, None: all that it can read.
+        """
+        return cls(InMemory(loaded, name, dtype, context_length), batch_tokens)
 
     def check_ready(self) -> None:
-        """Files are checked when the backend is made; loading them is not cheap."""
+        """What is at hand was checked when the backend was made; loading it is not cheap."""
 
     def count_tokens(self, request: Request) -> int | None:
         if isinstance(request, ScoreRequest):
@@ -61,14 +77,25 @@ class LocalBackend:
         return len(self._prompt_tokens(request))
 
     def ask(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
-        """Scores as their batches are done, then answers as their rows are.
+        """Scores as their batches are done, then answers as their rows are. Between two replies the model is as its
+        owner left it.
 
         A prompt that does not fit the context length is a client_error, told first.
 
         Raises:
             UsageError: before any reply, for a continuation that cannot be scored, or messages without a chat template.
         """
-        from privlm.llm.generation import Prompt, generate
+        replies = self._replies(requests)
+        while True:
+            with self._source.asked():
+                reply = next(replies, None)
+            if reply is None:
+                return
+            yield reply
+
+    def _replies(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
+        from privlm.llm.continuation import Prompt
+        from privlm.llm.generation import generate
         from privlm.llm.scoring import score
 
         texts = {i: self._encoder(request) for i, request in enumerate(requests) if isinstance(request, ScoreRequest)}
@@ -89,77 +116,48 @@ class LocalBackend:
             for i, answer in generate(self._lm, self._tokenizer, list(prompts.values()), stop_tokens, limits):
                 yield indices[i], answer
 
-    def hidden_states(self, texts: Sequence[str], layer: int) -> Tensor:
+    def hidden_states(
+        self, texts: Sequence[str], layer: int, pooling: Pooling = "mean", norm: Norm = "raw"
+    ) -> Tensor | list[Tensor]:
         """A text that is too long is cut to the context length. See privlm.llm.types.Backend.
 
         Raises:
-            UsageError: the model does not have this layer, or a text is empty and the tokenizer begins none with BOS.
+            UsageError: the model does not have this layer, norm=final and its final norm is not found, or a text is
+                empty and the tokenizer begins none with BOS.
         """
         import torch
 
-        from privlm.llm.batching import batches, output_layer_sees, pad_right
+        from privlm.llm.hidden import hidden_states
 
-        ids = [self._encoder.begin(text)[: self._window] for text in texts]
+        ids = [self._encoder.begin(text)[: self._source.window] for text in texts]
         if not all(ids):
             raise UsageError("an empty text has no hidden states: the tokenizer begins no text with BOS")
-        num_layers = self._lm.config.num_hidden_layers
-        if not -num_layers - 1 <= layer <= num_layers:
-            raise UsageError(f"layer {layer}: '{self.config.name}' has layers 0 (the embedding) to {num_layers}")
-        means: dict[int, Tensor] = {}
-        nowhere = torch.empty(0, dtype=torch.long)
-        lengths = [len(row) for row in ids]
-        with torch.no_grad():  # not inference_mode: callers train on what they get
-            for batch in batches(self._limits(CPU_TEXT_TOKENS), lengths, lengths):
-                ids_BT = pad_right([ids[i] for i in batch], self._lm)
-                with output_layer_sees(self._lm, nowhere, nowhere):
-                    output = self._lm(input_ids=ids_BT, output_hidden_states=True)
-                hidden_BTd = output.hidden_states[layer].float()
-                means |= {i: hidden_BTd[row, : len(ids[i])].mean(0).cpu() for row, i in enumerate(batch)}
-        return torch.stack([means[i] for i in range(len(texts))])
+        with self._source.asked():
+            found = hidden_states(self._lm, ids, layer, pooling, norm, self._limits(CPU_TEXT_TOKENS))
+        return found if pooling == "tokens" else torch.stack(found)
 
     def close(self) -> None:
-        """Frees the weights; they are loaded again when they are needed."""
-        self.__dict__.pop("_lm", None)
+        """Frees weights that came from files; they are loaded again when they are needed."""
+        self._source.close()
 
-    @cached_property
+    @property
+    def _lm(self) -> Model:
+        return self._source.model
+
+    @property
     def _tokenizer(self) -> PreTrainedTokenizerBase:
-        from privlm.models.causal import load_tokenizer
-
-        download_weights(self.files.weights, self.config.hub_id)
-        return load_tokenizer(self.files.weights)
+        return self._source.tokenizer
 
     @cached_property
     def _encoder(self) -> Encoder:
         from privlm.llm.scoring import Encoder
 
-        return Encoder(self._tokenizer, self._window)
-
-    @cached_property
-    def _lm(self) -> CausalLM:
-        import torch
-
-        from privlm.models.causal import apply_peft, build_causal_lm
-
-        download_weights(self.files.weights, self.config.hub_id)
-        dtype = getattr(torch, self.config.dtype)
-        model = build_causal_lm(self.files.weights, self.config.random, dtype, _device(self.config.device))
-        return model if self.files.adapter is None else apply_peft(model, self.files.adapter)
-
-    @cached_property
-    def _window(self) -> int | None:
-        """Tokens that the model can read."""
-        from privlm.models.causal import context_length
-
-        own = context_length(self.files.weights, self.config.random)
-        asked = self.config.context_length
-        if own is not None and asked is not None and asked > own:
-            raise UsageError(f"llm.context_length={asked}: '{self.config.name}' reads at most {own} tokens")
-        return own if asked is None else asked
+        return Encoder(self._tokenizer, self._source.window)
 
     def _limits(self, read_on_cpu: int) -> Limits:
         from privlm.llm.batching import Limits
 
-        most = self.config.batch_tokens
+        most = self._batch_tokens
         return Limits(held=most, read=min(most, read_on_cpu) if self._lm.device.type == "cpu" else most)
 
     @cached_property
@@ -179,12 +177,15 @@ class LocalBackend:
         return tokens
 
     def _fits(self, prompt: Prompt) -> bool:
-        return self._window is None or len(prompt.tokens) + prompt.request.sampling.max_tokens <= self._window
+        return (
+            self._source.window is None
+            or len(prompt.tokens) + prompt.request.sampling.max_tokens <= self._source.window
+        )
 
     def _refusal(self, prompt: Prompt) -> Answer:
         detail = (
             f"a prompt of {len(prompt.tokens)} tokens and max_tokens={prompt.request.sampling.max_tokens} exceed the "
-            f"context length, {self._window} tokens: shorten the prompt or lower max_tokens"
+            f"context length, {self._source.window} tokens: shorten the prompt or lower max_tokens"
         )
         return Answer("", "client_error", prompt_tokens=len(prompt.tokens), detail=detail)
 
@@ -192,18 +193,11 @@ class LocalBackend:
         from jinja2 import TemplateError
 
         if self._tokenizer.chat_template is None:
-            raise UsageError(f"'{self.config.name}' has no chat template: ask it with raw text, or choose a chat model")
+            raise UsageError(
+                f"'{self._source.name}' has no chat template: ask it with raw text, or choose a chat model"
+            )
         messages = [{"role": message.role, "content": message.content} for message in prompt]
         try:
             return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         except TemplateError as error:
-            raise UsageError(f"the chat template of '{self.config.name}' refuses these messages: {error}") from error
-
-
-def _device(name: str) -> str:
-    """auto: the GPU if there is one, several in balance; else the CPU."""
-    import torch
-
-    if name != "auto":
-        return name
-    return "cpu" if not torch.cuda.is_available() else "cuda" if torch.cuda.device_count() == 1 else "balanced"
+            raise UsageError(f"the chat template of '{self._source.name}' refuses these messages: {error}") from error

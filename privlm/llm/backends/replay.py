@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from privlm import files
 from privlm.errors import UsageError
 from privlm.llm.protocol import parse_reply
-from privlm.llm.types import Answer, GenerateRequest, Message, Reply, Request, Score, ScoreRequest
+from privlm.llm.types import Answer, GenerateRequest, Message, Norm, Pooling, Reply, Request, Score, ScoreRequest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,8 +54,8 @@ class ReplayBackend:
             logger.warning(
                 "%s: prompts with several answers: %d; sample_index takes them in order", path, self.num_duplicates
             )
-        kinds = {"generate": self._answers or self._by_item, "score": self._scores}
-        self.capabilities = frozenset(name for name, content in kinds.items() if content)
+        generates = {"generate", "beams", "top_k"} if self._answers or self._by_item else set()  # however it was drawn
+        self.capabilities = frozenset(generates | ({"score"} if self._scores else set()))
 
     def check_ready(self) -> None:
         """The file has been read."""
@@ -77,7 +77,7 @@ class ReplayBackend:
         """Whether the file has an answer to it."""
         return self._find(request) is not None
 
-    def hidden_states(self, texts: Sequence[str], layer: int) -> Tensor:
+    def hidden_states(self, texts: Sequence[str], layer: int, pooling: Pooling = "mean", norm: Norm = "raw") -> Tensor:
         raise UsageError(f"llm=replay: {self.path} holds no hidden states; use a local model")
 
     def close(self) -> None: ...

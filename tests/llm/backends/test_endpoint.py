@@ -92,6 +92,13 @@ def test_completions_sends_the_text(server, backend):
         one(backend(api="completions"), GenerateRequest((Message("user", "x"),), Sampling(8)))
 
 
+@pytest.mark.parametrize("sampling", [Sampling(8, num_beams=4), Sampling(8, temperature=1.0, top_k=40)])
+def test_what_the_protocol_has_no_field_for_is_refused_before_any_call(server, backend, sampling):
+    with pytest.raises(UsageError, match=r"num_beams=4|top_k=40"):
+        LanguageModel(backend()).generate([GenerateRequest(PROMPT, sampling)])
+    assert not server.calls
+
+
 def test_no_key_is_sent_where_none_is_needed(server, backend):
     one(backend(api_key_env=None))
     assert server.keys == [None]

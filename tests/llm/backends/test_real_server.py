@@ -60,7 +60,9 @@ def test_a_server_answers_as_the_same_weights_do_here(backend, model, api):
     prompts = [(Message("system", "Be brief."), Message("user", text)) if api == "chat" else text for text in texts]
     requests = [GenerateRequest(prompt, Sampling(max_tokens=12)) for prompt in prompts]
     there = LanguageModel(backend(api=api)).generate(requests)
-    here = LanguageModel(LocalBackend(defaults(LocalLLMConfig, "llm", "local", path=str(model)))).generate(requests)
+    here = LanguageModel(LocalBackend.from_files(defaults(LocalLLMConfig, "llm", "local", path=str(model)))).generate(
+        requests
+    )
     facts = [(a.text, a.status, a.prompt_tokens, a.completion_tokens) for a in there]
     assert facts == [(a.text, a.status, a.prompt_tokens, a.completion_tokens) for a in here]
     assert [fact[1] for fact in facts] == ["length", "length"]

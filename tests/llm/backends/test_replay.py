@@ -84,7 +84,7 @@ def test_scores_are_served_where_they_are_recorded(replay):
     backend = replay({"context": "c", "continuation": "x", "sum_nll": 2.5, "num_tokens": 2})
     assert backend.capabilities == {"score"}
     assert LanguageModel(backend).score([ScoreRequest("c", "x")]) == [Score(2.5, 2)]
-    assert replay({"prompt": "a", "answer": "1"}).capabilities == {"generate"}
+    assert replay({"prompt": "a", "answer": "1"}).capabilities == {"generate", "beams", "top_k"}
 
 
 @pytest.mark.parametrize(
