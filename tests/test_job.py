@@ -14,9 +14,10 @@ from omegaconf import OmegaConf
 
 from privlm import files, rundir
 from privlm.errors import PrivLMError, UsageError
-from privlm.job import Job, Keep, StoppedAfter
+from privlm.job import Job, StoppedAfter
 from privlm.metrics.classification import Estimate
 from privlm.signals import Interrupted
+from privlm.stage import Keep
 
 pytestmark = pytest.mark.torch_free
 

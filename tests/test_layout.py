@@ -25,7 +25,7 @@ FLOORS = (
     ("federated",),
     ("registry",),
     ("config",),
-    ("job",),
+    ("job", "stage"),
     ("diffusion",),
     ("training",),
     ("llm",),

@@ -18,13 +18,14 @@ import numpy as np
 
 from privlm.config import Config
 from privlm.errors import BudgetExhausted, ServiceError
-from privlm.job import Job, Keep
+from privlm.job import Job
 from privlm.llm.client import LanguageModel
 from privlm.llm.opening import open_llm
 from privlm.llm.program import ItemResult, Trace, run_programs
 from privlm.llm.program.trace import TRACE_FILE
 from privlm.metrics.classification import Estimate, accuracy, majority_class
 from privlm.results import Result
+from privlm.stage import Keep
 
 from .config import TREE_ROWS, scoring_parts
 from .parts import Part, make_parts

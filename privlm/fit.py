@@ -1,0 +1,208 @@
+"""Trains a model as one stage: from data to a priced, saved model that was proved to be the trained one.
+
+The price is told before the first step, every release is in the ledger before its noise is used, checkpoints make the
+stage resumable, and what is saved is read back and compared with what was trained.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from privlm import files, reload_proof
+from privlm.errors import UsageError
+from privlm.job import Job
+from privlm.models.loaded import Loaded
+from privlm.privacy.plan import PrivacyPlan, account, make_plan
+from privlm.privacy.schema import is_private
+from privlm.reload_proof import Proof, ProofLosses
+from privlm.stage import Stage
+from privlm.training.batches import Batches, TrainingData, num_steps
+from privlm.training.checkpoint import CheckpointStore
+from privlm.training.objective import Objective
+from privlm.training.trainer import Evaluation, Monitor, Outcome, Private, Trainer
+
+MODEL = "model"
+TRAINING = "training.json"
+"""Beside the files of the model: how training ended, and the digest of each file."""
+
+
+def plan_of(
+    config: Any, num_examples: int, steps: int | None = None, *, compare: bool = False, spent: Any = ()
+) -> PrivacyPlan | None:
+    """The noise and the price of training on `num_examples`; None without privacy.
+
+    A runner that works long before it trains makes the plan first, so that what cannot be is refused at once, and hands
+    it to `fit`. compare: also the noise that the other accountants would ask for. spent: segments of earlier stages.
+
+    Raises UsageError for a batch larger than the data, a delta that protects nobody, or a budget that is out of reach.
+    """
+    if not is_private(config):
+        return None
+    return make_plan(
+        config.privacy,
+        dataset_size=num_examples,
+        batch_size=config.trainer.batch_size,
+        steps=num_steps(config.trainer, num_examples) if steps is None else steps,
+        compare=compare,
+        spent=spent,
+    )
+
+
+def fit(
+    stage: Stage,
+    loaded: Loaded,
+    objective: Objective,
+    data: TrainingData,
+    *,
+    steps: int | None = None,
+    batches: Batches | None = None,
+    evaluation: Evaluation | None = None,
+    plan: PrivacyPlan | None = None,
+    public: bool = False,
+) -> Outcome:
+    """Trains `loaded.model` in place, by trainer and privacy of the stage's configuration; saves it in stage.folder.
+
+    A stage that is done loads the model instead; one that was interrupted goes on from its last checkpoint.
+
+    steps: null: trainer.steps or trainer.epochs. batches: which examples each step sees, where not shuffled ones.
+    plan: of `plan_of`; made here where it is not given. public: the data needs no protection: without privacy.
+
+    Raises UsageError as `plan_of` and the Trainer, NotReproducedError where the saved model is not the trained one.
+    """
+    job: Job = stage.job
+    config = stage.config
+    folder = stage.folder / MODEL if stage.is_kept else None
+    if not stage.needed:
+        assert folder is not None
+        outcome = load_trained(loaded, folder)
+        loaded.model.to(job.accelerator.device)
+        _remember_price(stage, folder, outcome.steps)
+        return outcome
+    steps = num_steps(config.trainer, len(data)) if steps is None else steps
+    private = None if public else _private(stage, plan, len(data), steps)
+    if private is None:
+        job.trains_without_privacy(stage.name)
+    store = (
+        CheckpointStore(stage.checkpoints, keep=config.trainer.keep_checkpoints, rewind=stage.rewind)
+        if folder
+        else None
+    )
+    with job.progress(stage.name, steps, start=store.last_step() if store else 0) as tick:
+        outcome = Trainer(
+            loaded.model,
+            objective,
+            data,
+            config.trainer,
+            seed=stage.seed(),
+            accelerator=job.accelerator,
+            private=private,
+            canaries=stage.canaries(),
+            evaluation=evaluation,
+            batches=batches,
+            monitor=Monitor(log=stage.log, save=store, stop=lambda: job.stop.signum, tick=tick),
+        ).run(steps)
+    stage.ended(outcome.status)
+    if private is not None:
+        _tell_price(stage, private.plan, steps=outcome.steps)
+    if folder is not None and job.is_main:
+        _save(loaded, outcome, private, folder)
+        losses = ProofLosses(objective, data, stage.seed(), config.trainer.micro_batch_size, job.accelerator.autocast)
+        job.say(f"{stage.name}: {_prove(loaded, folder, losses, outcome, evaluation)}")
+        stage.output(*sorted(path for path in folder.rglob("*") if path.is_file()))
+    job.wait_for_everyone()
+    return outcome
+
+
+def load_trained(loaded: Loaded, folder: Path) -> Outcome:
+    """Puts the model that `fit` has saved into `loaded.model`, and says how its training ended.
+
+    Raises UsageError where a file is absent or has changed since it was saved, or belongs to another model.
+    """
+    kept = files.read_json(folder / TRAINING)
+    if kept is None:
+        raise UsageError(f"{folder} holds no trained model: there is no {TRAINING}")
+    for name, digest in kept["files"].items():
+        path = folder / name
+        if not path.is_file() or files.sha256_file(path) != digest:
+            raise UsageError(f"{path} is absent or has changed since it was saved: run the command of the run again")
+    loaded.load(loaded.model, folder)
+    return Outcome(**kept["outcome"])
+
+
+def _private(stage: Stage, plan: PrivacyPlan | None, num_examples: int, steps: int) -> Private | None:
+    """The noise for the budget, told to the user before training, and the ledger of earlier tries of this stage."""
+    config, ledger = stage.config, stage.ledger()
+    of_earlier_stages = ledger.segments(through_step=0)
+    plan = plan or plan_of(config, num_examples, steps, spent=of_earlier_stages)
+    if plan is None:
+        return None
+    _tell_price(stage, plan, steps=0)
+    stage.job.say(f"noise multiplier {plan.noise_multiplier:.4f}: {plan.describe()}")
+    for warning in plan.warnings:
+        stage.job.say(f"warning: {warning}")
+    return Private(plan, ledger, log_diagnostics=config.privacy.log_private_diagnostics)
+
+
+def _tell_price(stage: Stage, plan: PrivacyPlan, *, steps: int) -> None:
+    """privacy.json: what all private stages of the run have spent, after `steps` of this one."""
+    job = stage.job
+    job.private_stages[stage.name] = plan, steps
+    if job.is_main:
+        plans = {name: plan for name, (plan, _) in job.private_stages.items()}
+        taken = {name: steps for name, (_, steps) in job.private_stages.items()}
+        job.records.write_json("privacy.json", account(plans, job.ledger, steps=taken, flags=_flags(stage)))
+
+
+def _remember_price(stage: Stage, folder: Path, steps: int) -> None:
+    """That of a stage of an earlier try, for what later stages tell of the whole run."""
+    kept = files.read_json(folder / TRAINING)["plan"]
+    if kept is None:
+        stage.job.public_stages.append(stage.name)
+    else:
+        known = {field.name for field in fields(PrivacyPlan)}
+        plan = PrivacyPlan(**{name: value for name, value in kept.items() if name in known})
+        stage.job.private_stages[stage.name] = plan, steps
+
+
+def _flags(stage: Stage) -> list[str]:
+    """What a reader of the privacy statement must know besides its numbers."""
+    config, job = stage.config, stage.job
+    flags = {
+        "seeded_noise": config.privacy.rng == "reproducible",
+        "non_private_diagnostics": config.privacy.log_private_diagnostics,
+        "early_stop_on_evaluation": config.trainer.early_stop_patience is not None,
+        "best_step_by_evaluation": bool(config.trainer.restore_best),
+        **{f"without_privacy: {name}": True for name in job.public_stages},
+        **dict.fromkeys(job.marks, True),
+        "smoke": config.scale == "smoke",
+    }
+    return [name for name, holds in flags.items() if holds]
+
+
+def _save(loaded: Loaded, outcome: Outcome, private: Private | None, folder: Path) -> None:
+    def fill(temporary: Path) -> None:
+        loaded.save(loaded.model, temporary)
+        names = sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file())
+        digests = {name: files.sha256_file(temporary / name) for name in names}
+        plan = None if private is None else private.plan.to_dict()
+        content = {"outcome": asdict(outcome), "plan": plan, "files": digests}
+        (temporary / TRAINING).write_text(json.dumps(files.finite(content), indent=2), encoding="utf-8")
+
+    files.write_directory(folder, fill)
+
+
+def _prove(loaded: Loaded, folder: Path, losses: ProofLosses, outcome: Outcome, evaluation: Evaluation | None) -> Proof:
+    """The reload proof (privlm.reload_proof) of what lies in `folder`; the model it makes is gone afterwards."""
+    device = next(loaded.model.parameters()).device
+    again = loaded.fresh()
+    again.model.to(device)
+    moved = reload_proof.distance(loaded.model, again.model)
+    load_trained(again, folder)
+    num_tensors = reload_proof.compare_states(loaded.model, again.model)
+    reload_proof.compare_losses(loaded.model, again.model, losses)
+    if outcome.best_step is not None and evaluation is not None:
+        reload_proof.compare_evaluation(evaluation.function(again.model), outcome.best, outcome.best_step)
+    return Proof(num_tensors, moved)
