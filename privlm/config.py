@@ -119,17 +119,23 @@ class TrainerConfig:
     optimizer: str = MISSING
     learning_rate: float = MISSING
     learning_rates: dict[str, float] = MISSING
+    final_learning_rate: float | None = MISSING
     momentum: float = MISSING
     weight_decay: float = MISSING
     schedule: str = MISSING
     warmup_steps: int = MISSING
+    warmup_share: float | None = MISSING
     max_grad_norm: float | None = MISSING
     precision: str = MISSING
+    deterministic: bool | None = MISSING
     log_every: int = MISSING
     evaluate_every: int = MISSING
     checkpoint_every: int = MISSING
     keep_checkpoints: int = MISSING
     early_stop_patience: int | None = MISSING
+    early_stop_metric: str | None = MISSING
+    early_stop_mode: str | None = MISSING
+    restore_best: bool | None = MISSING
     accelerate: dict[str, Any] = MISSING
 
 
@@ -274,8 +280,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "privacy.adjacency": ("add_remove", "zero_out", "replace_one"),
     "privacy.rng": ("secure", "reproducible"),
     "trainer.optimizer": ("sgd", "adamw"),
-    "trainer.schedule": ("constant", "linear", "cosine"),
-    "trainer.precision": ("fp32", "bf16"),
+    "trainer.schedule": ("constant", "linear", "cosine", "onecycle"),
+    "trainer.precision": ("fp32", "bf16", "fp16"),
+    "trainer.early_stop_mode": ("max", "min"),
     "trainer.name": ("single", "ddp"),
     "data.format": ("sms", "glue"),
     "adapter.name": ("head", "lora", "rgp", "full"),

@@ -31,7 +31,7 @@ from privlm.privacy.plan import PrivacyPlan, account, make_plan
 from privlm.training.batches import num_steps
 from privlm.training.checkpoint import CheckpointStore
 from privlm.training.classification import Classification, predict
-from privlm.training.trainer import Evaluation, Outcome, Private, Trainer
+from privlm.training.trainer import Evaluation, Monitor, Outcome, Private, Trainer
 
 from .config import FEATURE_BATCH
 
@@ -129,11 +129,8 @@ def _train_and_evaluate(
                     accelerator=job.accelerator,
                     private=private,
                     canaries=job.canaries(),
-                    evaluation=Evaluation(first, values, early_stop_metric="accuracy"),
-                    log=stage.log,
-                    save=store,
-                    stop=lambda: job.stop.signum,
-                    tick=tick,
+                    evaluation=Evaluation(first, values, metric="accuracy"),
+                    monitor=Monitor(log=stage.log, save=store, stop=lambda: job.stop.signum, tick=tick),
                 ).run(steps)
             if job.is_main:
                 _save(model, outcome, folder)
