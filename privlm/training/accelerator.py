@@ -4,7 +4,10 @@ for.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,15 +17,23 @@ from accelerate.utils import DistributedType
 
 from privlm.errors import PrivLMError, UsageError
 
-PRECISION = {"fp32": "no", "bf16": "bf16"}
+PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+"""trainer.precision -> accelerate's mixed_precision."""
+
+CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def make_accelerator(config: Any) -> Accelerator:
     """The Accelerator for a TrainerConfig.
 
-    Raises UsageError for a keyword in trainer.accelerate that accelerate does not know, PrivLMError when the world is
-    not the one that the config asks for (accelerate itself falls back to one process without a word).
+    Raises UsageError for a keyword in trainer.accelerate that accelerate does not know and for half precision on a
+    CPU, PrivLMError when the world is not the one that the config asks for (accelerate itself falls back to one process
+    without a word).
     """
+    if config.precision == "fp16" and not torch.accelerator.is_available():
+        raise UsageError("trainer.precision=fp16 needs a GPU, and there is none: use trainer.precision=bf16 or fp32")
+    if config.deterministic:
+        _set_cublas_workspace()
     # Without an accelerator accelerate must be told to use the CPU, else it ignores the other processes.
     cpu = not torch.accelerator.is_available()
     keywords = {"mixed_precision": PRECISION[config.precision], "cpu": cpu} | dict(config.accelerate)
@@ -39,6 +50,38 @@ def make_accelerator(config: Any) -> Accelerator:
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise UsageError("FSDP and DeepSpeed are not supported: use trainer=single or trainer=ddp")
     return accelerator
+
+
+@contextlib.contextmanager
+def deterministic(wanted: bool | None) -> Iterator[None]:
+    """Lets torch use deterministic algorithms alone, where wanted; afterwards it is as it was before.
+
+    Raises PrivLMError where an operation has none.
+    """
+    if not wanted:
+        yield
+        return
+    _set_cublas_workspace()
+    before = torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark
+    torch.set_deterministic_debug_mode("error")
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise PrivLMError(
+            f"trainer.deterministic=true: {str(error).partition('.')[0]}; set trainer.deterministic=null, or train on "
+            "a CPU"
+        ) from error
+    finally:
+        torch.set_deterministic_debug_mode(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+
+
+def _set_cublas_workspace() -> None:
+    """Before the first call of cuBLAS, which reads it once; what the user has set stays."""
+    os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
 
 
 def join_world() -> None:

@@ -30,6 +30,14 @@ class TrainingData(Protocol):
     def batch(self, indices: Indices) -> Batch: ...
 
 
+class Batches(Protocol):
+    """Which examples a step sees: the same answer to the same question, so that a resumed run asks again."""
+
+    def indices(self, step: int) -> Indices:
+        """Examples of `step` (1-based)."""
+        ...
+
+
 def num_steps(config: Any, num_examples: int) -> int:
     """trainer.steps, or the steps that trainer.epochs takes: ceil(epochs * N / batch_size)."""
     if config.steps is not None:

@@ -25,6 +25,7 @@ from privlm import files
 from privlm.errors import UsageError
 from privlm.privacy import keyed_random
 from privlm.training.batches import Indices, TrainingData
+from privlm.training.modes import evaluation_mode
 from privlm.training.objective import Batch, ExampleRandom, PerExample
 
 Losses = Callable[[nn.Module, Batch, ExampleRandom], PerExample]
@@ -82,7 +83,7 @@ class Canaries(ABC):
     def start(self) -> None:
         """Writes the coins; called before the first step, never after a resume."""
         if self.folder is not None:
-            self.folder.mkdir(exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             files.write_json(self.folder / "coins.json", {"seed": self.seed, "is_in": self.coins_m.tolist()})
 
     def finish(self, model: nn.Module) -> None:
@@ -105,7 +106,7 @@ class Canaries(ABC):
         return loss_B
 
     def collect(self) -> None:  # noqa: B027 (scores from losses need nothing between the steps)
-        """Called after each release, before the optimizer."""
+        """Called after each release, before anything else reads the gradient."""
 
     @abstractmethod
     def scores(self, model: nn.Module) -> dict[str, np.ndarray]:
@@ -163,16 +164,14 @@ class RecordCanaries(Canaries):
     @torch.no_grad()
     def losses_of_canaries(self, model: nn.Module) -> np.ndarray:
         """Loss of every canary, in or out, [m], without dropout."""
-        was_training = model.training
-        model.eval()
         device = next(model.parameters()).device
         pieces = []
-        for start in range(0, self.num_canaries, SCORING_BATCH):
-            records_B = self.records_m[start : start + SCORING_BATCH]
-            batch = {name: tensor.to(device) for name, tensor in self.planted.batch(records_B).items()}
-            loss_B = self.losses(model, _split(batch)[1], ExampleRandom(self.seed, 0, records_B)).loss
-            pieces.append(loss_B.double().cpu().numpy())
-        model.train(was_training)
+        with evaluation_mode(model):
+            for start in range(0, self.num_canaries, SCORING_BATCH):
+                records_B = self.records_m[start : start + SCORING_BATCH]
+                batch = {name: tensor.to(device) for name, tensor in self.planted.batch(records_B).items()}
+                loss_B = self.losses(model, _split(batch)[1], ExampleRandom(self.seed, 0, records_B)).loss
+                pieces.append(loss_B.double().cpu().numpy())
         return np.concatenate(pieces)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of training: written whole or not at all, the last few kept, a damaged one stepped over."""
+"""Checkpoints of training: written whole or not at all, the last few kept, each file known by its digest."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +15,38 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from privlm import files
+from privlm.errors import PrivLMError
+
+DIGESTS = "digests.json"
 
 logger = logging.getLogger("privlm")
+
+
+class UnusableCheckpoint(PrivLMError):
+    """A checkpoint that is gone, damaged, or of an older version."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """The state after `step` steps.
 
-    tensors: name -> trainable parameter. optimizer: its state_dict. progress: numbers of the loop (JSON).
+    tensors: name -> what training changes in the model: stepped parameters and persistent buffers.
+    optimizer, objective: their state_dict. progress: numbers of the loop (JSON).
+    best_step: an earlier step whose checkpoint must stay as long as this one.
     """
 
     step: int
     tensors: dict[str, Tensor]
     optimizer: dict[str, Any]
-    progress: dict[str, Any]
+    objective: dict[str, Any] = field(default_factory=dict)
+    progress: dict[str, Any] = field(default_factory=dict)
+    best_step: int | None = None
 
 
 class CheckpointStore:
     """The checkpoints `step-N` of one stage of training in one folder.
+
+    Everything random is a function of a key, so that a checkpoint holds no state of a generator.
 
     rewind: told the step from which training goes on, so that records of later steps can be dropped.
     """
@@ -45,41 +58,122 @@ class CheckpointStore:
         self.keep = keep
         self.rewind = rewind or (lambda step: None)
 
-    def save(
-        self, step: int, tensors: Mapping[str, Tensor], optimizer: Mapping[str, Any], progress: Mapping[str, Any]
-    ) -> None:
-        """Writes a checkpoint durably, then removes the oldest beyond `keep`."""
-        content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Writes a checkpoint durably, then removes the oldest beyond `keep` that no kept one names as its best.
+
+        Raises TypeError for a state of the objective that could not be read again.
+        """
+        _refuse_objects(checkpoint.objective, "state_dict()")
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+        numbers = {"step": checkpoint.step, "best_step": checkpoint.best_step, "progress": checkpoint.progress}
 
         def fill(folder: Path) -> None:
-            save_file(content, folder / "model.safetensors")
-            torch.save(optimizer, folder / "optimizer.pt")
-            (folder / "progress.json").write_text(json.dumps(dict(progress) | {"step": step}), encoding="utf-8")
+            save_file(tensors, folder / "model.safetensors")
+            torch.save(checkpoint.optimizer, folder / "optimizer.pt")
+            torch.save(checkpoint.objective, folder / "objective.pt")
+            (folder / "progress.json").write_text(json.dumps(numbers), encoding="utf-8")
+            digests = {path.name: files.sha256_file(path) for path in sorted(folder.iterdir())}
+            (folder / DIGESTS).write_text(json.dumps(digests), encoding="utf-8")
 
-        files.write_directory(self.directory / f"step-{step}", fill)
-        for old in self._steps()[: -self.keep]:
-            shutil.rmtree(self.directory / f"step-{old}")
+        files.write_directory(self._folder(checkpoint.step), fill)
+        self._remove_old()
 
-    def load(self) -> Checkpoint | None:
-        """The newest checkpoint that can be read, or None."""
+    def load(self, device: torch.device | str = "cpu") -> Checkpoint | None:
+        """The newest checkpoint that is what was written, None where there are none.
+
+        device: where states that were on a GPU go. Raises UnusableCheckpoint where there are checkpoints and all are
+        damaged: a new start would forget what the steps so far have cost.
+        """
+        damages: list[str] = []
         for step in reversed(self._steps()):
-            folder = self.directory / f"step-{step}"
+            if damages:
+                logger.warning("%s: the checkpoint before it is used", damages[-1])
             try:
-                progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
-                return Checkpoint(
-                    step=progress["step"],
-                    tensors=load_file(folder / "model.safetensors"),
-                    optimizer=torch.load(folder / "optimizer.pt", weights_only=True),
-                    progress=progress,
-                )
-            except Exception as error:  # whatever a damaged file makes its reader raise
-                logger.warning("checkpoint %s cannot be read (%s): the one before it is used", folder, error)
+                return self.read(step, device)
+            except UnusableCheckpoint as damage:
+                damages.append(str(damage))
+        if damages:
+            raise UnusableCheckpoint(
+                f"no checkpoint in {self.directory} can be used ({'; '.join(damages)}): restore the folder from a "
+                "copy, or start again with --force (as a library: in another folder)"
+            )
         return None
+
+    def read(self, step: int, device: torch.device | str = "cpu") -> Checkpoint:
+        """The checkpoint of one step. Raises UnusableCheckpoint where it is not what was written."""
+        folder = self._folder(step)
+        self.verify(step)
+
+        def place(storage: Any, location: str) -> Any:
+            return storage if location == "cpu" else torch.serialization.default_restore_location(storage, str(device))
+
+        try:
+            numbers = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+            return Checkpoint(
+                tensors=load_file(folder / "model.safetensors"),
+                optimizer=torch.load(folder / "optimizer.pt", weights_only=True, map_location=place),
+                objective=torch.load(folder / "objective.pt", weights_only=True, map_location=place),
+                **numbers,
+            )
+        except Exception as error:  # whatever a file of another version makes its reader raise
+            raise UnusableCheckpoint(f"checkpoint {folder} cannot be read ({error})") from error
+
+    def verify(self, step: int) -> None:
+        """Raises UnusableCheckpoint where a file of the checkpoint is not the one that was written."""
+        folder = self._folder(step)
+        try:
+            digests = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
+            present = {path.name for path in folder.iterdir()} - {DIGESTS}
+            wrong = sorted(present ^ digests.keys())
+            wrong += [
+                name
+                for name in sorted(present)
+                if name not in wrong and files.sha256_file(folder / name) != digests[name]
+            ]
+        except (OSError, ValueError, AttributeError) as error:
+            raise UnusableCheckpoint(f"checkpoint {folder} cannot be read ({DIGESTS}: {error})") from error
+        if wrong:
+            raise UnusableCheckpoint(f"checkpoint {folder} is damaged ({', '.join(wrong)}: not what was written)")
 
     def last_step(self) -> int:
         """Step of the newest checkpoint, 0 without one."""
         return max(self._steps(), default=0)
 
+    def _remove_old(self) -> None:
+        steps = self._steps()
+        kept = set(steps[-self.keep :])
+        kept |= {self._best_step(step) for step in kept}
+        for step in steps:
+            if step not in kept:
+                shutil.rmtree(self._folder(step))
+
+    def _best_step(self, step: int) -> int:
+        try:
+            best = json.loads((self._folder(step) / "progress.json").read_text(encoding="utf-8"))["best_step"]
+        except (OSError, ValueError, KeyError, TypeError):  # damaged, so that nothing is kept for it
+            return step
+        return step if best is None else best
+
+    def _folder(self, step: int) -> Path:
+        return self.directory / f"step-{step}"
+
     def _steps(self) -> list[int]:
         found = self.directory.glob("step-*") if self.directory.is_dir() else []
-        return sorted(int(folder.name.removeprefix("step-")) for folder in found)
+        numbers = [folder.name.removeprefix("step-") for folder in found]
+        return sorted(int(number) for number in numbers if number.isdecimal())
+
+
+def _refuse_objects(value: Any, place: str) -> None:
+    """Only what torch reads with weights_only=True is written."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _refuse_objects(key, f"a key of {place}")
+            _refuse_objects(item, f"{place}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _refuse_objects(item, f"{place}[{index}]")
+    elif not isinstance(value, Tensor | bool | int | float | str | None) or type(value).__module__ == "numpy":
+        raise TypeError(
+            f"{place} of the objective is a {type(value).__name__}: a checkpoint holds tensors, numbers, texts, and "
+            "lists and dicts of them"
+        )

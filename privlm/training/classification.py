@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from privlm.training.objective import Batch, ExampleRandom, PerExample
+from privlm.training.modes import evaluation_mode
+from privlm.training.objective import Batch, ExampleRandom, Objective, PerExample
 
 
 class ClassificationData(Protocol):
@@ -22,7 +23,7 @@ class ClassificationData(Protocol):
     def batch(self, indices: np.ndarray, device: torch.device | None = None) -> dict[str, Tensor]: ...
 
 
-class Classification:
+class Classification(Objective):
     """The objective for batches {labels, **inputs of the model}, such as token ids or cached features."""
 
     def losses(self, model: nn.Module, batch: Batch, rng: ExampleRandom) -> PerExample:
@@ -35,15 +36,13 @@ class Classification:
 @torch.inference_mode()
 def predict(model: nn.Module, data: ClassificationData, micro_batch_size: int) -> np.ndarray:
     """The most likely class of each example, int64 [N], in evaluation mode; examples of like length share a batch."""
-    was_training = model.training
-    model.eval()
     device = next(model.parameters()).device
     predictions = np.empty(len(data), dtype=np.int64)
     order = np.argsort(data.lengths, kind="stable")
-    for start in range(0, len(order), micro_batch_size):
-        indices = order[start : start + micro_batch_size]
-        batch = data.batch(indices, device)
-        del batch["labels"]
-        predictions[indices] = model(**batch).argmax(dim=-1).cpu().numpy()
-    model.train(was_training)
+    with evaluation_mode(model):
+        for start in range(0, len(order), micro_batch_size):
+            indices = order[start : start + micro_batch_size]
+            batch = data.batch(indices, device)
+            del batch["labels"]
+            predictions[indices] = model(**batch).argmax(dim=-1).cpu().numpy()
     return predictions

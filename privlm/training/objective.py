@@ -6,9 +6,11 @@ hands them to the privacy engine; it never sees a loss that an objective has alr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,66 +25,105 @@ Batch = Mapping[str, Tensor]
 class PerExample:
     """Losses of a micro-batch of B examples.
 
-    loss: shape [B]; row i depends on the model, on example i and on its own random stream, never on its neighbours.
+    loss: shape [B]; row i depends on the model, on example i and on its own random streams, never on its neighbours.
     weight: shape [B] or None (all ones). Without privacy the step minimises sum(weight * loss) / sum(weight) over the
-        logical batch; with privacy weights are refused, since the denominator would couple the examples.
+        logical batch, and takes nothing from a batch whose weights are all 0; with privacy weights are refused, since
+        the denominator would couple the examples.
+    parts: what the loss is made of, each [B]; logged as weighted means. Every batch of an objective has the same parts.
     """
 
     loss: Tensor
     weight: Tensor | None = None
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
 class ExampleRandom:
-    """Random streams of the examples of one micro-batch, keyed by (run seed, step, example id).
+    """Random streams of the examples of one micro-batch.
 
-    The same example at the same step draws the same numbers whatever the micro-batch, the process or the resume.
+    A draw is a function of (seed, step, example, stream, how many draws of this stream came before): the same example
+    at the same step draws the same numbers whatever the micro-batch, the process or the resume, and no two draws of a
+    step are related. Draws of different kinds are related neither, since each kind has a stream of its own.
+
+        noise = rng.normal((4, 32, 32))
+        timestep = rng.integers(0, 1000)
+
+    Another purpose is best named, so that it stays the same where a draw before it is added or left out:
+    `rng.normal((4,), stream="noise offset")`.
+
+    seed: of the run, or of a stage of it. example_ids: int64 [B].
     """
 
-    seed: int
-    step: int
-    example_ids: np.ndarray  # int64 [B]
+    def __init__(self, seed: int, step: int, example_ids: np.ndarray) -> None:
+        self.seed = seed
+        self.step = step
+        self.example_ids = example_ids
+        self._num_draws: Counter[str] = Counter()
 
-    def normal(self, shape: tuple[int, ...], device: torch.device | None = None) -> Tensor:
+    def normal(self, shape: tuple[int, ...] = (), device: torch.device | None = None, stream: str = "noise") -> Tensor:
         """Standard normal numbers, float32 [B, *shape]."""
-        draws = [self._generator(i).standard_normal(shape, dtype=np.float32) for i in self.example_ids]
-        return torch.from_numpy(np.stack(draws)).to(device or "cpu")
+        return self._draw(lambda generator: generator.standard_normal(shape, dtype=np.float32), stream, device)
 
-    def uniform(self, shape: tuple[int, ...] = (), device: torch.device | None = None) -> Tensor:
+    def uniform(
+        self, shape: tuple[int, ...] = (), device: torch.device | None = None, stream: str = "uniform"
+    ) -> Tensor:
         """Uniform numbers of [0, 1), float32 [B, *shape]."""
-        draws = [self._generator(i).random(shape, dtype=np.float32) for i in self.example_ids]
+        return self._draw(lambda generator: generator.random(shape, dtype=np.float32), stream, device)
+
+    def integers(
+        self,
+        low: int,
+        high: int,
+        shape: tuple[int, ...] = (),
+        device: torch.device | None = None,
+        stream: str = "integers",
+    ) -> Tensor:
+        """Uniform whole numbers of [low, high), int64 [B, *shape]."""
+        return self._draw(lambda generator: generator.integers(low, high, shape), stream, device)
+
+    def _draw(self, draw: Callable[[np.random.Generator], Any], stream: str, device: torch.device | None) -> Tensor:
+        number = self._num_draws[stream]
+        self._num_draws[stream] += 1
+        draws = [
+            draw(keyed_random.generator("example", self.seed, self.step, int(example), stream, number))
+            for example in self.example_ids
+        ]
         return torch.from_numpy(np.stack(draws)).to(device or "cpu")
 
-    def _generator(self, example_id: int) -> np.random.Generator:
-        return keyed_random.generator("example", self.seed, self.step, int(example_id))
 
+class Objective(ABC):
+    """The contract of a training objective: the losses, and what else a method wants of the loop.
 
-class Objective(Protocol):
-    """The contract of a training objective; see the optional protocols below for terms outside the examples."""
-
-    def losses(self, model: nn.Module, batch: Batch, rng: ExampleRandom) -> PerExample: ...
-
-
-@runtime_checkable
-class HasPenalty(Protocol):
-    """An objective with a term that reads no example of the step (EWC, SI, FedProx).
-
-    Its gradient is added after clipping and noise. private_state: names of what it carries over from private data
-    without a recorded release (a Fisher matrix, say); a private run refuses them by name.
+    private_state: names of what the objective carries that comes from private data outside a recorded release (a
+        replay memory, a Fisher matrix); a private run is then refused by these names. What is computed from released
+        gradients and weights alone (an average of weights, the path integral of SI) is no private state.
     """
 
-    private_state: tuple[str, ...]
+    private_state: tuple[str, ...] = ()
 
-    def penalty(self, model: nn.Module) -> Tensor: ...
+    @abstractmethod
+    def losses(self, model: nn.Module, batch: Batch, rng: ExampleRandom) -> PerExample:
+        """The loss of each example of a micro-batch; the only method that sees the examples of the step."""
 
+    def penalty(self, model: nn.Module) -> Tensor | None:
+        """A scalar that reads no example of the step (EWC, SI, FedProx); its gradient is added after clipping and
+        noise. None, or a number without a graph, adds nothing.
+        """
+        return None
 
-@runtime_checkable
-class HasDirection(Protocol):
-    """An objective that changes the released gradient (A-GEM, SCAFFOLD): receives and returns name -> gradient.
+    def direct(self, gradient: dict[str, Tensor], model: nn.Module, step: int) -> Mapping[str, Tensor]:
+        """Changes the gradient of the step, clipped and noised (A-GEM, SCAFFOLD): name -> gradient, both in and out;
+        what the answer leaves out stays as it is.
+        """
+        return gradient
 
-    private_state: as for HasPenalty (a replay memory, say).
-    """
+    def stepped(self, model: nn.Module, step: int) -> None:  # noqa: B027 (most objectives need nothing here)
+        """Called after the optimizer has taken `step` (SI, RWalk, an average of weights)."""
 
-    private_state: tuple[str, ...]
+    def state_dict(self) -> dict[str, Any]:
+        """What the steps change in the objective: tensors, numbers, texts, and lists and dicts of them."""
+        return {}
 
-    def direct(self, gradient: dict[str, Tensor]) -> dict[str, Tensor]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` gave."""
+        if state:
+            raise TypeError(f"{type(self).__name__} has a state_dict but no load_state_dict: a resume would lose it")

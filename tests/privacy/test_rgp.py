@@ -15,8 +15,8 @@ from privlm.privacy.ledger import Ledger
 from privlm.privacy.plan import make_plan
 from privlm.privacy.rgp import Reparametrization, ReparametrizedLinear
 from privlm.training.checkpoint import CheckpointStore
-from privlm.training.objective import ExampleRandom, PerExample
-from privlm.training.trainer import Private, Trainer
+from privlm.training.objective import ExampleRandom, Objective, PerExample
+from privlm.training.trainer import Monitor, Private, Trainer
 
 P, D, N = 5, 8, 40
 
@@ -52,7 +52,7 @@ class Records:
         return {"x": self.x[indices], "target": self.target[indices]}
 
 
-class Squares:
+class Squares(Objective):
     def losses(self, model: nn.Module, batch: Any, rng: ExampleRandom) -> PerExample:
         return PerExample(square_losses(model, batch))
 
@@ -72,7 +72,7 @@ def train(model: nn.Module, steps: int, *, privately: bool = False, save: Path |
         plan = make_plan(privacy, dataset_size=N, batch_size=10, steps=8)
         private = Private(plan, Ledger(save / "ledger.jsonl" if save else None))
     store = CheckpointStore(save / "checkpoints") if save else None
-    Trainer(model, Squares(), Records(), config, private=private, save=store).run(steps)
+    Trainer(model, Squares(), Records(), config, private=private, monitor=Monitor(save=store)).run(steps)
     return torch.cat([value.flatten() for name, value in sorted(model.state_dict().items())])
 
 
@@ -164,8 +164,6 @@ def test_saved_state_is_that_of_the_plain_model() -> None:
 
 def test_penalty_that_cannot_reach_the_weights_is_refused() -> None:
     class Pulled(Squares):
-        private_state: tuple[str, ...] = ()
-
         def penalty(self, model: nn.Module) -> Tensor:
             return sum(parameter.square().sum() for parameter in model.parameters())  # type: ignore[return-value]
 

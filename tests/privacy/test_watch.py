@@ -18,7 +18,7 @@ from privlm.privacy.noise import ReproducibleNoise
 from privlm.privacy.plan import make_plan
 from privlm.privacy.sampling import PoissonSampler
 from privlm.privacy.watch import MechanismError, ReleaseCheck, ReleaseEvidence, SamplingCheck
-from privlm.training.objective import ExampleRandom, PerExample
+from privlm.training.objective import ExampleRandom, Objective, PerExample
 from privlm.training.trainer import Private, Trainer
 
 N, BATCH, STEPS = 512, 32, 200
@@ -202,14 +202,14 @@ class Records:
         return {"x": torch.ones(len(indices), 3)}
 
 
-class Means:
+class Means(Objective):
     def losses(self, model: nn.Module, batch: dict[str, Tensor], rng: ExampleRandom) -> PerExample:
         return PerExample(model(batch["x"]).mean(1))
 
 
 @pytest.mark.parametrize("sampler", [PoissonSampler, Shuffled])
 def test_training_stops_where_batches_are_shuffled(sampler: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("privlm.training.trainer.PoissonSampler", sampler)
+    monkeypatch.setattr("privlm.training.private.PoissonSampler", sampler)
     config = defaults(TrainerConfig, "trainer", "single", optimizer="sgd", learning_rate=0.1, batch_size=BATCH)
     privacy = defaults(PrivacyConfig, "privacy", "dp_sgd", epsilon=None, noise_multiplier=1.0, rng="reproducible")
     plan = make_plan(privacy, dataset_size=N, batch_size=BATCH, steps=30)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,14 +40,30 @@ def test_number_of_steps(steps: int | None, epochs: float | None, expected: int)
     assert num_steps(SimpleNamespace(steps=steps, epochs=epochs, batch_size=8), num_examples=100) == expected
 
 
-def test_schedules() -> None:
-    def factors(schedule: str) -> list[float]:
-        return [learning_rate_factor(schedule, step, steps=10, warmup_steps=2) for step in range(1, 11)]
+def factors(schedule: str, steps: int = 10, **changes: Any) -> list[float]:
+    config = SimpleNamespace(
+        schedule=schedule, **{"warmup_steps": 0, "warmup_share": None, "final_learning_rate": None} | changes
+    )
+    return [learning_rate_factor(config, step, steps) for step in range(1, steps + 1)]
 
+
+def test_schedules() -> None:
     for schedule in ("constant", "linear", "cosine"):
-        assert factors(schedule)[:3] == pytest.approx([1 / 3, 2 / 3, 1])
-    assert set(factors("constant")[2:]) == {1.0}
-    assert factors("linear")[-1] == pytest.approx(1 / 8)
-    assert factors("cosine")[6] == pytest.approx(0.5)
-    with pytest.raises(ValueError, match="schedule 'steps'"):
-        learning_rate_factor("steps", 5, 10, 0)
+        assert factors(schedule, warmup_steps=2)[:3] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert set(factors("constant", warmup_steps=2)[2:]) == {1.0}
+    assert factors("linear", warmup_steps=2)[-1] == pytest.approx(1 / 8)
+    assert factors("cosine", warmup_steps=2)[6] == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="'steps' is not one of constant, linear, cosine, onecycle"):
+        factors("steps")
+
+
+def test_warm_up_is_as_many_steps_as_its_share_of_all() -> None:
+    for schedule in ("constant", "linear", "cosine", "onecycle"):
+        assert factors(schedule, 20, warmup_share=0.3) == factors(schedule, 20, warmup_steps=6)
+
+
+def test_cosine_falls_to_its_floor_and_no_further() -> None:
+    values = factors("cosine", 1000, final_learning_rate=0.1)
+    assert values[0] == 1
+    assert values[500] == pytest.approx(0.55)
+    assert 0.1 <= values[-1] < 0.1001

@@ -19,7 +19,7 @@ from privlm.privacy.plan import make_plan
 from privlm.training.canaries import MODULE, NUMBER, PlantedData, make_canaries
 from privlm.training.checkpoint import CheckpointStore
 from privlm.training.classification import Classification
-from privlm.training.trainer import Private, Trainer
+from privlm.training.trainer import Monitor, Private, Trainer
 
 N, BATCH, STEPS, NUM_CANARIES, DELTA = 4131, 256, 160, 1000, 1e-5
 
@@ -123,7 +123,7 @@ def test_an_audited_run_resumes_with_its_scores(tmp_path, data, plan):
                 trainer_config(checkpoint_every=2),
                 private=Private(plan, Ledger(folder / "ledger.jsonl")),
                 canaries=canaries_for(folder / "audit"),
-                save=CheckpointStore(folder / "checkpoints"),
+                monitor=Monitor(save=CheckpointStore(folder / "checkpoints")),
             ).run(number)
         return read(folder / "audit")
 

@@ -4,60 +4,35 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from support.regression import (
+    NUM_EXAMPLES,
+    Points,
+    Squares,
+    linear,
+    plan,
+    private,
+    settings,
+    trained,
+    weights,
+)
 from torch import Tensor, nn
 
-from privlm.config import TrainerConfig, defaults
 from privlm.errors import PrivLMError, UsageError
 from privlm.privacy.ledger import Ledger
-from privlm.privacy.plan import PrivacyPlan, make_plan
 from privlm.signals import Interrupted
 from privlm.training.checkpoint import CheckpointStore
 from privlm.training.objective import ExampleRandom, PerExample
-from privlm.training.trainer import Evaluation, Private, Trainer
-
-NUM_EXAMPLES = 50
-
-
-class Points:
-    """y = 2 x + 1 with a little noise, as a data set of the trainer."""
-
-    lengths = None
-
-    def __init__(self) -> None:
-        rng = np.random.default_rng(0)
-        self.x = torch.from_numpy(rng.normal(size=(NUM_EXAMPLES, 3)).astype(np.float32))
-        self.y = 2 * self.x.sum(1) + 1 + 0.1 * torch.from_numpy(rng.normal(size=NUM_EXAMPLES).astype(np.float32))
-
-    def __len__(self) -> int:
-        return NUM_EXAMPLES
-
-    def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
-        return {"x": self.x[indices], "y": self.y[indices], "weight": torch.from_numpy(1.0 + indices % 3).float()}
-
-
-class Squares:
-    """Squared error of a linear model; optionally weighted."""
-
-    def __init__(self, weighted: bool = False) -> None:
-        self.weighted = weighted
-
-    def losses(self, model: nn.Module, batch: Any, rng: ExampleRandom) -> PerExample:
-        loss = (model(batch["x"]).squeeze(-1) - batch["y"]) ** 2
-        return PerExample(loss, batch["weight"] if self.weighted else None)
+from privlm.training.trainer import Evaluation, Private
 
 
 class Pulled(Squares):
     """Adds a penalty that pulls the weights to 1."""
-
-    private_state: tuple[str, ...] = ()
 
     def penalty(self, model: nn.Module) -> Tensor:
         return sum(((parameter - 1) ** 2).sum() for parameter in model.parameters())  # type: ignore[return-value]
@@ -66,50 +41,8 @@ class Pulled(Squares):
 class Turned(Squares):
     """Replaces the gradient by its negative."""
 
-    private_state: tuple[str, ...] = ()
-
-    def direct(self, gradient: dict[str, Tensor]) -> dict[str, Tensor]:
+    def direct(self, gradient: dict[str, Tensor], model: nn.Module, step: int) -> dict[str, Tensor]:
         return {name: -value for name, value in gradient.items()}
-
-
-def settings(**changes: Any) -> TrainerConfig:
-    base = {"optimizer": "sgd", "learning_rate": 0.05, "batch_size": 10, "micro_batch_size": 4, "log_every": 1}
-    return defaults(TrainerConfig, "trainer", "single", **(base | changes))
-
-
-def linear() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Linear(3, 1)
-
-
-@cache
-def plan(steps: int = 20) -> PrivacyPlan:
-    privacy = {
-        "delta": 1e-3, "allow_large_delta": False, "adjacency": "add_remove", "noise_multiplier": 1.0, "epsilon": None,
-        "accountant": "pld", "order": 2, "strict": True, "clipping": "flat", "clipping_norm": 1.0,
-        "sampling": "poisson", "rng": "reproducible",
-    }  # fmt: skip
-    return make_plan(SimpleNamespace(**privacy), dataset_size=NUM_EXAMPLES, batch_size=10, steps=steps)
-
-
-def private(plan: PrivacyPlan, path: Path | None = None, **changes: Any) -> Private:
-    return Private(plan, Ledger(path), **changes)
-
-
-def weights(model: nn.Module) -> list[float]:
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()]).tolist()
-
-
-def trained(objective: Squares | None = None, steps: int = 20, model: nn.Module | None = None, **options: Any) -> Any:
-    model = model or linear()
-    config = options.pop("config", settings())
-    rows: list[tuple[int, str, dict[str, float]]] = []
-
-    def log(step: int, split: str, **values: float) -> None:
-        rows.append((step, split, values))
-
-    outcome = Trainer(model, objective or Squares(), Points(), config, log=log, **options).run(steps)
-    return SimpleNamespace(model=model, outcome=outcome, rows=rows, weights=weights(model))
 
 
 def test_parameters_may_have_a_rate_of_their_own() -> None:
@@ -126,14 +59,16 @@ def test_parameters_may_have_a_rate_of_their_own() -> None:
 
 
 def test_a_rate_for_no_parameter_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"trainer\.learning_rates: no parameter that trains .* begins 'head\.'"):
+    with pytest.raises(
+        UsageError, match=r"trainer\.learning_rates: no parameter that trains has 'head' .* weight, bias"
+    ):
         trained(config=settings(learning_rates={"head": 0.1}))
 
 
 def test_learns_and_logs_every_step() -> None:
     run = trained(steps=100)
     assert run.outcome.steps == 100
-    losses = [values["loss"] for _, _, values in run.rows]
+    losses = [values["loss"] for values in run.train]
     assert len(losses) == 100
     assert losses[-1] < 0.05 < losses[0]
     assert run.weights == pytest.approx([2, 2, 2, 1], abs=0.1)
@@ -162,9 +97,11 @@ def test_micro_batch_size_changes_nothing(privately: bool) -> None:
 
 def test_private_run_keeps_its_training_loss_to_itself() -> None:
     quiet = trained(private=private(plan()))
-    assert [set(values) for _, _, values in quiet.rows] == [{"epsilon"}]
+    assert [split for _, split, _ in quiet.rows] == ["train"] * 21
+    assert [set(values) for values in quiet.train] == [{"learning_rate"}] * 20 + [{"epsilon"}]
     open_ = trained(private=private(plan(), log_diagnostics=True))
-    assert {"loss", "clipped_fraction", "batch_size"} <= set(open_.rows[0][2])
+    assert set(open_.train[0]) == {"loss", "learning_rate", "gradient_norm", "clipped_fraction", "batch_size"}
+    assert sum(values.get("batch_size", 0) for values in open_.train) == pytest.approx(200, abs=50)
 
 
 def test_private_release_is_recorded_each_step_and_epsilon_is_the_plans(tmp_path: Path) -> None:
@@ -248,7 +185,7 @@ def test_damaged_newest_checkpoint_gives_way_to_the_last(tmp_path: Path, caplog:
     again = trained(config=settings(checkpoint_every=5), save=store)
     assert again.weights == whole.weights
     assert again.rows[0][0] == 16
-    assert "cannot be read" in caplog.text
+    assert "step-20 is damaged (model.safetensors: not what was written): the checkpoint before it" in caplog.text
 
 
 def test_checkpoint_with_more_releases_than_the_ledger_is_refused(tmp_path: Path) -> None:
@@ -260,7 +197,7 @@ def test_checkpoint_with_more_releases_than_the_ledger_is_refused(tmp_path: Path
 
 def test_early_stop_after_patience() -> None:
     scores = iter([0.1, 0.5, 0.4, 0.3, 0.2, 0.9])
-    evaluation = Evaluation("dev", lambda model: {"accuracy": next(scores)}, early_stop_metric="accuracy")
+    evaluation = Evaluation("dev", lambda model: {"accuracy": next(scores)}, metric="accuracy")
     run = trained(config=settings(evaluate_every=1, early_stop_patience=2), evaluation=evaluation, steps=6)
     assert run.outcome.status == "early_stop"
     assert run.outcome.steps == 4
