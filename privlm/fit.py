@@ -203,6 +203,6 @@ def _prove(loaded: Loaded, folder: Path, losses: ProofLosses, outcome: Outcome, 
     load_trained(again, folder)
     num_tensors = reload_proof.compare_states(loaded.model, again.model)
     reload_proof.compare_losses(loaded.model, again.model, losses)
-    if outcome.best_step is not None and evaluation is not None:
+    if outcome.best is not None and outcome.best_step is not None and evaluation is not None:
         reload_proof.compare_evaluation(evaluation.function(again.model), outcome.best, outcome.best_step)
     return Proof(num_tensors, moved)

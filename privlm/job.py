@@ -51,7 +51,7 @@ class Job:
     """
 
     def __init__(self, directory: Path | None, rank: int = 0, *, config: DictConfig | None = None) -> None:
-        self.directory = directory
+        self._directory = directory
         self.rank = rank
         self.config: Any = config if directory is None else OmegaConf.load(directory / "config.yaml")
         OmegaConf.set_readonly(self.config, True)
@@ -64,6 +64,18 @@ class Job:
         self._temporary: list[str] = []
         self.private_stages: dict[str, tuple[PrivacyPlan, int]] = {}  # its plan and its steps so far, by `fit`
         self.public_stages: list[str] = []
+
+    @property
+    def directory(self) -> Path:
+        """Raises ValueError for a run in memory, which has none."""
+        if self._directory is None:
+            raise ValueError("this run is kept in memory: it has no files")
+        return self._directory
+
+    @property
+    def is_kept(self) -> bool:
+        """False for a run in memory."""
+        return self._directory is not None
 
     @property
     def is_main(self) -> bool:
@@ -89,7 +101,7 @@ class Job:
         """The account of all releases of the run; empty in the processes that are not the main one."""
         from privlm.privacy.ledger import Ledger
 
-        return Ledger(self.directory / LEDGER if self.is_main and self.directory is not None else None)
+        return Ledger(self.directory / LEDGER if self.is_main and self.is_kept else None)
 
     @contextlib.contextmanager
     def progress(
@@ -135,7 +147,7 @@ class Job:
             if record is not None and record["state"] == "done":
                 logger.warning("the outputs of stage %s have changed since it finished: it is done again", stage.name)
             self._forget_after(stage.name)
-        if self.directory is None or not stage.checkpoints.exists():
+        if not self.is_kept or not stage.checkpoints.exists():
             stage.rewind(-1)
         started = time.monotonic()
         self.records.set_stage(stage.name, {"state": "running", "seconds": None, "outputs": {}})
@@ -196,7 +208,7 @@ class Job:
             self.records.update(state="done", reason=None if status == "done" else status, finished=time.time())
 
     def _remove_temporary(self) -> None:
-        if self.directory is not None:
+        if self.is_kept:
             for name in self._temporary:
                 files.remove(self.directory / "stages" / name)
 
@@ -269,7 +281,7 @@ class Job:
         record = self.records.stage(name)
         if record is None or record["state"] != "done":
             return True
-        if self.directory is None:
+        if not self.is_kept:
             return False
         paths = {self.directory / path: digest for path, digest in record["outputs"].items()}
         return not all(path.is_file() and files.sha256_file(path) == digest for path, digest in paths.items())
@@ -281,7 +293,7 @@ class Job:
             return
         for stage in later:
             self.records.drop_metrics(stage, -1)
-            if self.is_main and self.directory is not None:
+            if self.is_main and self.is_kept:
                 for folder in ("stages", "checkpoints"):
                     files.remove(self.directory / folder / stage)
         self.records.forget_stages(later)

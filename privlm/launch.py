@@ -139,7 +139,6 @@ def _tracked(job: Job) -> Iterator[None]:
 
 def _failed(job: Job, error: Exception) -> int:
     """Records a failure; the launching process, or this one if it is alone, tells it as the last line of its output."""
-    assert job.directory is not None
     if isinstance(error, PrivLMError):
         message, status = str(error), error.exit_code
     elif isinstance(error, OSError) and error.errno in DISK_ERRORS:

@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ def leave_failure(directory: Path, rank: int, message: str) -> None:
     files.write_json(directory / f".failure-{rank}.json", {"time": time.time(), "message": message})
 
 
-def _first_failure(directory: Path, workers: list[BaseProcess]) -> str:
+def _first_failure(directory: Path, workers: Sequence[BaseProcess]) -> str:
     """The failure that came first is the cause; the others lost their peer."""
     failures = [files.read_json(path) for path in directory.glob(".failure-*.json")]
     if failures:

@@ -89,16 +89,16 @@ class Stage:
 
     @property
     def folder(self) -> Path:
-        return self._directory / "stages" / self.name
+        return self.job.directory / "stages" / self.name
 
     @property
     def checkpoints(self) -> Path:
-        return self._directory / "checkpoints" / self.name
+        return self.job.directory / "checkpoints" / self.name
 
     @property
     def is_kept(self) -> bool:
         """False for a stage in memory, which has no files."""
-        return self.job.directory is not None
+        return self.job.is_kept
 
     def seed(self, series: Mapping[str, Any] | None = None) -> int:
         """63 bits that are a function of the run's seed alone."""
@@ -119,7 +119,7 @@ class Stage:
     def output(self, *paths: Path) -> None:
         """Records finished files of this stage by their content, so that a resumed run can trust them."""
         for path in paths:
-            self._outputs[str(path.relative_to(self._directory))] = files.sha256_file(path)
+            self._outputs[str(path.relative_to(self.job.directory))] = files.sha256_file(path)
 
     def log(self, step: int, split: str, series: Mapping[str, Any] | None = None, **values: float) -> None:
         """Writes one metrics row per value. Numbers only: text of the data never reaches a run directory.
@@ -191,7 +191,7 @@ class Stage:
         """Keeps a matplotlib figure as a PNG that the page of the run shows, titled by its name."""
         if not (self.job.is_main and self.is_kept and self.needed):
             return
-        path = self._directory / PICTURES / f"{name}.png"
+        path = self.job.directory / PICTURES / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
         files.write_file(path, lambda file: figure.savefig(file, format="png", metadata={"Software": None}))
 
@@ -216,12 +216,6 @@ class Stage:
             "stopped": self._stopped,
             "reports": [asdict(result) for result in self._reports],
         }
-
-    @property
-    def _directory(self) -> Path:
-        if self.job.directory is None:
-            raise ValueError(f"stage {self.name} is kept in memory: it has no files; use Stage.at(folder)")
-        return self.job.directory
 
 
 def _library_config(trainer: Any, privacy: Any, seed: int) -> DictConfig:

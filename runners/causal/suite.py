@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from privlm.job import Result
+from privlm.results import Result
 
 from .answers import AnswerFormat
 from .items import Item, Question

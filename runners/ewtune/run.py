@@ -24,7 +24,7 @@ from privlm.data.features import FeatureSplit, remembered_features
 from privlm.data.text_classification import load, marks
 from privlm.fit import fit, plan_of
 from privlm.job import Job
-from privlm.metrics.classification import Estimate, accuracy, f1, majority_class
+from privlm.metrics.classification import accuracy, f1, majority_class
 from privlm.training.classification import Classification, predict
 from privlm.training.trainer import Evaluation
 
@@ -89,7 +89,8 @@ def _features(job: Job, model: Any, encoded: dict[str, EncodedSplit]) -> dict[st
     return {name: FeatureSplit(features[name], split.labels) for name, split in encoded.items()}
 
 
-def _measure(config: Config, model: nn.Module, split: Examples) -> dict[str, Estimate]:
+def _measure(config: Config, model: nn.Module, split: Examples) -> dict[str, Any]:
+    """Metric -> Estimate."""
     predictions = predict(model, split, config.trainer.micro_batch_size)
     measured = {"accuracy": accuracy(predictions, split.labels)}
     if config.data.positive_label is not None:
