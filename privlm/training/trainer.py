@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from privlm.errors import PrivLMError, UsageError
 from privlm.privacy import accounting, keyed_random
-from privlm.privacy.engine import PrivacyEngine, World
+from privlm.privacy.engine import PrivacyEngine
 from privlm.privacy.ledger import Ledger
 from privlm.privacy.noise import ReproducibleNoise, SecureNoise
 from privlm.privacy.plan import PrivacyPlan
+from privlm.privacy.release import World
 from privlm.privacy.rgp import Reparametrization
 from privlm.privacy.sampling import PoissonSampler, micro_batches, share
 from privlm.privacy.watch import SamplingCheck
