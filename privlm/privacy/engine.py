@@ -3,7 +3,7 @@
 Guarantee: `release` leaves in `.grad` the value of (sum of clipped per-record gradients + N(0, (sigma C)^2))
 / expected batch size, the Poisson-subsampled Gaussian mechanism that the ledger accounts for; whatever an
 optimizer does with it is post-processing. Each step of the mechanism stands in one place:
-`PoissonSampler.indices` samples, `PrivacyEngine.backward` clips, `PrivacyEngine.release` accounts and adds
+`PoissonSampler.indices` samples, `PrivacyEngine.backward` clips, `privlm.privacy.release` accounts and adds
 noise.
 
 How it works: while a layer runs, its parameters do not require gradients, so that autograd never forms a
@@ -13,7 +13,7 @@ gradients.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -34,20 +34,10 @@ from privlm.privacy.inspection import (
 )
 from privlm.privacy.ledger import Ledger, Setting
 from privlm.privacy.noise import Noise
-from privlm.privacy.watch import ReleaseCheck, ReleaseEvidence
-
-_NUM_CHECKED = 1024  # noise values of each parameter that the checks look at
+from privlm.privacy.release import World, release
+from privlm.privacy.watch import ReleaseCheck
 
 _ATTACHED: WeakSet[nn.Module] = WeakSet()
-
-
-@dataclass(frozen=True)
-class World:
-    """The ranks that share one logical step. `all_reduce` sums a tensor over them in place."""
-
-    rank: int
-    size: int
-    all_reduce: Callable[[Tensor], object]
 
 
 @dataclass(frozen=True)
@@ -107,8 +97,6 @@ class PrivacyEngine:
         self._batch_size: int | None = None  # of the forward pass under way
         self._independence_checked = False
         self._num_records = 0  # in the sums
-        self._last_release: int | None = None
-        self._last_noise: Tensor | None = None
         self._check = ReleaseCheck(clipping_norm)
 
         self._names = {module: name for name, module in model.named_modules()}
@@ -194,11 +182,9 @@ class PrivacyEngine:
         world: World | None,
         ledger: Ledger | None,
     ) -> None:
-        """Ends a logical step: accounts for it, adds the noise, sums over ranks and writes `.grad`.
+        """Ends a logical step: what privlm.privacy.release makes of the clipped sums is written to `.grad`.
 
-        Call it for every step, with or without a `backward` before it: an empty batch releases pure noise.
-        Every rank calls it and adds noise of variance (sigma C)^2 / W from its own generator; rank 0 writes
-        the ledger before any noise is drawn.
+        Call it for every step, with or without a `backward` before it, and on every rank.
 
         Args:
             step: must grow from call to call, so that noise is never used twice.
@@ -206,56 +192,22 @@ class PrivacyEngine:
             world: None in a run of one process.
             ledger: None on ranks other than 0.
 
-        Raises ValueError for a step that was released already, MechanismError where the noise or the sum is not what
-        the ledger says (privlm.privacy.watch).
+        Raises ValueError, UsageError and MechanismError as that function does.
         """
-        world = world or _single_process()
-        if self._last_release is not None and step <= self._last_release:
-            raise ValueError(
-                f"step {step} comes after the release of step {self._last_release}: noise is added once per step"
-            )
-        if world.rank == 0 and ledger is None:
-            raise ValueError("rank 0 needs a ledger: no noise is drawn without an account of it")
-
-        if ledger is not None and world.rank == 0:
-            setting = Setting(sampling_rate, noise_multiplier, self.clipping_norm, expected_batch_size, unit="record")
-            ledger.record(step, setting, noise.noise_id(step))
-        sums = [self._sum_of(parameter) for parameter in self._parameters.values()]
-        clipped_sum = torch.stack([total.norm() for total in sums]).norm()
-        std = noise_multiplier * self.clipping_norm / math.sqrt(world.size)
-        drawn, added = [], []
-        for index, total in enumerate(sums):
-            z = noise.sample(total.shape, step=step, rank=world.rank, index=index, device=total.device)
-            before = _first_values(total).clone()
-            total.add_(z, alpha=std)
-            drawn.append(_first_values(z))
-            added.append(_first_values(total) - before)
-        self._check_release(torch.cat(drawn), torch.cat(added), std, clipped_sum, world)
-
-        for parameter, total in zip(self._parameters.values(), sums, strict=True):
-            if world.size > 1:
-                world.all_reduce(total)
-            parameter.grad = total.div_(expected_batch_size).to(parameter.dtype)
+        released = release(
+            [self._sum_of(parameter) for parameter in self._parameters.values()],
+            noise,
+            step=step,
+            setting=Setting(sampling_rate, noise_multiplier, self.clipping_norm, expected_batch_size, unit="record"),
+            num_units=self._num_records,
+            check=self._check,
+            world=world,
+            ledger=ledger,
+        )
+        for parameter, gradient in zip(self._parameters.values(), released, strict=True):
+            parameter.grad = gradient.to(parameter.dtype)
         self._sums = {}
         self._num_records = 0
-        self._last_release = step
-
-    def _check_release(self, drawn: Tensor, added: Tensor, std: float, clipped_sum: Tensor, world: World) -> None:
-        """Every rank sees the evidence of all, so that all of them stop together."""
-        last, self._last_noise = self._last_noise, drawn
-        mine = ReleaseEvidence(
-            num_writers=1,
-            first_noise=float(drawn[0]),
-            second_noise=float(drawn[-1]),
-            squared_noise=float((added / std).cpu().double().square().sum()) if std else 0.0,
-            correlation=0.0 if last is None else float(drawn @ last / last.norm()),
-            clipped_sum=float(clipped_sum),
-            num_records=self._num_records,
-        )
-        table = torch.zeros(world.size, len(mine), device=drawn.device)
-        table[world.rank] = torch.tensor(mine)
-        world.all_reduce(table)
-        self._check.see([ReleaseEvidence(*row) for row in table.tolist()], len(added) if std else 0)
 
     def _require_gradients(self) -> None:
         """For layers that were left by an exception, as failures and the recomputation of checkpoints do."""
@@ -387,13 +339,3 @@ def _refuse_raw_gradient(parameter: Tensor) -> None:
         "nor noised. Use engine.recording() and engine.backward(), torch.autograd.grad for a term that reads no "
         "private record, or engine.detach()"
     )
-
-
-def _single_process() -> World:
-    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        raise UsageError("several ranks are running: give release() the world, or each would train a model of its own")
-    return World(rank=0, size=1, all_reduce=lambda tensor: None)
-
-
-def _first_values(x: Tensor) -> Tensor:
-    return x.flatten()[:_NUM_CHECKED]

@@ -12,7 +12,8 @@ the accounting is that of the ideal, continuous Gaussian.
 import math
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -24,48 +25,79 @@ from privlm.privacy import keyed_random
 _CHUNK = 1 << 16  # pairs drawn at a time: float64 work space that stays in cache
 
 
-class Noise(Protocol):
-    """A source of standard normal tensors; different (step, rank, index) give independent ones."""
+@dataclass(frozen=True)
+class Draw:
+    """What the noise of one release depends on, besides its source and the rank that draws it."""
 
-    def sample(self, shape: Sequence[int], *, step: int, rank: int, index: int, device: torch.device | str) -> Tensor:
-        """A float32 tensor of `shape` with independent N(0, 1) entries for parameter number `index`."""
+    step: int
+    shapes: tuple[tuple[int, ...], ...]  # of its tensors
+    world_size: int
+    device: str  # as device_name gives it: devices draw different numbers for one seed
+
+
+class Noise(Protocol):
+    """A source of standard normal tensors; different draws and different ranks get independent ones.
+
+    is_reproducible: whether the same draw gives the same noise again.
+    """
+
+    is_reproducible: bool
+
+    def sample(self, draw: Draw, rank: int, device: torch.device) -> Iterator[Tensor]:
+        """For each of the draw's shapes a float32 tensor of independent N(0, 1) entries, on `device`."""
         ...
 
-    def noise_id(self, step: int) -> str:
-        """Names the noise of one release: equal ids mean the same noise, drawn again."""
+    def noise_id(self, draw: Draw) -> str:
+        """Names the noise of one release, of all ranks: equal ids mean the same noise, drawn again."""
         ...
 
 
 class ReproducibleNoise:
-    """Noise that is a function of (seed, step, rank, index), the same on every call."""
+    """Noise that is a function of (seed, draw, rank), the same on every call.
+
+    seed: any whole number; a stage's own, so that no two stages draw the same noise.
+    """
+
+    is_reproducible = True
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
-    def sample(self, shape: Sequence[int], *, step: int, rank: int, index: int, device: torch.device | str) -> Tensor:
-        key = ("noise", self._seed, step, rank, index)
-        if torch.device(device).type == "cuda":
-            cuda_generator = torch.Generator(device).manual_seed(keyed_random.key_bits(*key) >> 65)  # takes 63 bits
-            return torch.randn(*shape, generator=cuda_generator, device=device, dtype=torch.float32)
-        # torch's CPU generator uses 32 bits of its seed: with one key per tensor and step those would repeat.
-        return torch.from_numpy(keyed_random.generator(*key).standard_normal(tuple(shape), dtype=np.float32)).to(device)
+    def sample(self, draw: Draw, rank: int, device: torch.device) -> Iterator[Tensor]:
+        for index, shape in enumerate(draw.shapes):
+            key = ("noise", self._seed, draw.step, rank, index)
+            if device.type == "cuda":
+                cuda_generator = torch.Generator(device).manual_seed(keyed_random.key_bits(*key) >> 65)  # takes 63 bits
+                yield torch.randn(*shape, generator=cuda_generator, device=device, dtype=torch.float32)
+            else:
+                # torch's CPU generator uses 32 bits of its seed: with one key per tensor and step those would repeat.
+                generator = keyed_random.generator(*key)
+                yield torch.from_numpy(generator.standard_normal(shape, dtype=np.float32)).to(device)
 
-    def noise_id(self, step: int) -> str:
-        return f"{keyed_random.key_bits('noise id', self._seed, step):032x}"
+    def noise_id(self, draw: Draw) -> str:
+        return f"{keyed_random.key_bits('noise id', self._seed, draw.step):032x}"
 
 
 class SecureNoise:
     """Fresh noise from the operating system's generator on every call (Box-Muller transform in float64)."""
 
-    def sample(self, shape: Sequence[int], *, step: int, rank: int, index: int, device: torch.device | str) -> Tensor:
-        noise = np.empty(math.prod(shape), dtype=np.float32)
-        for start in range(0, noise.size, 2 * _CHUNK):
-            piece = noise[start : start + 2 * _CHUNK]
-            piece[:] = _box_muller((piece.size + 1) // 2)[: piece.size]
-        return torch.from_numpy(noise.reshape(tuple(shape))).to(device)
+    is_reproducible = False
 
-    def noise_id(self, step: int) -> str:
+    def sample(self, draw: Draw, rank: int, device: torch.device) -> Iterator[Tensor]:
+        for shape in draw.shapes:
+            noise = np.empty(math.prod(shape), dtype=np.float32)
+            for start in range(0, noise.size, 2 * _CHUNK):
+                piece = noise[start : start + 2 * _CHUNK]
+                piece[:] = _box_muller((piece.size + 1) // 2)[: piece.size]
+            yield torch.from_numpy(noise.reshape(shape)).to(device)
+
+    def noise_id(self, draw: Draw) -> str:
         return secrets.token_hex(16)
+
+
+def device_name(device: torch.device) -> str:
+    """What draws on `device`: a GPU's model, since the numbers of one seed differ between models."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _box_muller(num_pairs: int) -> np.ndarray:

@@ -7,23 +7,27 @@ never in its place. Imports no torch: dry runs and tables use it too.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from privlm.errors import UsageError
 from privlm.privacy import accounting
 from privlm.privacy.accounting import Segment
+from privlm.privacy.accounting.types import merge
 from privlm.privacy.ledger import Ledger
+from privlm.results import Result
 
 
 @dataclass(frozen=True)
 class PrivacyPlan:
     """The mechanism of a run: sampling, clipping, noise, and its price.
 
-    epsilon: certified by PLD for all `steps`; at most target_epsilon unless an estimate has set the noise.
+    epsilon: certified by PLD for all `steps` and what is `spent`; at most target_epsilon unless an estimate has set
+        the noise.
     bounds: certified epsilons of other accountants at this noise; estimates: what the others say, not guarantees.
     noise_multipliers: what each accountant would ask for to keep target_epsilon (empty without a target).
+    spent: released by earlier stages, out of the same budget.
     """
 
     dataset_size: int
@@ -47,6 +51,7 @@ class PrivacyPlan:
     estimates: dict[str, float] = field(default_factory=dict)
     noise_multipliers: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    spent: tuple[Segment, ...] = ()
 
     @property
     def step(self) -> Segment:
@@ -72,55 +77,142 @@ class PrivacyPlan:
             return None
         return 100 * (1 - self.noise_multiplier / rdp)
 
+    def covers(self, segments: Iterable[Segment]) -> bool:
+        """Whether `epsilon` is the price of all this and perhaps of more, so that no accountant has to be asked."""
+        planned = {_kind(part): part.steps for part in merge([*self.spent, replace(self.step, steps=self.steps)])}
+        return all(part.steps <= planned.get(_kind(part), 0) for part in merge(segments))
+
     def describe(self) -> str:
         """The price in one line: certified epsilon first, the estimate named as one."""
         return (
-            f"certified epsilon {self.epsilon:.4f} at delta {self.delta:.3g} after {self.steps} steps "
+            f"certified epsilon {self.epsilon:.4f} at delta {self.delta:.3g} after {self.steps} steps"
+            f"{' and the stages before' if self.spent else ''} "
             f"(Edgeworth estimate {self.estimates['edgeworth']:.4f})"
         )
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"saving_vs_rdp_percent": self.saving_vs_rdp, "warnings": list(self.warnings)}
+        fields = asdict(self) | {"saving_vs_rdp_percent": self.saving_vs_rdp, "warnings": list(self.warnings)}
+        del fields["spent"]  # a run's ledger says what was spent
+        return fields
 
 
-def account(plan: PrivacyPlan, ledger: Ledger, *, steps: int, flags: Sequence[str] = ()) -> dict[str, Any]:
+def account(
+    plans: PrivacyPlan | Mapping[str, PrivacyPlan],
+    ledger: Ledger,
+    *,
+    steps: int | Mapping[str, int],
+    flags: Sequence[str] = (),
+) -> dict[str, Any]:
     """The content of privacy.json: the plan, with what the ledger says was really spent.
 
-    steps: taken so far. Releases above that number are steps taken again with fresh noise after a kill; they cost, too.
+    plans, steps: of the one private stage of a run, or of each by its name. steps: taken so far. Releases above that
+    number are steps taken again with fresh noise after a kill; they cost, too.
+
+    With several stages the figures are of the whole ledger, delta is the smallest, and `stages` holds for each stage
+    what is its own. Raises UsageError where stages differ in what one epsilon is told for.
     """
-    segments = ledger.segments()
+    if isinstance(plans, PrivacyPlan):
+        assert isinstance(steps, int)
+        plans, steps = {"": plans}, {"": steps}
+    assert not isinstance(steps, int)
+    _refuse_different(plans)
+    plan, delta = next(iter(plans.values())), min(plan.delta for plan in plans.values())
+    segments = ledger.segments(unit=plan.unit)
 
     def spent(accountant: str) -> float:
-        answer = accounting.epsilon(
-            segments, plan.delta, accountant=accountant, order=plan.order, adjacency=plan.adjacency
-        )
+        answer = accounting.epsilon(segments, delta, accountant=accountant, order=plan.order, adjacency=plan.adjacency)
         return answer.epsilon
 
-    large_delta = ["delta >= 1/N"] if plan.delta * plan.dataset_size >= 1 else []
-    certified = accounting.epsilon(segments, plan.delta, adjacency=plan.adjacency)
-    return plan.to_dict() | {
+    large_delta = any(plan.delta * plan.dataset_size >= 1 for plan in plans.values())
+    certified = accounting.epsilon(segments, delta, adjacency=plan.adjacency)
+    return _facts(plans, steps) | {
+        "delta": delta,
         "accountant": certified.accountant,
-        "noise_set_by": plan.accountant,
-        "planned_steps": plan.steps,
-        "planned_epsilon": plan.epsilon,
-        "steps": steps,
-        "repeated_releases": max(0, sum(segment.steps for segment in segments) - steps),
+        "repeated_releases": max(0, sum(segment.steps for segment in segments) - sum(steps.values())),
         "epsilon": certified.epsilon,
         "guarantee": certified.guarantee,
         "certificate": certified.to_dict(),
         "bounds": {"rdp": spent("rdp")},
         "estimates": {"edgeworth": spent("edgeworth"), "gdp": spent("gdp")},
-        "flags": [*flags, *large_delta],
+        "flags": [*flags, *(["delta >= 1/N"] if large_delta else [])],
     }
 
 
-def make_plan(privacy: Any, *, dataset_size: int, batch_size: int, steps: int) -> PrivacyPlan:
-    """The plan of a run.
+def price_rows(privacy: Mapping[str, Any]) -> list[Result]:
+    """The price of a private run, from its privacy.json, as rows of result.json."""
+    rows = [
+        Result("epsilon", float(privacy["epsilon"]), "epsilon"),
+        Result("epsilon_edgeworth", float(privacy["estimates"]["edgeworth"]), "epsilon (estimate)"),
+    ]
+    for name, own in privacy.get("stages", {None: {}}).items():
+        stage = {**privacy, **own}
+        noises = {"": stage["noise_multiplier"]} | {f"_{by}": value for by, value in stage["noise_multipliers"].items()}
+        rows += [
+            Result(f"noise_multiplier{by}", float(value), "clipping norms", split=name) for by, value in noises.items()
+        ]
+        if stage["saving_vs_rdp_percent"] is not None:
+            rows.append(Result("saving_vs_rdp", float(stage["saving_vs_rdp_percent"]), "percent", split=name))
+    return rows
+
+
+_TOLD_TOGETHER = ("mechanism", "unit", "adjacency", "order")
+_OF_EACH_STAGE = ("steps", "planned_steps", "planned_epsilon", "noise_multiplier", "noise_multipliers")
+_OF_THE_LEDGER = ("epsilon", "bounds", "estimates")
+
+
+def _refuse_different(plans: Mapping[str, PrivacyPlan]) -> None:
+    for name in _TOLD_TOGETHER:
+        values = {str(getattr(plan, name)) for plan in plans.values()}
+        if len(values) > 1:
+            raise UsageError(
+                f"privacy.{name} differs between the stages of this run ({', '.join(sorted(values))}), and one epsilon "
+                "cannot be told for both: give them one"
+            )
+
+
+def _facts(plans: Mapping[str, PrivacyPlan], steps: Mapping[str, int]) -> dict[str, Any]:
+    """What the plans say: of one plan all, of several what they share, and the rest by `stages`."""
+    facts = {
+        name: plan.to_dict()
+        | {
+            "noise_set_by": plan.accountant,
+            "planned_steps": plan.steps,
+            "planned_epsilon": plan.epsilon,
+            "steps": steps[name],
+        }
+        for name, plan in plans.items()
+    }
+    first, *others = facts.values()
+    if not others:
+        return first
+    own = {name for name, value in first.items() if any(other[name] != value for other in others)}
+    own = own - {*_OF_THE_LEDGER} | {*_OF_EACH_STAGE, "saving_vs_rdp_percent"}
+    shared = {name: value for name, value in first.items() if name not in own}
+    return (
+        {"target_epsilon": None}
+        | shared
+        | {"stages": {stage: {name: values[name] for name in values if name in own} for stage, values in facts.items()}}
+    )
+
+
+def make_plan(
+    privacy: Any,
+    *,
+    dataset_size: int,
+    batch_size: int,
+    steps: int,
+    compare: bool = True,
+    spent: Sequence[Segment] = (),
+) -> PrivacyPlan:
+    """The plan of a run, or of one private stage of it.
 
     privacy: a PrivacyConfig (privlm.privacy.schema), or any object with its fields.
     batch_size: the expected size of a Poisson batch, so that the sampling rate is batch_size / dataset_size.
+    compare: whether to find the noise that every accountant would ask for, or only that which is used.
+    spent: what earlier stages have released; with this stage it must stay within privacy.epsilon.
 
-    Raises UsageError for a batch larger than the data set, a delta that protects nobody, or a target out of reach.
+    Raises UsageError for a batch larger than the data set, a delta that protects nobody, a target out of reach, or a
+    budget that is spent.
     """
     if batch_size > dataset_size:
         raise UsageError(
@@ -128,28 +220,38 @@ def make_plan(privacy: Any, *, dataset_size: int, batch_size: int, steps: int) -
         )
     delta = accounting.resolve_delta(privacy.delta, dataset_size)
     warnings = accounting.check_delta(delta, dataset_size, privacy.allow_large_delta)
-    setting = {
-        "delta": delta,
-        "sampling_rate": batch_size / dataset_size,
-        "steps": steps,
-        "adjacency": privacy.adjacency,
-    }
+    sampling_rate = batch_size / dataset_size
+
+    def multiplier(accountant: str) -> float:
+        return accounting.noise_multiplier(
+            target_epsilon=privacy.epsilon,
+            delta=delta,
+            sampling_rate=sampling_rate,
+            steps=steps,
+            accountant=accountant,
+            order=privacy.order,
+            adjacency=privacy.adjacency,
+            spent=spent,
+        ).noise_multiplier
+
     multipliers = {}
     noise = privacy.noise_multiplier
     if noise is None:
-        multipliers = _by_accountant(privacy, setting)
+        distrusted = privacy.strict and privacy.accountant in ("gdp", "edgeworth")
+        used = (privacy.accountant, "pld") if distrusted else (privacy.accountant,)
+        multipliers = {name: multiplier(name) for name in (accounting.ACCOUNTANTS if compare else used)}
         noise = multipliers[privacy.accountant]
-        if privacy.strict and privacy.accountant in ("gdp", "edgeworth"):
+        if distrusted:
             warnings.append(
                 f"privacy.strict: the {privacy.accountant} estimate would set noise_multiplier={noise:.4f}, which is "
                 f"not a guarantee; the certified {multipliers['pld']:.4f} is used"
             )
             noise = multipliers["pld"]
-    segment = [Segment(setting["sampling_rate"], noise, steps)]
+    segments = [*spent, Segment(sampling_rate, noise, steps)]
 
-    def spent(accountant: str) -> float:
+    def price(accountant: str) -> float:
         answer = accounting.epsilon(
-            segment, delta, accountant=accountant, order=privacy.order, adjacency=privacy.adjacency
+            segments, delta, accountant=accountant, order=privacy.order, adjacency=privacy.adjacency
         )
         return answer.epsilon
 
@@ -157,29 +259,25 @@ def make_plan(privacy: Any, *, dataset_size: int, batch_size: int, steps: int) -
         dataset_size=dataset_size,
         expected_batch_size=batch_size,
         steps=steps,
-        sampling_rate=setting["sampling_rate"],
+        sampling_rate=sampling_rate,
         noise_multiplier=noise,
         clipping=privacy.clipping,
         clipping_norm=privacy.clipping_norm,
         delta=delta,
         target_epsilon=privacy.epsilon,
-        epsilon=spent("pld"),
+        epsilon=price("pld"),
         accountant=privacy.accountant,
         order=privacy.order,
         adjacency=privacy.adjacency,
         sampling=privacy.sampling,
         rng=privacy.rng,
-        bounds={"rdp": spent("rdp")},
-        estimates={"gdp": spent("gdp"), "edgeworth": spent("edgeworth")},
+        bounds={"rdp": price("rdp")},
+        estimates={"gdp": price("gdp"), "edgeworth": price("edgeworth")},
         noise_multipliers=multipliers,
         warnings=tuple(warnings),
+        spent=tuple(spent),
     )
 
 
-def _by_accountant(privacy: Any, setting: dict[str, Any]) -> dict[str, float]:
-    return {
-        accountant: accounting.noise_multiplier(
-            target_epsilon=privacy.epsilon, accountant=accountant, order=privacy.order, **setting
-        ).noise_multiplier
-        for accountant in accounting.ACCOUNTANTS
-    }
+def _kind(segment: Segment) -> tuple[float, float]:
+    return segment.sampling_rate, segment.noise_multiplier

@@ -106,17 +106,31 @@ class ReleaseEvidence(NamedTuple):
     squared_noise: float  # of the noise added, in units of its variance on this rank
     correlation: float  # of the noise drawn with that of the release before, N(0, 1) if they are independent
     clipped_sum: float  # its norm before the noise
-    num_records: float
+    num_units: float  # in that sum
 
 
 class ReleaseCheck:
-    """Compares what the ranks have done for a release with what the ledger says of it."""
+    """Compares what the ranks have done for a release with what the ledger says of it, and with the release before."""
 
     def __init__(self, clipping_norm: float) -> None:
         self._clipping_norm = clipping_norm
         self._num_releases = 0
+        self._last_step: int | None = None
+        self._last_noise: npt.NDArray[np.float32] | None = None
 
-    def see(self, ranks: Sequence[ReleaseEvidence], num_noise_values: int) -> None:
+    def refuse_earlier_step(self, step: int) -> None:
+        """Raises ValueError for a step that was released already, or comes before one that was."""
+        if self._last_step is not None and step <= self._last_step:
+            raise ValueError(
+                f"step {step} comes after the release of step {self._last_step}: noise is added once per step"
+            )
+
+    def correlation(self, noise: npt.NDArray[np.float32]) -> float:
+        """Of the numbers drawn now with those drawn for the release before; takes the new ones in."""
+        last, self._last_noise = self._last_noise, noise
+        return 0.0 if last is None else float(noise @ last / np.linalg.norm(last))
+
+    def see(self, step: int, ranks: Sequence[ReleaseEvidence], num_noise_values: int) -> None:
         """Judges one release before it is used; raises MechanismError.
 
         num_noise_values: behind each rank's squared_noise; 0 where no noise was asked for.
@@ -135,12 +149,13 @@ class ReleaseCheck:
                     f"noise: rank {number} repeats the noise of the release before, as with one seed for all steps; "
                     "the difference of two releases would reveal their sums"
                 )
-            bound = rank.num_records * self._clipping_norm * (1 + ROUNDING)
+            bound = rank.num_units * self._clipping_norm * (1 + ROUNDING)
             if not rank.clipped_sum <= bound:  # true of NaN, too
                 raise MechanismError(
-                    f"clipping: the sum of {rank.num_records:.0f} clipped gradients on rank {number} has norm "
+                    f"clipping: the sum of {rank.num_units:.0f} clipped contributions on rank {number} has norm "
                     f"{rank.clipped_sum:.4g}, above {bound:.4g}; the noise is not scaled to it"
                 )
+        self._last_step = step
 
     def _refuse_wrong_scale(self, ranks: Sequence[ReleaseEvidence], num_values: int, level: float) -> None:
         for number, rank in enumerate(ranks):

@@ -36,6 +36,7 @@ class Reading:
         return [self.accountant, guaranteed, *("" if value is None else f"{value:.3f}" for value in numbers)]
 
 
+STEPS = "steps T"
 READING_COLUMNS = ["accountant", "guaranteed ε", "estimated ε", "noise multiplier for the target"]
 
 
@@ -64,7 +65,7 @@ def privacy_card(privacy: dict[str, Any] | None, audit: dict[str, Any] | None = 
     epsilon, delta = float(privacy["epsilon"]), float(privacy["delta"])
     headline = f"guarantee: ({rounded_up(epsilon)}, {delta:g})-differential privacy per {privacy['unit']}"
     return Card(
-        headline, _readings(privacy), [*_facts(privacy, delta), ("audit", _audit(audit))], list(privacy["flags"])
+        headline, _readings(privacy), [*_facts_by_stage(privacy), ("audit", _audit(audit))], list(privacy["flags"])
     )
 
 
@@ -87,7 +88,7 @@ def number(value: Any) -> str:
 
 
 def _readings(privacy: dict[str, Any]) -> list[Reading]:
-    sigma = privacy["noise_multipliers"]
+    sigma = privacy.get("noise_multipliers", {})  # of several private stages each has its own
     guarantees = {privacy["accountant"]: privacy["epsilon"], **privacy["bounds"]}
     titles = {"edgeworth": f"edgeworth, order {privacy['order']}"}
     return [
@@ -99,8 +100,22 @@ def _readings(privacy: dict[str, Any]) -> list[Reading]:
     ]
 
 
-def _facts(privacy: dict[str, Any], delta: float) -> list[tuple[str, str]]:
-    size = privacy["dataset_size"]
+def _facts_by_stage(privacy: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the private stages share once, the rest for each of them."""
+    if "stages" not in privacy:
+        return _facts(privacy)
+    rows: list[tuple[str, str]] = []
+    for of_each in zip(*(_facts({**privacy, **own}) for own in privacy["stages"].values()), strict=True):
+        name, value = of_each[0]
+        if name != STEPS and {value} == {other for _, other in of_each}:
+            rows.append((name, value))
+        else:
+            rows += [(f"{name} of {stage}", own) for stage, (_, own) in zip(privacy["stages"], of_each, strict=True)]
+    return rows
+
+
+def _facts(privacy: dict[str, Any]) -> list[tuple[str, str]]:
+    size, delta = privacy["dataset_size"], float(privacy["delta"])
     target = privacy["target_epsilon"]
     return [
         ("mechanism", privacy["mechanism"]),
@@ -112,7 +127,7 @@ def _facts(privacy: dict[str, Any], delta: float) -> list[tuple[str, str]]:
         ("sampling", privacy["sampling"]),
         ("sampling rate q", number(privacy["sampling_rate"])),
         ("expected batch size", number(privacy["expected_batch_size"])),
-        ("steps T", f"{privacy['steps']:,}"),
+        (STEPS, f"{privacy['steps']:,}"),
         ("noise multiplier σ", number(privacy["noise_multiplier"])),
         ("σ was set by", privacy["noise_set_by"] if privacy["noise_multipliers"] else "the user"),
         ("clipping norm C", number(privacy["clipping_norm"])),

@@ -1,7 +1,7 @@
 """The release: one noise per step of the right scale on any number of ranks, accounted before it is drawn."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,9 +10,10 @@ from naive import clipped_sums, release
 from small import gradients, losses, small_batch, small_model
 from torch import Tensor, nn
 
-from privlm.privacy.engine import PrivacyEngine, World
+from privlm.privacy.engine import PrivacyEngine
 from privlm.privacy.ledger import Ledger
-from privlm.privacy.noise import ReproducibleNoise, SecureNoise
+from privlm.privacy.noise import Draw, ReproducibleNoise, SecureNoise
+from privlm.privacy.release import World
 from privlm.privacy.watch import MechanismError
 
 
@@ -90,8 +91,8 @@ def test_ranks_together_give_the_clipped_sum_of_one(size: int) -> None:
 
 
 class SameOnEveryRank(ReproducibleNoise):
-    def sample(self, shape: Any, *, step: int, rank: int, index: int, device: Any) -> Tensor:
-        return super().sample(shape, step=step, rank=0, index=index, device=device)
+    def sample(self, draw: Draw, rank: int, device: torch.device) -> Iterator[Tensor]:
+        return super().sample(draw, 0, device)
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -130,7 +131,7 @@ def test_no_noise_without_an_account() -> None:
 
 def test_a_ledger_that_cannot_be_written_stops_the_release() -> None:
     class FullDisk(Ledger):
-        def record(self, *args: Any) -> None:
+        def record(self, *args: Any, **options: Any) -> None:
             raise OSError("No space left on device")
 
     model = small_model()

@@ -1,7 +1,7 @@
 """The engine in two real processes."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +12,10 @@ from naive import release
 from torch import nn
 
 from privlm.errors import UsageError
-from privlm.privacy.engine import PrivacyEngine, World
+from privlm.privacy.engine import PrivacyEngine
 from privlm.privacy.ledger import Ledger
-from privlm.privacy.noise import ReproducibleNoise, SecureNoise
+from privlm.privacy.noise import Draw, ReproducibleNoise, SecureNoise
+from privlm.privacy.release import World
 from privlm.privacy.sampling import Indices, PoissonSampler, share
 from privlm.privacy.watch import MechanismError
 
@@ -40,8 +41,8 @@ def from_rank_0(indices: Indices) -> Indices:
 
 
 class OnOneProcessOnly(ReproducibleNoise):
-    def sample(self, shape: Any, *, step: int, rank: int, index: int, device: Any) -> torch.Tensor:
-        return (rank == 0) * super().sample(shape, step=step, rank=rank, index=index, device=device)
+    def sample(self, draw: Draw, rank: int, device: torch.device) -> Iterator[torch.Tensor]:
+        return ((rank == 0) * z for z in super().sample(draw, rank, device))
 
 
 def work(rank: int, folder: Path) -> None:

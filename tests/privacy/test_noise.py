@@ -7,11 +7,16 @@ import pytest
 import torch
 from scipy import stats
 
-from privlm.privacy.noise import Noise, ReproducibleNoise, SecureNoise
+from privlm.privacy.noise import Draw, Noise, ReproducibleNoise, SecureNoise
 
 
-def draw(noise: Noise, *shape: int, step: int = 0, rank: int = 0, index: int = 0) -> torch.Tensor:
-    return noise.sample(shape, step=step, rank=rank, index=index, device="cpu")
+def place(*shapes: tuple[int, ...], step: int = 0, world_size: int = 1) -> Draw:
+    return Draw(step, shapes, world_size, "cpu")
+
+
+def draw(noise: Noise, *shape: int, step: int = 0, rank: int = 0) -> torch.Tensor:
+    (z,) = noise.sample(place(shape, step=step), rank, torch.device("cpu"))
+    return z
 
 
 @pytest.mark.parametrize("noise", [ReproducibleNoise(0), SecureNoise()], ids=["reproducible", "secure"])
@@ -34,23 +39,26 @@ def test_scalars_and_odd_sizes(noise: Noise) -> None:
 
 
 def test_reproducible_noise_is_a_function_of_its_key() -> None:
-    first = {
-        key: draw(ReproducibleNoise(key[0]), 50, step=key[1], rank=key[2], index=key[3])
-        for key in itertools.product((0, 1), repeat=4)
-    }
-    for key, z in first.items():
-        again = draw(ReproducibleNoise(key[0]), 50, step=key[1], rank=key[2], index=key[3])
-        torch.testing.assert_close(z, again, rtol=0, atol=0)
-    for one, other in itertools.combinations(first.values(), 2):
+    def drawn(seed: int, step: int, rank: int) -> list[torch.Tensor]:
+        return list(ReproducibleNoise(seed).sample(place((50,), (50,), step=step), rank, torch.device("cpu")))
+
+    keys = list(itertools.product((0, 2**127), (0, 1), (0, 1)))
+    first = [z for key in keys for z in drawn(*key)]
+    again = [z for key in keys for z in drawn(*key)]
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
+    for one, other in itertools.combinations(first, 2):
         assert not (one == other).any()
 
 
 def test_reproducible_ids_name_seed_and_step() -> None:
-    assert ReproducibleNoise(4).noise_id(7) == ReproducibleNoise(4).noise_id(7)
-    assert len({ReproducibleNoise(seed).noise_id(step) for seed in range(5) for step in range(5)}) == 25
+    def noise_id(seed: int, step: int) -> str:
+        return ReproducibleNoise(seed).noise_id(place((3,), step=step))
+
+    assert noise_id(4, 7) == noise_id(4, 7)
+    assert len({noise_id(seed, step) for seed in range(5) for step in range(5)}) == 25
 
 
 def test_secure_noise_never_repeats() -> None:
     noise = SecureNoise()
     assert not (draw(noise, 50) == draw(noise, 50)).any()
-    assert noise.noise_id(0) != noise.noise_id(0)
+    assert noise.noise_id(place((50,))) != noise.noise_id(place((50,)))

@@ -1,7 +1,7 @@
 """The mechanism's checks of itself: silent about a right one, and each broken one named."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from privlm.privacy import clipping
 from privlm.privacy.clipping.gradients import RowUpdates
 from privlm.privacy.engine import PrivacyEngine
 from privlm.privacy.ledger import Ledger
-from privlm.privacy.noise import ReproducibleNoise
+from privlm.privacy.noise import Draw, ReproducibleNoise
 from privlm.privacy.plan import make_plan
 from privlm.privacy.sampling import PoissonSampler
 from privlm.privacy.watch import MechanismError, ReleaseCheck, ReleaseEvidence, SamplingCheck
@@ -91,22 +91,21 @@ class Scaled(ReproducibleNoise):
         super().__init__(0)
         self.scale = scale
 
-    def sample(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self.scale * super().sample(*args, **kwargs)
+    def sample(self, draw: Draw, rank: int, device: torch.device) -> Iterator[Tensor]:
+        return (self.scale * z for z in super().sample(draw, rank, device))
 
 
 class OncePerMicroBatch(ReproducibleNoise):
     """Noise of four micro-batches, divided by their number: half of what one draw would be."""
 
-    def sample(self, shape: Any, *, index: int, **place: Any) -> Tensor:
-        return torch.stack(
-            [super(OncePerMicroBatch, self).sample(shape, index=10 * index + n, **place) for n in range(4)]
-        ).mean(0)
+    def sample(self, draw: Draw, rank: int, device: torch.device) -> Iterator[Tensor]:
+        drawn = [super(OncePerMicroBatch, self).sample(replace(draw, step=10 + n), rank, device) for n in range(4)]
+        return (torch.stack(parts).mean(0) for parts in zip(*drawn, strict=True))
 
 
 class OneSeedForAllSteps(ReproducibleNoise):
-    def sample(self, shape: Any, *, step: int, rank: int, index: int, device: Any) -> Tensor:
-        return super().sample(shape, step=0, rank=rank, index=index, device=device)
+    def sample(self, draw: Draw, rank: int, device: torch.device) -> Iterator[Tensor]:
+        return super().sample(replace(draw, step=0), rank, device)
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.1, 0.7, 1.4])
@@ -136,7 +135,7 @@ def test_clipping_that_is_off_is_named(style: str, monkeypatch: pytest.MonkeyPat
     engine = PrivacyEngine(nn.Linear(20, 1), clipping_norm=0.5, clipping=style)
     with engine.recording():
         engine.backward(100 * engine.model(torch.ones(4, 20)).sum(1))
-    with pytest.raises(MechanismError, match="clipping: the sum of 4 clipped gradients on rank 0 has norm"):
+    with pytest.raises(MechanismError, match="clipping: the sum of 4 clipped contributions on rank 0 has norm"):
         release(engine)
 
 
@@ -148,17 +147,17 @@ def test_embedding_left_out_of_the_norm_is_named(monkeypatch: pytest.MonkeyPatch
     engine = PrivacyEngine(nn.Sequential(table, head), clipping_norm=0.5)
     with engine.recording():
         engine.backward(100 * engine.model(torch.tensor([[1, 2], [1, 3], [1, 4]])).sum((1, 2)))
-    with pytest.raises(MechanismError, match="clipping: the sum of 3 clipped gradients on rank 0 has norm"):
+    with pytest.raises(MechanismError, match="clipping: the sum of 3 clipped contributions on rank 0 has norm"):
         release(engine)
 
 
 def evidence(**changes: float) -> ReleaseEvidence:
-    right = ReleaseEvidence(1, 0.3, -0.2, squared_noise=1000, correlation=0.5, clipped_sum=1.9, num_records=4)
+    right = ReleaseEvidence(1, 0.3, -0.2, squared_noise=1000, correlation=0.5, clipped_sum=1.9, num_units=4)
     return right._replace(**changes)
 
 
 def see(*ranks: ReleaseEvidence) -> None:
-    ReleaseCheck(clipping_norm=0.5).see(ranks, num_noise_values=1000)
+    ReleaseCheck(clipping_norm=0.5).see(0, ranks, num_noise_values=1000)
 
 
 def test_noise_on_one_process_only_is_named() -> None:
@@ -182,9 +181,9 @@ def test_sum_that_is_not_finite_is_refused() -> None:
 
 
 def test_release_without_records_has_no_sum() -> None:
-    see(evidence(num_records=0, clipped_sum=0.0))
+    see(evidence(num_units=0, clipped_sum=0.0))
     with pytest.raises(MechanismError, match="clipping"):
-        see(evidence(num_records=0, clipped_sum=0.1))
+        see(evidence(num_units=0, clipped_sum=0.1))
 
 
 class Shuffled(PoissonSampler):
