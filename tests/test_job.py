@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from privlm import files, rundir
 from privlm.errors import PrivLMError, UsageError
+from privlm.identity import Roles
 from privlm.job import Job, Result
 
 pytestmark = pytest.mark.torch_free
@@ -21,7 +22,9 @@ CONFIG = OmegaConf.create({"scale": "small", "seed": 3, "task": {"name": "demo"}
 def open_job(directory: Path, rank: int = 0) -> Job:
     """The job of the next try of a run."""
     with rundir.locked(directory):
-        rundir.create(directory, CONFIG, ["task=demo"], run_hash="a" * 64, cell_hash="b" * 64, inputs={"data": "d"})
+        rundir.create(
+            directory, CONFIG, ["task=demo"], run_hash="a" * 64, cell_hash="b" * 64, roles=Roles(), inputs={"data": "d"}
+        )
     return Job(directory, rank)
 
 

@@ -11,13 +11,13 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = [path.relative_to(ROOT) for folder in ("privlm", "runners") for path in sorted((ROOT / folder).rglob("*.py"))]
 
 LAYERS = [
-    {"errors", "files", "masking", "signals", "progress", "hub", "schema"},
+    {"errors", "files", "masking", "signals", "progress", "hub", "schema", "identity"},
     {"privacy", "adapters", "data", "models", "metrics"},
     {"training"},
     {"federated", "diffusion", "llm"},
     {"environment", "rundir", "job", "tracking", "config"},
     {"runners"},
-    {"registry", "identity", "launch", "report"},
+    {"registry", "launch", "report"},
     {"cli"},
 ]
 """Parts of privlm from the lowest layer up; a module imports from its own layer and those below."""

@@ -41,7 +41,7 @@ def start(composed: Composed, *, force: bool, as_json: bool, show: bool = True) 
     config = composed.config
     _require_outer_world(config)
     fingerprints = inputs(config)
-    run_hash = identity.run_hash(config, fingerprints)
+    run_hash = identity.run_hash(config, fingerprints, composed.roles)
     directory = identity.run_directory(config, run_hash)
     if not (directory / "status.json").exists():  # else all answers may be on record, and no key needed
         _require_key(config)
@@ -59,7 +59,8 @@ def start(composed: Composed, *, force: bool, as_json: bool, show: bool = True) 
                 config,
                 composed.words.overrides,
                 run_hash=run_hash,
-                cell_hash=identity.cell_hash(config),
+                cell_hash=identity.cell_hash(config, composed.roles),
+                roles=composed.roles,
                 inputs=fingerprints,
             )
             _introduce(composed, directory, restarts=status["restarts"])
@@ -105,7 +106,7 @@ def dry_run(composed: Composed, *, as_json: bool) -> int:
     """Prints what a run would do and cost; writes nothing."""
     config = composed.config
     plan = task_entry(config).plan(config)
-    directory = identity.run_directory(config, identity.run_hash(config, inputs(config)))
+    directory = identity.run_directory(config, identity.run_hash(config, inputs(config), composed.roles))
     done = "finished" if _is_done(directory) else "started" if (directory / "status.json").exists() else "new"
     plan |= {"directory": str(directory), "state": done}
     if as_json:
@@ -126,7 +127,10 @@ def _readable(value: Any) -> str:
 
 
 def _introduce(composed: Composed, directory: Path, *, restarts: int) -> None:
-    print(", ".join(f"{group}={choice}" for group, choice in composed.chosen_by.items()), file=sys.stderr)
+    chosen = [f"{group}={choice}" for group, choice in composed.chosen_by.items()]
+    if composed.lines is not None:
+        chosen += [f"when {line}" for line in composed.lines] or ["when: no line of the recipe applies"]
+    print(", ".join(chosen), file=sys.stderr)
     print(f"{'resuming in' if restarts else 'run directory'} {_relative(directory)}", file=sys.stderr, flush=True)
 
 

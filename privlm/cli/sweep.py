@@ -64,4 +64,5 @@ def _list(composed: list[Composed]) -> int:
 
 
 def _directory(composed: Composed) -> Path:
-    return identity.run_directory(composed.config, identity.run_hash(composed.config, starting.inputs(composed.config)))
+    config = composed.config
+    return identity.run_directory(config, identity.run_hash(config, starting.inputs(config), composed.roles))
