@@ -7,7 +7,7 @@ privlm.cli.compose.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING, DictConfig
@@ -48,6 +48,8 @@ __all__ = [
 class Config:
     """One experiment: every group holds the schema that its YAML names. A task that trains nothing has no model and no
     adapter, one that asks nobody has no llm, one without clients no federated.
+
+    when: the lines of a recipe that fit one choice (privlm.cli.when); a composed configuration has none.
     """
 
     scale: str = setting(options=("smoke", "small", "paper"))
@@ -62,6 +64,7 @@ class Config:
     privacy: Any = MISSING
     trainer: Any = MISSING
     tracker: Any = setting(same_run=True)
+    when: dict[str, str] = field(default_factory=dict)
 
 
 SCHEMAS: dict[str, dict[str, type]] = {

@@ -2,6 +2,9 @@
 
 The run hash covers all that changes the result; the same hash is the same run, to be resumed or skipped. The cell hash
 leaves out what only repeats or reshapes it (seed, processes, the content of local files), and is what tables match on.
+Which keys leave a hash is said by the fields of the schemas (privlm.schema.setting) and written into status.json, so
+that whoever reads a run directory needs no schema. A null enters neither hash: a field that comes into a group later is
+null in the YAML, and the runs of before keep their cell.
 """
 
 from __future__ import annotations
@@ -9,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,57 +21,51 @@ from omegaconf import DictConfig, OmegaConf
 
 from privlm.files import read_json
 
+
+@dataclass(frozen=True)
+class Roles:
+    """Dotted keys of a configuration: those that change neither the result nor what it is compared with (`same_run`),
+    and those that make another run of the same table cell (`same_cell`).
+    """
+
+    same_run: tuple[str, ...] = ()
+    same_cell: tuple[str, ...] = ()
+
+
 MENUS = ("task.presets", "task.settings", "task.max_train_examples")
-"""Keys of a recipe from which it chooses: what is chosen stands in data, adapter, trainer and privacy."""
+"""What a recipe of before chose from; in such a run, what was chosen stands in data, adapter, trainer and privacy."""
 
-NEVER = (
-    "runs",
-    "recipe",
-    *MENUS,
-    "tracker",
-    "trainer.log_every",
-    "trainer.checkpoint_every",
-    "trainer.keep_checkpoints",
-    "data.path",  # its fingerprint stands for it: moved data is the same run, changed data is not
-    "model.path",
-    "llm.path",
-    "llm.adapter",
-    "llm.base_url",  # who answers is llm.model
-    "llm.api_key_env",
-    "llm.tokenizer",
-    "llm.max_tokens_field",
-    "llm.cache",
-    "llm.cache_dir",
-    "llm.trace",
-    "llm.budget",  # a larger budget goes on with the same run
-    "llm.concurrency",
-    "llm.rpm",
-    "llm.tpm",
-    "llm.timeout",
-    "llm.retry",
-    "llm.price",
-    "llm.batch_tokens",
-)
-"""Keys that change neither the result nor what it is compared with."""
-
-ONLY_RUN = (
-    "seed",
-    "trainer.name",
-    "trainer.processes",
-    "trainer.micro_batch_size",
-    "trainer.accelerate",
-)
-"""Keys that make another run of the same table cell."""
+ROLES_OF_BEFORE = Roles(
+    same_run=(
+        "runs", "recipe", "tracker", *MENUS,
+        "trainer.log_every", "trainer.checkpoint_every", "trainer.keep_checkpoints",
+        "data.path", "model.path", "llm.path", "llm.adapter", "llm.base_url", "llm.api_key_env", "llm.tokenizer",
+        "llm.max_tokens_field", "llm.cache", "llm.cache_dir", "llm.trace", "llm.budget", "llm.concurrency", "llm.rpm",
+        "llm.tpm", "llm.timeout", "llm.retry", "llm.price", "llm.batch_tokens",
+    ),
+    same_cell=("seed", "trainer.name", "trainer.processes", "trainer.micro_batch_size", "trainer.accelerate"),
+)  # fmt: skip
+"""The roles of run directories whose status.json names none. Frozen: such directories exist and do not change."""
 
 
-def run_hash(config: DictConfig, fingerprints: Mapping[str, str]) -> str:
+def roles_of(status: Mapping[str, Any]) -> Roles:
+    """The roles that a status.json names."""
+    if "same_run" not in status:
+        return ROLES_OF_BEFORE
+    return Roles(tuple(status["same_run"]), tuple(status["same_cell"]))
+
+
+def run_hash(config: DictConfig, fingerprints: Mapping[str, str], roles: Roles) -> str:
     """64 hexadecimal digits; `fingerprints` name the content of what the run reads (data, model)."""
-    return _digest({"config": _without(config, NEVER), "inputs": dict(fingerprints)})
+    return digest({"config": _without(_plain(config), roles.same_run), "inputs": dict(fingerprints)})
 
 
-def cell_hash(config: DictConfig) -> str:
-    """64 hexadecimal digits, equal for the seeds, engines and copies of one experiment."""
-    return _digest({"config": _without(config, NEVER + ONLY_RUN)})
+def cell_hash(config: DictConfig | dict[str, Any], roles: Roles) -> str:
+    """64 hexadecimal digits, equal for the seeds, engines and copies of one experiment.
+
+    config: as composed, or as config.yaml of a run directory holds it.
+    """
+    return digest({"config": _without(_plain(config), (*roles.same_run, *roles.same_cell))})
 
 
 def run_directory(config: DictConfig, full_hash: str) -> Path:
@@ -98,17 +96,22 @@ def _privacy_slug(privacy: DictConfig) -> str:
     return f"noise{privacy.noise_multiplier:g}"
 
 
-def _without(config: DictConfig, keys: tuple[str, ...]) -> dict[str, Any]:
-    content = OmegaConf.to_container(config, resolve=True)
+def _plain(config: DictConfig | dict[str, Any]) -> dict[str, Any]:
+    content = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
     assert isinstance(content, dict)
-    for key in keys:
-        node, *path = key.split(".")
-        if not path:
-            content.pop(node, None)
-        elif isinstance(content.get(node), dict):
-            content[node].pop(path[0], None)
     return content  # type: ignore[return-value]
 
 
-def _digest(value: Any) -> str:
+def _without(content: Any, keys: Iterable[str], prefix: str = "") -> Any:
+    """A copy of plain containers without the dotted `keys` and without what is null."""
+    if isinstance(content, list):
+        return [_without(element, ()) for element in content]
+    if not isinstance(content, dict):
+        return content
+    kept = {name: value for name, value in content.items() if value is not None and f"{prefix}{name}" not in keys}
+    return {name: _without(value, keys, f"{prefix}{name}.") for name, value in kept.items()}
+
+
+def digest(value: Any) -> str:
+    """64 hexadecimal digits of what JSON can hold."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -53,7 +53,7 @@ class Job:
     def __init__(self, directory: Path | None, rank: int = 0, *, config: DictConfig | None = None) -> None:
         self._directory = directory
         self.rank = rank
-        self.config: Any = config if directory is None else OmegaConf.load(directory / "config.yaml")
+        self.config: Any = OmegaConf.load(directory / "config.yaml") if directory is not None else config
         OmegaConf.set_readonly(self.config, True)
         self.stop = StopFlag()
         self.listeners: list[Listener] = []

@@ -38,18 +38,24 @@ class Ended:
 
 
 def start(
-    config: DictConfig, overrides: Sequence[str], *, force: bool, introduce: Callable[[Path, int], None]
+    config: DictConfig,
+    overrides: Sequence[str],
+    roles: identity.Roles,
+    *,
+    force: bool,
+    introduce: Callable[[Path, int], None],
 ) -> Ended:
     """Runs a composed configuration in its directory: a new run, an interrupted one taken up, a finished one skipped.
 
-    overrides: the words that gave the configuration. force: a run that is there is removed first.
+    overrides: the words that gave the configuration. roles: of its keys in the hashes.
+    force: a run that is there is removed first.
     introduce: told the directory and the number of restarts before the work begins.
 
     Raises UsageError for what is not at hand, before anything is written.
     """
     _require_outer_world(config)
     fingerprints = registry.entry_of(config).inputs(config)
-    run_hash = identity.run_hash(config, fingerprints)
+    run_hash = identity.run_hash(config, fingerprints, roles)
     directory = identity.run_directory(config, run_hash)
     if not (directory / "status.json").exists():  # else all answers may be on record, and no key needed
         _require_key(config)
@@ -67,7 +73,8 @@ def start(
                 config,
                 overrides,
                 run_hash=run_hash,
-                cell_hash=identity.cell_hash(config),
+                cell_hash=identity.cell_hash(config, roles),
+                roles=roles,
                 inputs=fingerprints,
             )
             introduce(directory, status["restarts"])
@@ -78,9 +85,9 @@ def start(
         return Ended(directory, _execute(directory, config.trainer.processes), skipped=False)
 
 
-def directory_of(config: DictConfig) -> Path:
+def directory_of(config: DictConfig, roles: identity.Roles) -> Path:
     """Where the run of a configuration is, or would be. Raises UsageError for what is not at hand."""
-    return identity.run_directory(config, identity.run_hash(config, registry.entry_of(config).inputs(config)))
+    return identity.run_directory(config, identity.run_hash(config, registry.entry_of(config).inputs(config), roles))
 
 
 def is_done(directory: Path) -> bool:

@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from privlm import environment, files
 from privlm.errors import PrivLMError, UsageError
+from privlm.identity import Roles
 
 SCHEMA = 1
 
@@ -26,12 +28,13 @@ def create(
     *,
     run_hash: str,
     cell_hash: str,
+    roles: Roles,
     inputs: Mapping[str, str],
 ) -> dict[str, Any]:
     """Makes the run directory, or takes up that of an earlier try; returns its status.
 
-    The caller holds the lock. inputs: fingerprints of what the run reads. Raises UsageError when the directory cannot
-    be written.
+    The caller holds the lock. roles: of the keys in the hashes, for whoever reads the directory. inputs: fingerprints
+    of what the run reads. Raises UsageError when the directory cannot be written.
     """
     try:
         status = files.read_json(directory / "status.json")
@@ -47,6 +50,7 @@ def create(
             "heartbeat": time.time(),
             "run_hash": run_hash,
             "cell_hash": cell_hash,
+            **asdict(roles),
             "inputs": dict(inputs),
         }
         files.write_text(directory / "config.yaml", OmegaConf.to_yaml(config, resolve=True))

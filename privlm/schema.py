@@ -93,13 +93,12 @@ def rules(schema: type | None) -> Iterator[tuple[str, Rule]]:
             yield field.name, field.metadata.get("rule", Rule())
 
 
-def options_of(schema: type, path: Sequence[str]) -> tuple[str, ...]:
-    """The names that the field at `path` of a schema takes, () for another kind of field and for none."""
-    key, *deeper = path or [""]
-    if deeper:
-        inner = get_type_hints(schema).get(key)
-        return options_of(inner, deeper) if isinstance(inner, type) else ()
-    return dict(rules(schema)).get(key, Rule()).options
+def field_at(schema: type | None, path: Sequence[str]) -> Rule | None:
+    """The rule of the field at `path` of a schema, through the schemas in it; None where there is no such field."""
+    key, *deeper = path
+    if deeper and dataclasses.is_dataclass(schema):
+        return field_at(get_type_hints(schema).get(key), deeper)
+    return dict(rules(schema)).get(key)
 
 
 def problems(node: Any, config: Any, prefix: str = "") -> list[str]:
@@ -111,7 +110,7 @@ def problems(node: Any, config: Any, prefix: str = "") -> list[str]:
     schema = OmegaConf.get_type(node)
     found = []
     for key, rule in rules(schema):
-        value = node[key]
+        value = node.get(key)
         found += (
             problems(value, config, f"{prefix}{key}.") if _has_schema(value) else rule.problems(prefix + key, value)
         )
@@ -125,7 +124,7 @@ def marked(node: Any, role: str, prefix: str = "") -> list[str]:
     for key, rule in rules(OmegaConf.get_type(node)):
         if getattr(rule, role):
             found.append(prefix + key)
-        elif _has_schema(node[key]):
+        elif _has_schema(node.get(key)):
             found += marked(node[key], role, f"{prefix}{key}.")
     return found
 

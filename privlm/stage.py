@@ -68,7 +68,7 @@ class Stage:
             earlier = files.read_json(folder / "status.json")
             if earlier is not None and earlier["run_hash"] != digest:
                 raise UsageError(f"{folder} holds a stage of other settings: give another folder, or remove it")
-            rundir.create(folder, config, [], run_hash=digest, cell_hash=digest, inputs={})
+            rundir.create(folder, config, [], run_hash=digest, cell_hash=digest, roles=identity.Roles(), inputs={})
             job = Job(folder)
             try:
                 with job.stage(name) as stage:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support.runs import write_messages
+from support.runs import cell_of, write_messages
 from support.zygote import Zygote
 
 PRIVACY = {
@@ -78,16 +78,18 @@ def write_run(
 ) -> Path:
     """A run directory as a job leaves it, with one result row per value; `status` and `result` change its files.
 
-    cell: stands for the cell hash.
+    cell: decides the cell hash, support.runs.cell_of, alone.
     """
+    config = {"scale": scale, "seed": seed, "task": {"name": "ewtune"}, "data": {"name": "sms_spam"}} | (config or {})
+    roles = {"same_run": [key for key in config if key not in ("seed", "task")], "same_cell": ["seed"]}
     run_hash = hashlib.sha256(f"{cell} {seed}".encode()).hexdigest()
     path = root / "ewtune" / f"minilm-sms_spam-head-dp3-seed{seed}-{run_hash[:8]}"
     path.mkdir(parents=True)
-    hashes = {"run_hash": run_hash, "cell_hash": cell}
+    hashes = {"run_hash": run_hash, "cell_hash": cell_of(cell)}
     stages = {"train": {"state": "done", "seconds": 12.5, "outputs": {}}}
     lifetime = {"pid": 1, "host": "node-a", "heartbeat": finished, "started": finished - 60, "finished": finished}
     base = {"schema": 1, "state": state, "reason": None, "restarts": 0, "stages": stages}
-    _write_json(path / "status.json", base | lifetime | hashes | (status or {}))
+    _write_json(path / "status.json", base | lifetime | hashes | roles | (status or {}))
     rows = [
         {"metric": name, "value": value, "unit": unit, "n": 1040, "ci_low": None, "ci_high": None, "split": split,
          "provenance": "smoke" if scale == "smoke" else "measured"}
@@ -97,11 +99,7 @@ def write_run(
         content = {"schema": 1, "task": "ewtune", "scale": scale, "status": "done", "seed": seed, "seconds": 60.0,
                    "cpu_seconds": 90.0, "finished": finished, "rows": rows, "notes": []}  # fmt: skip
         _write_json(path / "result.json", content | hashes | (result or {}))
-    (path / "config.yaml").write_text(
-        yaml.safe_dump(
-            {"scale": scale, "seed": seed, "task": {"name": "ewtune"}, "data": {"name": "sms_spam"}} | (config or {})
-        )
-    )
+    (path / "config.yaml").write_text(yaml.safe_dump(config | {"cell": cell}))
     (path / "overrides.txt").write_text("".join(f"{word}\n" for word in (*overrides, f"seed={seed}")))
     _write_json(path / "privacy.json", PRIVACY)
     env = {"python": "3.11.7", "platform": "Linux-x86_64", "gpu": None, "threads": "2", "git_commit": "a" * 40,

@@ -21,8 +21,9 @@ def config(*overrides: str) -> DictConfig:
 
 
 def hashes(*overrides: str, **inputs: str) -> tuple[str, str]:
-    composed = config(*overrides)
-    return identity.run_hash(composed, INPUTS | inputs), identity.cell_hash(composed)
+    composed = compose(Words(("task=ewtune", *overrides)))
+    run_hash = identity.run_hash(composed.config, INPUTS | inputs, composed.roles)
+    return run_hash, identity.cell_hash(composed.config, composed.roles)
 
 
 RUN, CELL = hashes()
@@ -38,6 +39,7 @@ RUN, CELL = hashes()
         "data.path=/moved/messages.txt",
         "model=minilm",
         "privacy.epsilon=3",
+        "task.until=train",
     ],
 )
 def test_same_run(override: str) -> None:
@@ -62,6 +64,20 @@ def test_another_experiment(override: str) -> None:
     run, cell = hashes(override)
     assert run != RUN
     assert cell != CELL
+
+
+def test_a_null_enters_no_hash_however_deep_it_lies() -> None:
+    content = {"trainer": {"steps": 3}, "list": [{"a": 1}]}
+    with_nulls = {"trainer": {"steps": 3, "ema": None}, "list": [{"a": 1, "b": None}], "federated": None}
+    assert identity.cell_hash(with_nulls, Roles()) == identity.cell_hash(content, Roles())
+    assert identity.cell_hash({**content, "federated": {}}, Roles()) != identity.cell_hash(content, Roles())
+
+
+@pytest.mark.parametrize("overrides", [("model=roberta",), ("scale=smoke", "adapter=rgp"), ("task=causal", "llm=qwen")])
+def test_the_cell_is_the_same_from_config_yaml_as_when_composed(overrides: tuple[str, ...]) -> None:
+    composed = compose(Words(("task=ewtune", *overrides)[-3:] if overrides[0][:5] != "task=" else overrides))
+    written = yaml.safe_load(OmegaConf.to_yaml(composed.config))
+    assert identity.cell_hash(written, composed.roles) == identity.cell_hash(composed.config, composed.roles)
 
 
 def test_two_runs_whose_first_digits_collide_get_directories_of_their_own(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from privlm import files, rundir
 from privlm.errors import PrivLMError, UsageError
+from privlm.identity import Roles
 from privlm.job import Job, StoppedAfter
 from privlm.metrics.classification import Estimate
 from privlm.signals import Interrupted
@@ -27,7 +28,9 @@ CONFIG = OmegaConf.create({"scale": "small", "seed": 3, "task": {"name": "demo"}
 def open_job(directory: Path, rank: int = 0) -> Job:
     """The job of the next try of a run."""
     with rundir.locked(directory):
-        rundir.create(directory, CONFIG, ["task=demo"], run_hash="a" * 64, cell_hash="b" * 64, inputs={"data": "d"})
+        rundir.create(
+            directory, CONFIG, ["task=demo"], run_hash="a" * 64, cell_hash="b" * 64, roles=Roles(), inputs={"data": "d"}
+        )
     return Job(directory, rank)
 
 

@@ -48,6 +48,16 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     return ParameterCount(sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes))
 
 
+def merge_adapter(base: Any) -> Any:
+    """The base with what its adapter has learnt in its own weights, as its library saves and loads it. Changes `base`."""
+    if isinstance(base, PeftModel):
+        return base.merge_and_unload()
+    for name, module in list(base.named_modules()):
+        if isinstance(module, ReparametrizedLinear):
+            base.set_submodule(name, module.merged())
+    return base
+
+
 def _frozen(base: nn.Module, config: AdapterConfig, seed: int, head: nn.Module | None) -> nn.Module:
     return base.requires_grad_(False)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from privlm import files, launch, processes, rundir
+from privlm import files, identity, launch, processes, rundir
 from privlm.cli.arguments import ArgumentParser, add_runs_option, runs_folder
 from privlm.errors import UsageError
 from privlm.privacy.schema import AuditConfig, PrivacyConfig
@@ -90,7 +90,7 @@ def _run(argv: list[str]) -> int:
     if not any(word.startswith("privacy.audit.canaries=") for word in overrides):
         overrides.append("privacy.audit.canaries=dirac")
     composed = compose(Words(tuple(overrides), words.config_dirs, words.config_name))
-    audited = _train(composed.config, composed.words.overrides, force=arguments.force)
+    audited = _train(composed.config, composed.words.overrides, composed.roles, force=arguments.force)
     return _report(audited, audited, as_json=arguments.json)
 
 
@@ -173,20 +173,21 @@ def _twin(run: RunRecord, kind: str, num_canaries: int | None, seed: int) -> Run
     config = OmegaConf.merge(config, {"runs": str(run.path.parent.parent), "privacy": {"audit": audit}})
     print(f"{run.name} holds no canaries: its audited twin has {number} ({kind}, coins {seed})", file=sys.stderr)
     overrides = [*run.overrides, *(f"privacy.audit.{key}={value}" for key, value in audit.items())]
-    return _train(config, overrides, force=False)
+    return _train(config, overrides, run.roles, force=False)
 
 
-def _train(config: Any, overrides: Any, *, force: bool) -> RunRecord:
+def _train(config: Any, overrides: Any, roles: identity.Roles, *, force: bool) -> RunRecord:
     """Runs a composed configuration as `privlm run` does, unless it is finished."""
     from privlm.cli import starting
     from privlm.cli.compose import Composed, Words
 
     OmegaConf.set_readonly(config, True)
-    composed = Composed(config, Words(tuple(overrides)), {"audit": f"{config.privacy.audit.canaries} (audited run)"})
+    chosen_by = {"audit": f"{config.privacy.audit.canaries} (audited run)"}
+    composed = Composed(config, Words(tuple(overrides)), chosen_by, roles)
     status = starting.start(composed, force=force, as_json=False, show=False)
     if status != 0:
         sys.exit(status)  # the run has said why
-    return read_run(launch.directory_of(config))
+    return read_run(launch.directory_of(config, roles))
 
 
 def _report(run: RunRecord, audited: RunRecord, *, as_json: bool) -> int:

@@ -89,11 +89,12 @@ def _overrides(before: list[str], word: str) -> list[str]:
     from hydra._internal.core_plugins.bash_completion import BashCompletion
     from hydra.core.global_hydra import GlobalHydra
 
-    from privlm.cli.compose import composer, field_options, prepare
+    from privlm.cli.compose import composer, prepare
     from privlm.cli.run_options import parse
+    from privlm.cli.schemas import options_of
 
     key, is_value, _ = word.partition("=")
-    if is_value and (choices := field_options(key)):
+    if is_value and (choices := options_of(key)):
         return _starting_with(word, (f"{key}={choice}" for choice in choices))
     arguments = parse([word for word in before if word not in ("-h", "--help")])
     prepare(arguments.config_dir)

@@ -2,7 +2,9 @@
 
 Hydra composes; the recipe is ours. A recipe (`configs/recipe/<task>_<scale>.yaml`) may choose for any group, which
 Hydra forbids to an interpolated entry of the defaults list. So the words are composed once to learn task and scale, and
-then again with `recipe=<task>_<scale>` as an override like any other: what the user wrote still wins.
+then again with `recipe=<task>_<scale>` as an override like any other: what the user wrote still wins. That composition
+tells which lines of the recipe's `when` apply (privlm.cli.when); a recipe that starts from the first and sets what they
+say then takes its place.
 """
 
 from __future__ import annotations
@@ -23,14 +25,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from privlm import config as core
 from privlm import identity, registry
 from privlm.cli.explain import explain, no_key
+from privlm.cli.schemas import schemas
+from privlm.cli.when import Line, read_lines, values_of
 from privlm.errors import UsageError
-from privlm.schema import configs_dir, options_of
+from privlm.schema import configs_dir, marked
 
 GROUPS = ("scale", "task", "model", "data", "adapter", "llm", "federated", "privacy", "trainer", "tracker")
 
@@ -49,11 +53,17 @@ class Words:
 
 @dataclass(frozen=True)
 class Composed:
-    """A resolved, read-only configuration; the words that gave it, recipe included; and who chose each group."""
+    """A resolved, read-only configuration, and how it came about.
+
+    words: those that gave it, recipe included. chosen_by: group -> who chose its option. roles: of its keys in the
+    hashes. lines: the conditions of the recipe's `when` that hold; None for a recipe without one.
+    """
 
     config: DictConfig
     words: Words
     chosen_by: dict[str, str]
+    roles: identity.Roles
+    lines: tuple[str, ...] | None = None
 
 
 def compose(words: Words) -> Composed:
@@ -67,9 +77,11 @@ def compose(words: Words) -> Composed:
         _require_task(words.overrides)
         first = _compose(words)
         complete = words.with_overrides([*words.overrides, *_recipe(first, words.overrides)])
-        config = _compose(complete)
-        chosen_by = _chosen_by(words.overrides, before=first, after=config)
-    config = _with_schema(config)
+        plain = _compose(complete)
+        lines = _lines(plain)
+        composed = _compose_with(lines, complete, plain) if lines else plain
+        chosen_by = _chosen_by(words.overrides, before=first, after=composed)
+    config = _with_schema(composed)
     try:
         _require_values(config)
         OmegaConf.resolve(config)
@@ -80,15 +92,22 @@ def compose(words: Words) -> Composed:
         head = "the configuration has a problem:" if len(problems) == 1 else "the configuration has problems:"
         raise UsageError("\n".join([head, *(f"  {problem}" for problem in problems)]))
     OmegaConf.set_readonly(config, True)
-    return Composed(config, complete, chosen_by)
+    roles = identity.Roles(tuple(marked(config, "same_run")), tuple(marked(config, "same_cell")))
+    return Composed(
+        config, complete, chosen_by, roles, None if lines is None else tuple(line.condition for line in lines)
+    )
 
 
 def with_recipe(words: Words) -> Words:
-    """The words with the recipe that belongs to them, for Hydra's own inspection flags."""
+    """The words with the recipe that belongs to them and its lines, for Hydra's own inspection flags."""
     prepare(words.config_dirs)
     with composer():
         _require_task(words.overrides)
-        return words.with_overrides(_for_hydra([*words.overrides, *_recipe(_compose(words), words.overrides)]))
+        complete = words.with_overrides([*words.overrides, *_recipe(_compose(words), words.overrides)])
+        plain = _compose(complete)
+        if lines := _lines(plain):
+            complete = _store_with(lines, complete, plain)
+        return complete.with_overrides([*_for_hydra(complete.overrides), "~when"])
 
 
 def expand(words: Words) -> list[Words]:
@@ -103,33 +122,11 @@ def expand(words: Words) -> list[Words]:
     return [words.with_overrides(overrides) for batch in batches for overrides in batch]
 
 
-def cell_hash_of(overrides: Sequence[str]) -> str:
-    """The cell hash of the run that these overrides make (see privlm.identity)."""
-    return identity.cell_hash(compose(Words(tuple(overrides))).config)
-
-
 def options(group: str, config_dirs: Sequence[Path] = ()) -> list[str]:
     """The names that `group=` takes, of shipped and user configs alike."""
     prepare(config_dirs)
     with composer():
         return list(GlobalHydra.instance().config_loader().get_group_options(group))
-
-
-def field_options(key: str) -> list[str]:
-    """The names that the field GROUP.KEY takes, in whatever schema the group may have; none for other fields."""
-    group, *path = key.split(".")
-    found = [option for schema in schemas().get(group, {}).values() for option in options_of(schema, path)]
-    return sorted(set(found))
-
-
-def schemas() -> dict[str, dict[str, type]]:
-    """Group -> name -> schema, of the core, of the tasks and of what they add to any group."""
-    found = {group: dict(by_name) for group, by_name in core.SCHEMAS.items()}
-    for task in registry.tasks().values():
-        module = task.config_module()
-        for group, by_name in [("task", {task.name: module.Task}), *getattr(module, "SCHEMAS", {}).items()]:
-            found.setdefault(group, {}).update(by_name)
-    return found
 
 
 # --- what Hydra has to know -----------------------------------------------------------------------------------------
@@ -194,7 +191,7 @@ def _composed_without(words: Words) -> Any:
 
 
 def _recipe(config: DictConfig, overrides: Sequence[str]) -> list[str]:
-    if any(word.startswith("recipe=") for word in overrides):
+    if any(_is_recipe(word) for word in overrides):
         return []
     task = config.task.name
     available = GlobalHydra.instance().config_loader().get_group_options("recipe")
@@ -204,6 +201,40 @@ def _recipe(config: DictConfig, overrides: Sequence[str]) -> list[str]:
     if scales:
         raise UsageError(f"task '{task}' has no recipe for scale={config.scale}; it has {', '.join(scales)}")
     return []
+
+
+def _lines(config: DictConfig) -> list[Line] | None:
+    """The lines of `when` that apply to a configuration composed without them, None where there are none at all."""
+    if not config.get("when"):
+        return None
+    try:
+        return [line for line in read_lines(config.when, config) if line.holds(config)]
+    except OmegaConfBaseException as error:
+        raise UsageError(f"when: {str(error).splitlines()[0]}") from error
+
+
+def _store_with(lines: list[Line], words: Words, plain: DictConfig) -> Words:
+    """Makes a recipe known to Hydra that starts from the one in `plain` and sets what the lines say; the words with it.
+
+    A later entry of the defaults list, the user's primary config above all, and the words themselves win over it.
+    """
+    recipe = plain.hydra.runtime.choices.get("recipe")
+    bases = [] if recipe is None else [recipe]
+    node = OmegaConf.merge({"defaults": [*bases, "_self_"]}, values_of(lines))
+    name = f"when_of_{recipe}"
+    ConfigStore.instance().store(group="recipe", name=name, node=node, package="_global_")
+    return words.with_overrides([*(word for word in words.overrides if not _is_recipe(word)), f"recipe={name}"])
+
+
+def _compose_with(lines: list[Line], words: Words, plain: DictConfig) -> DictConfig:
+    try:
+        return _compose(_store_with(lines, words, plain))
+    except UsageError as error:  # without the lines it could be composed
+        raise UsageError(f"when {', '.join(line.condition for line in lines)}: {error}") from error
+
+
+def _is_recipe(word: str) -> bool:
+    return word.startswith("recipe=")
 
 
 def _chosen_by(overrides: Sequence[str], *, before: DictConfig, after: DictConfig) -> dict[str, str]:
@@ -235,10 +266,12 @@ def _with_schema(config: DictConfig) -> DictConfig:
 
     Raises UsageError for a key that no schema has.
     """
-    ours = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("hydra", "recipe")])
+    ours = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("hydra", "recipe", "when")])
     _refuse_extra_keys(ours, core.Config)
     whole = OmegaConf.merge(OmegaConf.structured(core.Config), ours)
     assert isinstance(whole, DictConfig)
+    with flag_override(whole, "struct", False):
+        del whole["when"]
     return whole
 
 

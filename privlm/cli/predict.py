@@ -15,7 +15,7 @@ from privlm.report.store import find_run
 
 EPILOG = """\
 examples:
-  privlm predict 3f2a new_messages.jsonl            also .tsv with a line of column names, or .parquet
+  privlm predict 3f2a new_messages.jsonl            also .csv, .tsv, .json or .parquet
   echo '{"text": "you have won"}' | privlm predict 3f2a
   privlm predict 3f2a rows.jsonl | jq -r .label
 
@@ -41,9 +41,9 @@ def main(argv: list[str]) -> int:
 
 
 def _from_file(path: Path) -> Iterator[dict[str, Any]]:
-    from privlm.data.readers import read_rows
+    from privlm.data.readers import read_table
 
-    return (row for _, row in read_rows(path))
+    return read_table(path).rows()
 
 
 def _from_stdin() -> Iterator[dict[str, Any]]:

@@ -35,6 +35,7 @@ def start(composed: Composed, *, force: bool, as_json: bool, show: bool = True) 
     ended = launch.start(
         composed.config,
         composed.words.overrides,
+        composed.roles,
         force=force,
         introduce=lambda directory, restarts: _introduce(composed, directory, restarts=restarts),
     )
@@ -59,7 +60,7 @@ def dry_run(composed: Composed, *, as_json: bool) -> int:
     """Prints what a run would do and cost; writes nothing."""
     config = composed.config
     plan = registry.entry_of(config).plan(config)
-    directory = launch.directory_of(config)
+    directory = launch.directory_of(config, composed.roles)
     done = "finished" if launch.is_done(directory) else "started" if (directory / "status.json").exists() else "new"
     plan |= {"directory": str(directory), "state": done}
     if as_json:
@@ -80,7 +81,10 @@ def _readable(value: Any) -> str:
 
 
 def _introduce(composed: Composed, directory: Path, *, restarts: int) -> None:
-    print(", ".join(f"{group}={choice}" for group, choice in composed.chosen_by.items()), file=sys.stderr)
+    chosen = [f"{group}={choice}" for group, choice in composed.chosen_by.items()]
+    if composed.lines is not None:
+        chosen += [f"when {line}" for line in composed.lines] or ["when: no line of the recipe applies"]
+    print(", ".join(chosen), file=sys.stderr)
     print(f"{'resuming in' if restarts else 'run directory'} {_relative(directory)}", file=sys.stderr, flush=True)
 
 

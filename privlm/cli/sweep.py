@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
         if status in EXIT_INTERRUPTED:
             return status
         first_failure = first_failure or status
-    directories = [launch.directory_of(one.config) for one in composed]
+    directories = [launch.directory_of(one.config, one.roles) for one in composed]
     finished = [run for run in map(store.read_run, filter(_has_result, directories)) if run.finished]
     if finished:
         tables = compare(finished, by_cell=True)
@@ -61,7 +61,7 @@ def _has_result(directory: Path) -> bool:
 
 def _list(composed: list[Composed]) -> int:
     for one in composed:
-        directory = launch.directory_of(one.config)
+        directory = launch.directory_of(one.config, one.roles)
         state = store.read_run(directory).state if directory.exists() else "new"
         print(f"{state:<12} {directory}")
     return 0

@@ -82,7 +82,11 @@ def cell_hasher(config_dirs: Sequence[Path]) -> Resolve:
     from privlm.cli.compose import Words, compose
     from privlm.identity import cell_hash
 
-    return lambda overrides: cell_hash(compose(Words(tuple(overrides), tuple(config_dirs))).config)
+    def resolve(overrides: list[str]) -> str:
+        composed = compose(Words(tuple(overrides), tuple(config_dirs)))
+        return cell_hash(composed.config, composed.roles)
+
+    return resolve
 
 
 def _progress(done: int, total: int) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING
 
 from privlm.schema import setting
+
+CAUSAL_LM = "causal_lm"
 
 
 @dataclass
@@ -39,6 +41,7 @@ class ModelConfig(Weights):
 class CausalLMConfig(Weights):
     """A pretrained or random causal language model that a run trains (configs/model)."""
 
+    family: str = setting(options=(CAUSAL_LM,))
     gguf_file: str | None = MISSING
     dtype: str = setting(options=("float32", "bfloat16", "float16"))
     max_length: int = setting(above=0)
@@ -46,6 +49,5 @@ class CausalLMConfig(Weights):
 
 
 def is_causal_lm(config: Any) -> bool:
-    """Whether a `model` group describes a causal language model, as an object or as composed."""
-    schema = OmegaConf.get_type(config) if OmegaConf.is_config(config) else type(config)
-    return schema is not None and issubclass(schema, CausalLMConfig)
+    """Whether a `model` group describes a causal language model: as an object, as composed, or as a run holds it."""
+    return getattr(config, "family", None) == CAUSAL_LM

@@ -59,6 +59,12 @@ class ReparametrizedLinear(nn.Module):
         through_constants = F.linear(F.linear(x, self.right.weight.detach()), self.left.weight.detach())
         return y + (self.left(self.right(x)) - through_constants)
 
+    def merged(self) -> nn.Linear:
+        """An ordinary layer with this weight and bias."""
+        linear = nn.utils.skip_init(nn.Linear, self.weight.shape[1], self.weight.shape[0], bias=self.bias is not None)
+        linear.weight, linear.bias = self.weight, self.bias
+        return linear
+
     @torch.no_grad()
     def choose_factors(self, generator: np.random.Generator) -> None:
         """Power iterations on W - W_0, on a random matrix before W has moved; then of orthonormal columns and rows."""

@@ -19,6 +19,7 @@ from typing import Any
 
 from privlm import files
 from privlm.errors import UsageError
+from privlm.identity import Roles, cell_hash, roles_of
 from privlm.masking import mask_secrets
 from privlm.results import Result
 
@@ -76,7 +77,15 @@ class RunRecord:
         return self.status.get("run_hash") or (self.result or {}).get("run_hash", "")
 
     @property
+    def roles(self) -> Roles:
+        """Which keys of its configuration make no other run, or no other cell."""
+        return roles_of(self.status)
+
+    @cached_property
     def cell_hash(self) -> str:
+        """Of its configuration as a run of today would have it; as noted at the time where config.yaml is lost."""
+        if self._content:
+            return cell_hash(self._content, self.roles)
         return self.status.get("cell_hash") or (self.result or {}).get("cell_hash", "")
 
     @property
@@ -113,6 +122,11 @@ class RunRecord:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The resolved configuration, secrets masked; {} where config.yaml is absent or damaged."""
+        return mask_secrets(self._content)
+
+    @cached_property
+    def _content(self) -> dict[str, Any]:
+        """What config.yaml holds, {} where it is absent or damaged."""
         from omegaconf import OmegaConf
 
         try:
@@ -122,7 +136,7 @@ class RunRecord:
         except Exception as error:  # PyYAML and OmegaConf share no base class
             self.problems.append(f"config.yaml cannot be read: {_first_line(error)}")
             return {}
-        return mask_secrets(config) if isinstance(config, dict) else {}
+        return config if isinstance(config, dict) else {}  # type: ignore[return-value]
 
     @cached_property
     def overrides(self) -> list[str]:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from privlm.errors import UsageError
-from privlm.identity import NEVER, ONLY_RUN
+from privlm.identity import Roles
 from privlm.report.claims import in_words, judge
 from privlm.report.store import RunRecord, Store, nearest
 from privlm.report.table import Table
@@ -32,9 +32,6 @@ SPREAD_NOTE = (
 
 TO_FRACTION = {"fraction": 1.0, "percent": 0.01}
 """Units that convert into each other. Any other unit must be the same in the table and in the run."""
-
-SAME_CELL = tuple(f"{key}." for key in (*NEVER, *ONLY_RUN))
-"""Beginnings of the keys whose overrides make another run of the same cell."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +149,7 @@ def _match(overrides: tuple[str, ...], cell_hash: str, store: Store, *, smoke: b
     outdated = []
     for run in store.runs:
         if run.cell_hash != cell_hash:
-            if _meaning(run.overrides) == _meaning(overrides):
+            if _meaning(run.overrides, run.roles) == _meaning(overrides, run.roles):
                 outdated.append(run)
         elif (run.scale == "smoke") != smoke:
             continue
@@ -175,9 +172,10 @@ def _match(overrides: tuple[str, ...], cell_hash: str, store: Store, *, smoke: b
     return group
 
 
-def _meaning(overrides: Iterable[str]) -> set[str]:
+def _meaning(overrides: Iterable[str], roles: Roles) -> set[str]:
     """Overrides without those that make another run of the same cell."""
-    return {word for word in overrides if not f"{word.partition('=')[0]}.".startswith(SAME_CELL)}
+    same_cell = tuple(f"{key}." for key in (*roles.same_run, *roles.same_cell))
+    return {word for word in overrides if not f"{word.partition('=')[0]}.".startswith(same_cell)}
 
 
 def _mixed_inputs(runs: list[RunRecord]) -> list[str]:

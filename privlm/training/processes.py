@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
-from privlm.privacy.engine import World
+from privlm.privacy.release import World
 
 
 def broadcast(value: Any) -> Any:

@@ -1,52 +1,21 @@
-"""Schema, checks and inputs of the task `ewtune`."""
+"""Schema and inputs of the task `ewtune`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import MISSING
-
-from privlm.schema import TaskConfig
+from privlm.schema import TaskConfig, setting
 
 FEATURE_BATCH = 32
 """Texts that pass the frozen encoder at a time when their features are cached (adapter=head)."""
 
 
 @dataclass
-class TrainingPreset:
-    """Settings that fit one adapter; other_params is that of rgp."""
-
-    optimizer: str = MISSING
-    learning_rate: float = MISSING
-    learning_rates: dict[str, float] = MISSING
-    steps: int | None = MISSING
-    epochs: float | None = MISSING
-    schedule: str = MISSING
-    micro_batch_size: int = MISSING
-    other_params: str | None = MISSING
-
-
-@dataclass
-class BudgetPreset:
-    """Budget and batch of one published setting."""
-
-    batch_size: int = MISSING
-    epochs: float = MISSING
-    epsilon: float = MISSING
-    delta: Any = MISSING
-    clipping_norm: float = MISSING
-    allow_large_delta: bool = MISSING
-
-
-@dataclass
 class Task(TaskConfig):
-    """setting and settings are read by the paper's recipe, max_train_examples by the small one, presets by all."""
+    """setting: the published budget and batch sizes that the paper's recipe takes."""
 
-    presets: dict[str, TrainingPreset] = MISSING
-    max_train_examples: dict[str, int | None] = MISSING
-    setting: str = MISSING
-    settings: dict[str, BudgetPreset] = MISSING
+    setting: str = setting(options=("own", "rgp", "li"))
 
 
 def inputs(config: Any) -> dict[str, str]:

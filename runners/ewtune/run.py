@@ -24,11 +24,12 @@ from privlm.data.features import FeatureSplit, remembered_features
 from privlm.data.text_classification import load, marks
 from privlm.fit import fit, plan_of
 from privlm.job import Job
-from privlm.metrics.classification import accuracy, f1, majority_class
-from privlm.training.classification import Classification, predict
+from privlm.metrics.classification import majority_class
+from privlm.training.classification import Classification
 from privlm.training.trainer import Evaluation
 
 from .config import FEATURE_BATCH
+from .measure import measure
 from .predictor import predictor
 
 __all__ = ["predictor", "run"]
@@ -56,7 +57,7 @@ def run(config: Config, job: Job) -> None:
 
     def values(model: nn.Module) -> Mapping[str, float]:
         """What is logged during training, and early stopping reads."""
-        return {name: estimate.value for name, estimate in _measure(config, model, evaluated[first]).items()}
+        return {name: estimate.value for name, estimate in measure(config, model, evaluated[first]).items()}
 
     with job.stage("train") as stage:
         evaluation = Evaluation(first, values, metric="accuracy")
@@ -65,7 +66,7 @@ def run(config: Config, job: Job) -> None:
     with job.stage("evaluate") as stage:
         if stage.needed:
             for name, split in evaluated.items():
-                stage.report(split=name, **_measure(config, model, split))
+                stage.report(split=name, **measure(config, model, split))
             for name, split in evaluated.items():
                 stage.report(split=name, n=len(split), majority_class=majority_class(split.labels)[1])
             trainable, total = count_parameters(model)
@@ -87,13 +88,3 @@ def _features(job: Job, model: Any, encoded: dict[str, EncodedSplit]) -> dict[st
     job.wait_for_everyone()
     features = load_file(path)
     return {name: FeatureSplit(features[name], split.labels) for name, split in encoded.items()}
-
-
-def _measure(config: Config, model: nn.Module, split: Examples) -> dict[str, Any]:
-    """Metric -> Estimate."""
-    predictions = predict(model, split, config.trainer.micro_batch_size)
-    measured = {"accuracy": accuracy(predictions, split.labels)}
-    if config.data.positive_label is not None:
-        positive = list(config.data.labels).index(config.data.positive_label)
-        measured["f1"] = f1(predictions, split.labels, positive)
-    return measured

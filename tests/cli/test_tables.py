@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import yaml
+from support.runs import cell_of
 
 from privlm import registry
 from privlm.cli import tables
@@ -22,7 +23,7 @@ SPEC = {
 @pytest.fixture
 def configs(tmp_path, monkeypatch):
     """A user's config folder with one table, whose cell is that of `make_run`."""
-    monkeypatch.setattr(tables, "cell_hasher", lambda config_dirs: lambda overrides: "cell")
+    monkeypatch.setattr(tables, "cell_hasher", lambda config_dirs: lambda overrides: cell_of("cell"))
     (tmp_path / "configs" / "table").mkdir(parents=True)
     (tmp_path / "configs" / "table" / "mine_toy.yaml").write_text(yaml.safe_dump(SPEC))
     return ["--config-dir", str(tmp_path / "configs")]

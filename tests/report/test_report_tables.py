@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+from support.runs import cell_of
 
 from privlm.errors import UsageError
 from privlm.report.render import FORMATS, to_json
@@ -25,7 +26,7 @@ OWN = SPEC | {"paper": None, "rows": [{"name": "eps 3", "run": RUN}]}
 
 def resolve(overrides: list[str]) -> str:
     scales = [word.partition("=")[2] for word in overrides if word.startswith("scale=")]
-    return "-".join(["cell", *scales])
+    return cell_of("-".join(["cell", *scales]))
 
 
 def table_of(root, spec=SPEC, **settings):
@@ -196,7 +197,9 @@ def test_a_claim_is_judged_over_the_seeds_that_both_rows_have(tmp_path, make_run
         if seed:
             make_run(tmp_path, seed=seed, cell="low", values={"accuracy": 0.95 + seed / 100})
     table = build_table(
-        parse_table("ewtune_main", claimed()), find_runs(tmp_path), lambda words: words[0].removeprefix("cell=")
+        parse_table("ewtune_main", claimed()),
+        find_runs(tmp_path),
+        lambda words: cell_of(words[0].removeprefix("cell=")),
     )
     assert table.notes[0] == (
         "claim: high beats low: holds (difference +2.00 [+2.00, +2.00], 95 % paired bootstrap over 3 seeds)"

@@ -8,6 +8,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+from privlm import identity
+
 NONSENSE = ("lorem", "ipsum", "dolor", "sit", "amet", "win", "cash", "now", "call", "free")
 
 
@@ -40,6 +42,11 @@ def tiny_run(messages: Path, runs: Path, *overrides: str) -> list[str]:
         "privacy.delta=1e-3",
         *overrides,
     ]
+
+
+def cell_of(cell: str) -> str:
+    """The cell hash of the runs that the fixture `make_run` writes for `cell`."""
+    return identity.cell_hash({"task": {"name": "ewtune"}, "cell": cell}, identity.Roles())
 
 
 def only_run(runs: Path) -> Path:

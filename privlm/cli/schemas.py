@@ -1,0 +1,36 @@
+"""Every schema that a group may have, of the core and of all tasks, and what is known of a key whatever is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from privlm import config, registry
+from privlm.schema import Rule, field_at
+
+
+def schemas() -> dict[str, dict[str, type]]:
+    """Group -> name -> schema, of the core, of the tasks and of what they add to any group."""
+    found = {group: dict(by_name) for group, by_name in config.SCHEMAS.items()}
+    for task in registry.tasks().values():
+        module = task.config_module()
+        for group, by_name in [("task", {task.name: module.Task}), *getattr(module, "SCHEMAS", {}).items()]:
+            found.setdefault(group, {}).update(by_name)
+    return found
+
+
+def is_key(key: str) -> bool:
+    """Whether some run has the dotted `key`."""
+    return any(True for _ in _rules(key))
+
+
+def options_of(key: str) -> list[str]:
+    """The names that the field at the dotted `key` takes, in whatever schema its group may have; none for others."""
+    return sorted({option for rule in _rules(key) for option in rule.options})
+
+
+def _rules(key: str) -> Iterator[Rule]:
+    group, _, path = key.partition(".")
+    candidates = schemas().get(group, {}).values() if path else [config.Config]
+    for schema in candidates:
+        if (rule := field_at(schema, (path or key).split("."))) is not None:
+            yield rule
