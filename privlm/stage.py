@@ -89,7 +89,10 @@ class Stage:
 
     @property
     def folder(self) -> Path:
-        return self.job.directory / "stages" / self.name
+        folder = self.job.directory / "stages" / self.name
+        if self.job.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     @property
     def checkpoints(self) -> Path:

@@ -49,7 +49,7 @@ def count_parameters(model: nn.Module) -> ParameterCount:
 
 
 def merge_adapter(base: Any) -> Any:
-    """The base with what its adapter has learnt in its own weights, as its library saves and loads it. Changes `base`."""
+    """The base, changed: what its adapter has learnt is in its own weights, as its library saves and loads them."""
     if isinstance(base, PeftModel):
         return base.merge_and_unload()
     for name, module in list(base.named_modules()):
