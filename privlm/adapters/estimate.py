@@ -35,7 +35,7 @@ def estimate_parameters(
         return None
     kind = getattr(model, "head", None)
     require_head(adapter, architecture["model_type"], has_head=kind is not None)
-    head = _head(kind, architecture["hidden_size"], num_labels)
+    head = 0 if kind is None else _head(kind, architecture["hidden_size"], num_labels)
     whole = shapes.num_parameters
     trained, added = {"head": (0, 0), "full": (whole, 0)}.get(adapter.name) or _low_rank(
         adapter, architecture["model_type"], shapes
@@ -63,9 +63,7 @@ def held_in_memory(
     return ParameterCount(count.trainable - factors + weights, count.total + weights)
 
 
-def _head(kind: str | None, hidden: int, num_labels: int) -> int:
-    if kind is None:
-        return 0
+def _head(kind: str, hidden: int, num_labels: int) -> int:
     return (hidden + 1) * num_labels + (hidden * (hidden + 1) if kind == "mlp" else 0)
 
 

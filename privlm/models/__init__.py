@@ -1,4 +1,5 @@
-"""Models: files at hand (`files`), shapes read from config.json (`architecture`), the classifier itself (`encoder`).
+"""Models: files at hand (`locate`), what config.json tells (`architecture`, `shapes`), builders by family (`encoder`,
+`causal`, `scratch`), and what a run trains and keeps (`loaded`, `saving`).
 
-The first two need no torch.
+The first three need no torch.
 """

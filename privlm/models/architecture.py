@@ -13,8 +13,10 @@ from privlm.models.schema import CausalLMConfig, ModelConfig, is_causal_lm
 from privlm.models.wordpiece import word_pieces
 
 ROBERTA_LIKE = ("roberta", "xlm-roberta")
-COUNT_FROM_PAD = (*ROBERTA_LIKE, "camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "xlm-roberta-xl",
-                  "xmod")  # fmt: skip
+COUNT_FROM_PAD = (
+    *ROBERTA_LIKE, "camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "mpnet", "roberta-prelayernorm",
+    "xlm-roberta-xl", "xmod"
+)  # fmt: skip
 """Architectures whose positions begin at pad_token_id + 1."""
 
 SHAPE_FIELDS = (
@@ -50,7 +52,8 @@ def read_architecture(config: ModelConfig | CausalLMConfig, files: ModelFiles) -
 
 def max_tokens(architecture: dict[str, Any]) -> int | None:
     """Tokens of the longest input, special ones included; None where config.json sets no limit."""
-    positions = architecture.get("max_position_embeddings")
-    if positions is not None and architecture.get("model_type") in COUNT_FROM_PAD:
-        return positions - architecture.get("pad_token_id", 1) - 1
-    return positions
+    positions, kind = architecture.get("max_position_embeddings"), architecture.get("model_type")
+    if positions is None or kind not in COUNT_FROM_PAD:
+        return positions
+    pad = 1 if kind == "mpnet" else architecture.get("pad_token_id", 1)  # MPNet's is fixed
+    return positions - pad - 1

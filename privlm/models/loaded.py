@@ -34,11 +34,11 @@ class Loaded:
     load: Callable[[nn.Module, Path], None]
 
     @classmethod
-    def of(cls, build: Callable[[], nn.Module], *, tokenizer: Any = None, made_of: Any = None) -> Loaded:
+    def of(cls, build: Callable[[], nn.Module], *, made_of: Any, tokenizer: Any = None) -> Loaded:
         """A model of any kind, saved and loaded by what trains in it (privlm.models.saving).
 
         build: makes the untrained model; may draw from torch's global generator, which is put back.
-        made_of: names weights, settings and seed (JSON); the same for the same model, and for no other.
+        made_of: names weights, settings and seed (JSON), the same for the same untrained model and for no other.
         """
         digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 

@@ -178,13 +178,28 @@ def test_damaged_file_is_one_message(tmp_path, name):
         build(replace(TINY, path=path, random=None))
 
 
+def test_tokenizer_without_padding_is_refused(tmp_path):
+    path = checkpoint(tmp_path, BertModel(BertConfig(**ONE_LAYER)))
+    tokenizer = word_piece_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=r"has no padding token.*pad_token in its tokenizer_config"):
+        build(replace(TINY, path=path, random=None))
+
+
+def test_tokenizer_of_another_model_is_refused(tmp_path):
+    path = checkpoint(tmp_path, BertModel(BertConfig(**ONE_LAYER | {"vocab_size": 100})))
+    with pytest.raises(UsageError, match=r"embeds 100 tokens, its tokenizer has 1,\d+"):
+        build(replace(TINY, path=path, random=None))
+
+
 def test_dropout_of_the_config_reaches_every_layer():
     model, _ = build(replace(TINY, dropout=0.3, head="mlp"))
     rates = {module.p for module in model.modules() if isinstance(module, nn.Dropout)}
     assert rates == {0.3}
 
 
-@pytest.mark.parametrize(("model_type", "limit"), [("bert", 64), ("roberta", 63)])
+@pytest.mark.parametrize(("model_type", "limit"), [("bert", 64), ("roberta", 63), ("camembert", 63), ("mpnet", 62)])
 def test_longest_input_is_allowed_and_more_is_refused(model_type, limit):
     config = replace(TINY, random=SHAPE | {"model_type": model_type}, max_length=limit)
     model, tokenizer = build_encoder_classifier(config, locate_model(config), 2, seed=0)

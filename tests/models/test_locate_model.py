@@ -13,9 +13,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from privlm import hub
-from privlm.config import LocalLLMConfig, ModelConfig
+from privlm.config import LocalLLMConfig, ModelConfig, defaults
 from privlm.errors import UsageError
 from privlm.models.locate import BIN_PATTERNS, HUB_PATTERNS, ModelFiles, download_weights, locate_model
+from privlm.models.schema import CausalLMConfig
 
 pytestmark = pytest.mark.torch_free
 
@@ -105,6 +106,14 @@ def test_minilm_not_installed_says_how_to_install_it(monkeypatch):
         assert part in str(error.value)
 
 
+def test_causal_language_model_not_at_hand_offers_its_own_kind(monkeypatch):
+    monkeypatch.setattr(hub, "find_snapshot", no_hub)
+    with pytest.raises(UsageError, match=r"--no-deps absent-weights.*model=tiny_lm works without"):
+        locate_model(defaults(CausalLMConfig, "model", "smollm2", package="absent_weights"))
+    with pytest.raises(UsageError, match=r"model=smollm2 \(after `make embedded`\) and model=tiny_lm work offline"):
+        locate_model(defaults(CausalLMConfig, "model", "smollm2", package=None))
+
+
 def test_random_model_is_told_apart_by_its_shape():
     tiny = shipped("tiny")
     assert tiny.random is not None
@@ -114,7 +123,13 @@ def test_random_model_is_told_apart_by_its_shape():
 
 
 def test_locating_and_estimating_import_no_torch():
-    modules = ("data.text_classification", "models.locate", "adapters.estimate", "metrics.classification")
+    modules = (
+        "data.text_classification",
+        "models.locate",
+        "models.schema",
+        "adapters.estimate",
+        "metrics.classification",
+    )
     imports = "; ".join(f"import privlm.{module}" for module in modules)
     code = f"import sys; {imports}; print(sorted({{'torch', 'transformers', 'hydra', 'peft'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,13 +13,15 @@ from privacy.naive import clipped_sums, naive
 from torch import Tensor, nn
 
 from privlm.adapters.adapter import apply_adapter
-from privlm.config import AdapterConfig, TrainerConfig, defaults
+from privlm.config import AdapterConfig, PrivacyConfig, TrainerConfig, defaults
 from privlm.data.causal_lm import CausalSplit, TokenRow, causal_split
 from privlm.models.causal import random_causal_lm
 from privlm.privacy.engine import PrivacyEngine
+from privlm.privacy.ledger import Ledger
+from privlm.privacy.plan import PrivacyPlan, make_plan
 from privlm.training.next_token import NextToken
 from privlm.training.objective import ExampleRandom
-from privlm.training.trainer import Trainer
+from privlm.training.trainer import Private, Trainer
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": {
@@ -118,14 +120,23 @@ def test_clipped_sums_of_the_engine_are_those_of_a_loop(family: str, side: str, 
         torch.testing.assert_close(total.double(), reference, rtol=1e-4, atol=1e-4 * scale)
 
 
+@cache
+def plan() -> PrivacyPlan:
+    privacy = {"epsilon": None, "noise_multiplier": 1.0, "delta": 1e-3, "rng": "reproducible"}
+    config = defaults(PrivacyConfig, "privacy", "dp_sgd", **privacy)
+    return make_plan(config, dataset_size=16, batch_size=8, steps=3)
+
+
+@pytest.mark.parametrize("private", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_trainer_takes_the_same_steps_in_any_micro_batch(family: str) -> None:
+def test_trainer_takes_the_same_steps_in_any_micro_batch(family: str, private: bool) -> None:
     trained = []
     for size in (2, 8):
         model = model_of(family)
-        settings = {"optimizer": "sgd", "learning_rate": 0.5, "batch_size": 8, "micro_batch_size": size}
+        settings = {"optimizer": "sgd", "learning_rate": 0.1, "batch_size": 8, "micro_batch_size": size}
         config = defaults(TrainerConfig, "trainer", "single", **settings)
-        Trainer(model, NextToken(), split_of("left"), config).run(steps=3)
+        mechanism = Private(plan(), Ledger()) if private else None
+        Trainer(model, NextToken(), split_of("left"), config, private=mechanism).run(steps=3)
         trained.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
     untrained = torch.cat([parameter.detach().flatten() for parameter in model_of(family).parameters()])
     assert (trained[0] - untrained).norm() > 0.1
