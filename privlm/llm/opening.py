@@ -79,15 +79,15 @@ def open_llm(config: Any, job: Run, role: str = ROLE, backend: Backend | None = 
 def open_backend(config: Any, stop: Callable[[], int] = lambda: 0) -> Backend:
     """The backend of a configuration. stop: signal number once the run is asked to stop."""
     if config.backend == "replay":
-        from privlm.llm.backends.replay import ReplayBackend
+        from privlm.llm.replay import ReplayBackend
 
         return ReplayBackend(_replay_path(config), config.model)
     if config.backend == "endpoint":
         _require_client()
-        from privlm.llm.backends.endpoint import EndpointBackend
+        from privlm.llm.endpoint.backend import EndpointBackend
 
         return EndpointBackend(config, stop)
-    from privlm.llm.backends.local import LocalBackend
+    from privlm.llm.local.backend import LocalBackend
 
     return LocalBackend.from_files(config)
 
@@ -98,11 +98,11 @@ def llm_inputs(config: Any) -> dict[str, str]:
     Raises UsageError for weights, a file or a package that are not at hand.
     """
     if config.backend == "replay":
-        from privlm.llm.backends.replay import fingerprint
+        from privlm.llm.replay import fingerprint
 
         return {"llm": fingerprint(_replay_path(config))}
     if config.backend == "local":
-        from privlm.llm.weights import locate_llm
+        from privlm.llm.local.weights import locate_llm
 
         return {"llm": locate_llm(config).fingerprint}
     _require_client()

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from privlm.config import LocalLLMConfig
 from privlm.errors import UsageError
-from privlm.llm.weights import locate_llm
+from privlm.llm.local.weights import locate_llm
 from privlm.models.files import download_weights
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from privlm.llm.batching import Model
+    from privlm.llm.local.batching import Model
     from privlm.models.causal import CausalLM
 
 
