@@ -23,7 +23,7 @@ import report
 import torch
 
 from privlm.config import LocalLLMConfig, defaults
-from privlm.llm.backends.local import LocalBackend
+from privlm.llm.local.backend import LocalBackend
 from privlm.llm.types import GenerateRequest, Sampling, Score, ScoreRequest
 
 ROOT = Path(__file__).resolve().parents[1]

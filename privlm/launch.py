@@ -199,7 +199,7 @@ def _clear(directory: Path) -> None:
 def _require_key(config: DictConfig) -> None:
     """Raises UsageError, before anything is written, where a server is to be asked and its key is not set."""
     if (llm := config.get("llm")) is not None and llm.backend == "endpoint":
-        from privlm.llm.connection import api_key
+        from privlm.llm.endpoint.connection import api_key
 
         api_key(llm)
 

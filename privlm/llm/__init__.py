@@ -2,8 +2,8 @@
 
 types: what is asked and answered. opening: from the configuration to a model. client: the LanguageModel that a runner
 holds. record: the call record, which is cache, resume and bill in one. dispatch: a batch on its way. account, budget:
-what calls cost, and where asking stops. backends: local weights, a server, recorded answers. program: programs around a
-model whose steps see only what they declare.
+what calls cost, and where asking stops. local, endpoint, replay: weights in this process, a server, recorded answers.
+program: programs around a model whose steps see only what they declare.
 """
 
 from privlm.llm.account import Usage

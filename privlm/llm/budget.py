@@ -15,10 +15,12 @@ LIMITS = ("calls", "tokens", "usd", "seconds")
 
 
 class BudgetExhausted(errors.BudgetExhausted):
-    """The next call would exceed `limit`, one of calls, tokens, usd and seconds."""
+    """The next call would exceed `limit`, one of calls, tokens, usd and seconds. role: whose budget, "" for the only
+    one.
+    """
 
-    def __init__(self, limit: str, allowed: float) -> None:
-        super().__init__(f"llm.budget.{limit}={allowed:g} is reached")
+    def __init__(self, limit: str, allowed: float, role: str = "") -> None:
+        super().__init__(f"{f'{role}: ' if role else ''}llm.budget.{limit}={allowed:g} is reached")
         self.limit = limit
 
 
@@ -43,7 +45,7 @@ class Spent:
 class Budget:
     """Limits, and what was spent under them. None: no limit.
 
-    spent: by earlier tries of the same run.
+    spent: by earlier tries of the same run. role: whose budget it is, for messages.
     """
 
     def __init__(
@@ -54,15 +56,17 @@ class Budget:
         usd: float | None = None,
         seconds: float | None = None,
         spent: Spent = Spent(),
+        role: str = "",
     ) -> None:
         limits = zip(LIMITS, (calls, tokens, usd, seconds), strict=True)
         self.limits = {name: limit for name, limit in limits if limit is not None}
         self.spent = spent
+        self._role = role
 
     @classmethod
-    def of(cls, limits: Any, *, spent: Spent = Spent()) -> Budget:
+    def of(cls, limits: Any, *, spent: Spent = Spent(), role: str = "") -> Budget:
         """The budget of a configuration (privlm.llm.schema.LLMBudget)."""
-        return cls(**{limit: getattr(limits, limit) for limit in LIMITS}, spent=spent)
+        return cls(**{limit: getattr(limits, limit) for limit in LIMITS}, spent=spent, role=role)
 
     def exceeded(self, reserved: Spent) -> BudgetExhausted | None:
         """What is to be raised instead of spending `reserved` more; None when there is room."""
@@ -70,5 +74,5 @@ class Budget:
         for name, allowed in self.limits.items():
             value = getattr(total, name)
             if value > allowed or (name == "seconds" and value >= allowed):
-                return BudgetExhausted(name, allowed)
+                return BudgetExhausted(name, allowed, self._role)
         return None

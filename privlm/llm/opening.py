@@ -31,50 +31,63 @@ class Run(Protocol):
     def say(self, message: str) -> None: ...
 
 
+ROLE = "llm"
+"""The role of whoever is asked where a run has no other."""
+
+
 @contextlib.contextmanager
-def open_llm(config: Any, job: Run) -> Iterator[LanguageModel]:
+def open_llm(config: Any, job: Run, role: str = ROLE, backend: Backend | None = None) -> Iterator[LanguageModel]:
     """The model that the group `llm` names, with its call record: llm_calls.sqlite of the run directory, or of
-    llm.cache_dir. What earlier tries of the run have spent counts in its budget. Says at the end what was asked.
+    llm.cache_dir. Says at the end what was asked.
 
     Nothing is loaded and no server is asked before the first request that the record does not answer.
+
+    role: what the model is in this run (reader, judge, guide). Each has a bill of its own in the record: what earlier
+        tries of the run have spent in a role counts in the budget of that role alone, and llm.budget holds for each.
+    backend: asked in place of the one that `config` names, which then says only how answers are kept; it costs no
+        money, and stays open: `open_llm(config.llm, job, role="guide", backend=LocalBackend.of(loaded))`.
     """
     with contextlib.ExitStack() as stack:
-        backend = open_backend(config, lambda: job.stop.signum)
-        stack.callback(backend.close)
+        caller = _caller(config, role, backend)
+        price = _price(config) if backend is None else None
+        if backend is None:
+            backend = open_backend(config, lambda: job.stop.signum)
+            stack.callback(backend.close)
         record = _open_record(config, job.directory)
         if record is not None:
             stack.callback(record.close)
-        spent = Spent() if record is None else record.spent(job.run_hash)
+        payer = job.run_hash if role == ROLE else f"{job.run_hash} {role}"
+        spent = Spent() if record is None else record.spent(payer)
         model = LanguageModel(
             backend,
             record=record,
             cache=config.cache,
-            budget=Budget.of(config.budget, spent=spent),
-            price=_price(config),
+            budget=Budget.of(config.budget, spent=spent, role="" if role == ROLE else role),
+            price=price,
             stop=lambda: job.stop.signum,
-            label=label(config),
-            payer=job.run_hash,
+            label=caller,
+            payer=payer,
             keep_prompts=config.trace == "full",
         )
         try:
             yield model
         finally:
             if model.usage.calls or model.usage.cached:
-                job.say(f"{label(config)}: {model.usage}")
+                job.say(f"{caller}: {model.usage}")
 
 
 def open_backend(config: Any, stop: Callable[[], int] = lambda: 0) -> Backend:
     """The backend of a configuration. stop: signal number once the run is asked to stop."""
     if config.backend == "replay":
-        from privlm.llm.backends.replay import ReplayBackend
+        from privlm.llm.replay import ReplayBackend
 
         return ReplayBackend(_replay_path(config), config.model)
     if config.backend == "endpoint":
         _require_client()
-        from privlm.llm.backends.endpoint import EndpointBackend
+        from privlm.llm.endpoint.backend import EndpointBackend
 
         return EndpointBackend(config, stop)
-    from privlm.llm.backends.local import LocalBackend
+    from privlm.llm.local.backend import LocalBackend
 
     return LocalBackend.from_files(config)
 
@@ -85,11 +98,11 @@ def llm_inputs(config: Any) -> dict[str, str]:
     Raises UsageError for weights, a file or a package that are not at hand.
     """
     if config.backend == "replay":
-        from privlm.llm.backends.replay import fingerprint
+        from privlm.llm.replay import fingerprint
 
         return {"llm": fingerprint(_replay_path(config))}
     if config.backend == "local":
-        from privlm.llm.weights import locate_llm
+        from privlm.llm.local.weights import locate_llm
 
         return {"llm": locate_llm(config).fingerprint}
     _require_client()
@@ -99,6 +112,12 @@ def llm_inputs(config: Any) -> dict[str, str]:
 def label(config: Any) -> str:
     """The words that chose the model, for messages."""
     return f"llm={config.name} llm.api={config.api}" if config.backend == "endpoint" else f"llm={config.name}"
+
+
+def _caller(config: Any, role: str, backend: Backend | None) -> str:
+    """How messages call a role: by the words that chose its model, by its name where it is not the only one."""
+    words = label(config) if backend is None else backend.model
+    return words if role == ROLE else f"{role} ({words})"
 
 
 def _require_client() -> None:

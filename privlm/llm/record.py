@@ -214,7 +214,7 @@ class CallRecord:
             )
 
     def spent(self, payer: str) -> Spent:
-        """What all tries of `payer` (a run) have spent."""
+        """What all tries of `payer` (a run, or a role in it) have spent."""
         with self._named():
             row = self._database.execute(
                 "SELECT calls, prompt_tokens, completion_tokens, usd, seconds FROM spent WHERE payer=?", [payer]

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from privlm.errors import BudgetExhausted, ServiceError
-from privlm.llm.backends.replay import ReplayBackend
 from privlm.llm.client import LanguageModel
 from privlm.llm.program import ItemResult, Trace, run_programs
+from privlm.llm.replay import ReplayBackend
 from privlm.llm.types import Answer, GenerateRequest, Message, Sampling
 from privlm.llm.types import Reply as ModelReply
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-PRELOADED = ["privlm.cli.starting", "privlm.launch", "privlm.llm.backends.endpoint", "openai", "tokenizers"]
+PRELOADED = ["privlm.cli.starting", "privlm.launch", "privlm.llm.endpoint.backend", "openai", "tokenizers"]
 
 
 @dataclass(frozen=True)

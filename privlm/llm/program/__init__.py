@@ -2,7 +2,7 @@
 for one small step at a time and sees only what that step declares.
 
 step: one call, its template, inputs and parser. context: what a program holds (generate, score, choose, map, search,
-vote). items: runs a program over many items. parsers, budget, search, trace: its parts. No torch.
+vote). items: runs a program over many items. outcomes, parsers, budget, search, trace: its parts. No torch.
 
     ASK = Step("ask", "Question: {{ question }}\\nAnswer:", inputs=("question",), parse=choice("yes", "no"), reasks=1)
 
@@ -13,8 +13,9 @@ vote). items: runs a program over many items. parsers, budget, search, trace: it
 """
 
 from privlm.llm.program.budget import ItemBudgetExhausted
-from privlm.llm.program.context import AsyncContext, CallFailed, Chosen, Context, MalformedError, StepResult
+from privlm.llm.program.context import AsyncContext, Context
 from privlm.llm.program.items import ItemResult, run_program, run_programs
+from privlm.llm.program.outcomes import CallFailed, Chosen, MalformedError, StepResult
 from privlm.llm.program.parsers import ParseError, choice, json_object, number, regex, stripped
 from privlm.llm.program.search import SearchResult
 from privlm.llm.program.step import Step

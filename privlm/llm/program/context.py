@@ -1,24 +1,23 @@
 """What a program holds: the model for one step at a time, under the budget of its item, every call in its trace.
 
-Context is for programs that are plain functions, AsyncContext for those that are coroutines; the methods are the same.
-Each method is written once, as a generator that yields the requests of one batch and is sent their replies.
+AsyncContext is for programs that are coroutines, Context for those that are plain functions: the same methods, each
+done when it returns.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, Unpack
 
 from privlm.errors import PrivLMError
-from privlm.llm.program import search as searching
 from privlm.llm.program.budget import ItemBudgetExhausted, Spending
+from privlm.llm.program.outcomes import CallFailed, Chosen, StepResult, ending
 from privlm.llm.program.parsers import ParseError
-from privlm.llm.program.search import SearchResult
+from privlm.llm.program.search import Rules, SearchResult, search
 from privlm.llm.program.step import Step
 from privlm.llm.program.trace import ItemTrace
 from privlm.llm.types import ANSWERED, Answer, GenerateRequest, Reply, Request, Score, ScoreRequest
@@ -26,8 +25,8 @@ from privlm.llm.types import ANSWERED, Answer, GenerateRequest, Reply, Request, 
 S = TypeVar("S")
 T = TypeVar("T")
 P = ParamSpec("P")
-Work = Generator[list[Request], list[Reply], T]
 Variables = Mapping[str, Any]
+Ask = Callable[[list[Request]], Awaitable[list[Reply]]]
 
 
 class Model(Protocol):
@@ -40,56 +39,6 @@ class Model(Protocol):
     def usd(self, reply: Reply) -> float | None: ...
 
 
-class CallFailed(PrivLMError):
-    """A call ended without an answer (timeout, server error ...): the item is left for the next run."""
-
-
-class MalformedError(PrivLMError):
-    """The output of a step could not be read, at the last attempt either."""
-
-
-ENDINGS = {ItemBudgetExhausted: "budget_exhausted", MalformedError: "malformed", CallFailed: "failed"}
-
-
-def ending(error: BaseException | None) -> str | None:
-    """The status of an item that `error` ends, None for an error that ends the run."""
-    return next((status for kind, status in ENDINGS.items() if isinstance(error, kind)), None)
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a generation gave.
-
-    value: as parsed, None unless status is ok. status: ok, malformed or refused. text: the output as it came.
-    error: why it could not be read. logprobs: of the generated tokens, if the step asks for them. finished: the model
-    came to an end by itself, not at max_tokens.
-    """
-
-    step: str
-    value: Any
-    status: str
-    text: str
-    attempts: int
-    error: str | None = None
-    logprobs: tuple[float, ...] | None = None
-    finished: bool = True
-
-    def require(self) -> Any:
-        """The value. Raises MalformedError where there is none, which ends the item with that status."""
-        if self.status != "ok":
-            raise MalformedError(f"step '{self.step}': {self.error or self.status}")
-        return self.value
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The most likely option: its text, its place, and the scores of all options in their order."""
-
-    option: str
-    index: int
-    scores: tuple[Score, ...]
-
-
 @dataclass(frozen=True)
 class Item:
     """What all contexts of one item share."""
@@ -99,17 +48,84 @@ class Item:
     trace: ItemTrace
 
 
-class _Operations(ABC):
-    """The part of a context that does not care who waits for whom."""
+class AsyncContext:
+    """What a program that is a coroutine function is given first.
 
-    def __init__(self, item: Item, span: int = 0, *, unbounded: bool = False) -> None:
+    What several coroutines ask at the same time (of one program by asyncio.gather, or of several items) goes to the
+    model in one batch.
+
+    Every call raises UsageError for an undeclared variable, ItemBudgetExhausted instead of exceeding the budget of the
+    item, CallFailed for a call without an answer, and what the language model raises (BudgetExhausted of the run,
+    ServiceError, Interrupted).
+    """
+
+    def __init__(self, item: Item, span: int = 0, *, ask: Ask, unbounded: bool = False) -> None:
         self._item = item
         self._span = span
+        self._ask = ask
         self._unbounded = unbounded
 
     @property
     def spending(self) -> Spending:
         return self._item.spending
+
+    async def generate(self, step: Step, /, **variables: Any) -> StepResult:
+        """One generation, read by the step's parser, asked again as often as the step allows."""
+        return (await self._generate(step, [variables]))[0]
+
+    async def score(self, step: Step | str, continuation: str | None = None, /, **variables: Any) -> Score:
+        """The likelihood of a step's continuation; score(context, continuation) takes plain texts."""
+        if isinstance(step, str):
+            step, variables = _plain_score(step, continuation or "")
+        ((score,),) = await self._score(step, [variables])
+        return score
+
+    async def choose(self, step: Step | str, options: Sequence[str] = (), /, **variables: Any) -> Chosen:
+        """The most likely of a step's options, of equals the first; choose(context, options) takes plain texts."""
+        if isinstance(step, str):
+            step, variables = _plain_choice(step, options)
+        (scores,) = await self._score(step, [variables])
+        return _choose(step, scores)
+
+    async def map(self, step: Step, items: Sequence[Variables]) -> list[Any]:
+        """The step for each of `items` (its variables), asked in one batch: StepResult, Score or Chosen by its kind."""
+        if not items:
+            return []
+        if step.kind == "generate":
+            return await self._generate(step, items)
+        families = await self._score(step, items)
+        return [score for (score,) in families] if step.kind == "score" else [_choose(step, each) for each in families]
+
+    async def run(
+        self,
+        program: Callable[Concatenate[AsyncContext, P], Coroutine[Any, Any, T]],
+        *arguments: P.args,
+        **keywords: P.kwargs,
+    ) -> T:
+        """A program within this one: it spends the same budget and its trace hangs under this span."""
+        with self.span(program.__name__) as inner:
+            return await program(inner, *arguments, **keywords)
+
+    async def search(
+        self,
+        start: Sequence[S],
+        *,
+        expand: Callable[[AsyncContext, list[S]], Awaitable[list[list[S]]]],
+        **rules: Unpack[Rules[S]],
+    ) -> SearchResult[S]:
+        """Expands states by the rules of privlm.llm.program.search until these or the budget of the item end it.
+
+        expand: states -> the children of each; it makes its calls by ctx.map, in one batch.
+        """
+
+        async def children(states: list[S]) -> list[list[S]] | None:
+            ranks = [rules["rank"](state) for state in states]
+            with contextlib.suppress(ItemBudgetExhausted), inner.span("expand", ranks=ranks) as here:
+                return await expand(here, states)
+            return None
+
+        with self.span("search") as inner:
+            return await search(start, children, **rules)
 
     def note(self, **values: Any) -> None:
         """Writes numbers, names and lists of them to the span of this context in the trace."""
@@ -121,14 +137,14 @@ class _Operations(ABC):
         return max(counts, key=counts.__getitem__) if counts else None
 
     @contextlib.contextmanager
-    def span(self, name: str, **values: Any) -> Iterator[Self]:
-        """A named part of the program: a context of the same kind whose calls hang under it in the trace."""
+    def span(self, name: str, **values: Any) -> Iterator[AsyncContext]:
+        """A named part of the program: a context whose calls hang under it in the trace."""
         trace = self._item.trace
         span = trace.open_span(name, parent=self._span)
         trace.note(span, values)
         status = "failed"
         try:
-            yield self._at(span)
+            yield AsyncContext(self._item, span, ask=self._ask, unbounded=self._unbounded)
             status = "done"
         except PrivLMError as error:
             status = ending(error) or status
@@ -136,43 +152,17 @@ class _Operations(ABC):
         finally:
             trace.close_span(span, status)
 
-    def beyond_budget(self) -> Self:
+    def beyond_budget(self) -> AsyncContext:
         """The same context for the few calls of a forced answer, which the budget of the item does not refuse."""
-        return type(self)(self._item, self._span, unbounded=True, **self._means())
+        return AsyncContext(self._item, self._span, ask=self._ask, unbounded=True)
 
-    def _at(self, span: int) -> Self:
-        return type(self)(self._item, span, unbounded=self._unbounded, **self._means())
-
-    @abstractmethod
-    def _means(self) -> dict[str, Any]:
-        """What a context of this class is made with, besides its item and span."""
-
-    def _before(self, requests: Sequence[Request]) -> None:
-        if not self._unbounded:
-            self.spending.require(len(requests))
-
-    def _record(self, step: Step, requests: Sequence[Request], replies: Sequence[Reply], began: float) -> list[int]:
-        """Books the calls of one batch; returns their lines in the trace. Raises CallFailed if one has no answer."""
-        self.spending.add(replies)
-        ms = 1000 * (time.monotonic() - began)
-        lines = [
-            self._item.trace.call(self._span, step.name, request, reply, ms=ms)
-            for request, reply in zip(requests, replies, strict=True)
-        ]
-        for reply in replies:
-            if isinstance(reply, Answer) and reply.status not in ANSWERED:
-                raise CallFailed(f"step '{step.name}': {reply.status}" + (f", {reply.detail}" if reply.detail else ""))
-        return lines
-
-    def _generate(self, step: Step, many: Sequence[Variables]) -> Work[list[StepResult]]:
+    async def _generate(self, step: Step, many: Sequence[Variables]) -> list[StepResult]:
         prompts = [step.prompt(variables) for variables in many]
         results: dict[int, StepResult] = {}
         open_ = list(range(len(many)))
         for attempt in range(1, step.reasks + 2):
-            began = time.monotonic()
             requests = [step.generate_request(prompts[number], self._item.name) for number in open_]
-            replies = yield list(requests)
-            lines = self._record(step, requests, replies, began)
+            replies, lines = await self._replies(step, requests)
             for number, reply, line in zip(open_, replies, lines, strict=True):
                 assert isinstance(reply, Answer)
                 result = results[number] = _read(step, reply, attempt)
@@ -185,25 +175,90 @@ class _Operations(ABC):
                 break
         return [results[number] for number in range(len(many))]
 
-    def _score(self, step: Step, many: Sequence[Variables]) -> Work[list[tuple[Score, ...]]]:
+    async def _score(self, step: Step, many: Sequence[Variables]) -> list[tuple[Score, ...]]:
         """The scores of each of `many`: one for a score, one for each option of a choice."""
         families = [step.score_requests(variables) for variables in many]
-        requests = [request for family in families for request in family]
-        began = time.monotonic()
-        replies = yield list(requests)
-        self._record(step, requests, replies, began)
+        replies, _ = await self._replies(step, [request for family in families for request in family])
         rest = iter(replies)
         return [tuple(next(rest) for _ in family) for family in families]  # type: ignore[misc]
 
-    def _map(self, step: Step, many: Sequence[Variables]) -> Work[list[Any]]:
-        if not many:
-            return []
-        if step.kind == "generate":
-            return (yield from self._generate(step, many))
-        scores = yield from self._score(step, many)
-        if step.kind == "score":
-            return [score for (score,) in scores]
-        return [_choose(step, family) for family in scores]
+    async def _replies(self, step: Step, requests: Sequence[Request]) -> tuple[list[Reply], list[int]]:
+        """The replies of one batch and their lines in the trace. Raises CallFailed if one has no answer."""
+        if not self._unbounded:
+            self.spending.require(len(requests))
+        began = time.monotonic()
+        replies = await self._ask(list(requests))
+        self.spending.add(replies)
+        ms = 1000 * (time.monotonic() - began)
+        lines = [
+            self._item.trace.call(self._span, step.name, request, reply, ms=ms)
+            for request, reply in zip(requests, replies, strict=True)
+        ]
+        for reply in replies:
+            if isinstance(reply, Answer) and reply.status not in ANSWERED:
+                raise CallFailed(f"step '{step.name}': {reply.status}" + (f", {reply.detail}" if reply.detail else ""))
+        return replies, lines
+
+
+class Context:
+    """What a program that is a plain function is given first: an AsyncContext, which says what each method does, with
+    calls that are done when they return.
+    """
+
+    def __init__(self, inner: AsyncContext) -> None:
+        """inner: its `ask` waits for nobody."""
+        self._inner = inner
+
+    @property
+    def spending(self) -> Spending:
+        return self._inner.spending
+
+    def generate(self, step: Step, /, **variables: Any) -> StepResult:
+        return _done(self._inner.generate(step, **variables))
+
+    def score(self, step: Step | str, continuation: str | None = None, /, **variables: Any) -> Score:
+        return _done(self._inner.score(step, continuation, **variables))
+
+    def choose(self, step: Step | str, options: Sequence[str] = (), /, **variables: Any) -> Chosen:
+        return _done(self._inner.choose(step, options, **variables))
+
+    def map(self, step: Step, items: Sequence[Variables]) -> list[Any]:
+        return _done(self._inner.map(step, items))
+
+    def run(self, program: Callable[Concatenate[Context, P], T], *arguments: P.args, **keywords: P.kwargs) -> T:
+        with self.span(program.__name__) as inner:
+            return program(inner, *arguments, **keywords)
+
+    def search(
+        self, start: Sequence[S], *, expand: Callable[[Context, list[S]], list[list[S]]], **rules: Unpack[Rules[S]]
+    ) -> SearchResult[S]:
+        async def children(here: AsyncContext, states: list[S]) -> list[list[S]]:
+            return expand(Context(here), states)
+
+        return _done(self._inner.search(start, expand=children, **rules))
+
+    def note(self, **values: Any) -> None:
+        self._inner.note(**values)
+
+    def vote(self, answers: Iterable[T | None]) -> T | None:
+        return self._inner.vote(answers)
+
+    @contextlib.contextmanager
+    def span(self, name: str, **values: Any) -> Iterator[Context]:
+        with self._inner.span(name, **values) as inner:
+            yield Context(inner)
+
+    def beyond_budget(self) -> Context:
+        return Context(self._inner.beyond_budget())
+
+
+def _done(work: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine returns that waits for nobody."""
+    try:
+        work.send(None)
+    except StopIteration as end:
+        return end.value
+    raise AssertionError(f"{work} waits for somebody")
 
 
 def _read(step: Step, reply: Answer, attempt: int) -> StepResult:
@@ -232,171 +287,3 @@ def _plain_score(context: str, continuation: str) -> tuple[Step, dict[str, Any]]
 
 def _plain_choice(context: str, options: Sequence[str]) -> tuple[Step, dict[str, Any]]:
     return Step("choose", "{{ context }}", ("context",), options=tuple(options)), {"context": context}
-
-
-class Context(_Operations):
-    """What a program that is a plain function is given first.
-
-    Every call raises UsageError for an undeclared variable, ItemBudgetExhausted instead of exceeding the budget of the
-    item, and what the language model raises (BudgetExhausted of the run, ServiceError, Interrupted).
-    """
-
-    def __init__(
-        self, item: Item, span: int = 0, *, ask: Callable[[list[Request]], list[Reply]], unbounded: bool = False
-    ) -> None:
-        super().__init__(item, span, unbounded=unbounded)
-        self._ask = ask
-
-    def generate(self, step: Step, /, **variables: Any) -> StepResult:
-        """One generation, read by the step's parser, asked again as often as the step allows."""
-        return self._drive(self._generate(step, [variables]))[0]
-
-    def score(self, step: Step | str, continuation: str | None = None, /, **variables: Any) -> Score:
-        """The likelihood of a step's continuation; score(context, continuation) takes plain texts."""
-        if isinstance(step, str):
-            step, variables = _plain_score(step, continuation or "")
-        return self._drive(self._map(step, [variables]))[0]
-
-    def choose(self, step: Step | str, options: Sequence[str] = (), /, **variables: Any) -> Chosen:
-        """The most likely of a step's options, of equals the first; choose(context, options) takes plain texts."""
-        if isinstance(step, str):
-            step, variables = _plain_choice(step, options)
-        return self._drive(self._map(step, [variables]))[0]
-
-    def map(self, step: Step, items: Sequence[Variables]) -> list[Any]:
-        """The step for each of `items` (its variables), asked in one batch: StepResult, Score or Chosen by its kind."""
-        return self._drive(self._map(step, items))
-
-    def run(self, program: Callable[Concatenate[Context, P], T], *arguments: P.args, **keywords: P.kwargs) -> T:
-        """A program within this one: it spends the same budget and its trace hangs under this span."""
-        with self.span(program.__name__) as inner:
-            return program(inner, *arguments, **keywords)
-
-    def search(
-        self,
-        start: Sequence[S],
-        *,
-        expand: Callable[[Context, list[S]], list[list[S]]],
-        rank: Callable[[S], float],
-        is_complete: Callable[[S], bool],
-        enough: Callable[[Sequence[S]], bool],
-        beam: int | None = None,
-        max_expansions: int | None = None,
-    ) -> SearchResult[S]:
-        """Expands states, the lowest rank first, until `enough` are complete, or frontier or budget are spent.
-
-        expand: states -> the children of each; it makes its calls by ctx.map, in one batch. beam: None is best-first
-        over all states; k keeps the k best of each level. Ties go by insertion.
-        """
-        steps = searching.search(
-            start, rank=rank, is_complete=is_complete, enough=enough, beam=beam, max_expansions=max_expansions
-        )
-        with self.span("search") as inner:
-            going, out = _advance(steps, None)
-            while going:
-                families = None
-                with (
-                    contextlib.suppress(ItemBudgetExhausted),
-                    inner.span("expand", ranks=[rank(state) for state in out]) as here,
-                ):
-                    families = expand(here, out)
-                going, out = _advance(steps, families)
-        return out
-
-    def _drive(self, work: Work[T]) -> T:
-        going, out = _advance(work, None)
-        while going:
-            self._before(out)
-            going, out = _advance(work, self._ask(out))
-        return out
-
-    def _means(self) -> dict[str, Any]:
-        return {"ask": self._ask}
-
-
-class AsyncContext(_Operations):
-    """What a program that is a coroutine function is given first: a Context whose calls are awaited.
-
-    What several coroutines ask at the same time (of one program by asyncio.gather, or of several items) goes to the
-    model in one batch.
-    """
-
-    def __init__(
-        self,
-        item: Item,
-        span: int = 0,
-        *,
-        ask: Callable[[list[Request]], Awaitable[list[Reply]]],
-        unbounded: bool = False,
-    ) -> None:
-        super().__init__(item, span, unbounded=unbounded)
-        self._ask = ask
-
-    async def generate(self, step: Step, /, **variables: Any) -> StepResult:
-        return (await self._drive(self._generate(step, [variables])))[0]
-
-    async def score(self, step: Step | str, continuation: str | None = None, /, **variables: Any) -> Score:
-        if isinstance(step, str):
-            step, variables = _plain_score(step, continuation or "")
-        return (await self._drive(self._map(step, [variables])))[0]
-
-    async def choose(self, step: Step | str, options: Sequence[str] = (), /, **variables: Any) -> Chosen:
-        if isinstance(step, str):
-            step, variables = _plain_choice(step, options)
-        return (await self._drive(self._map(step, [variables])))[0]
-
-    async def map(self, step: Step, items: Sequence[Variables]) -> list[Any]:
-        return await self._drive(self._map(step, items))
-
-    async def run(
-        self,
-        program: Callable[Concatenate[AsyncContext, P], Coroutine[Any, Any, T]],
-        *arguments: P.args,
-        **keywords: P.kwargs,
-    ) -> T:
-        with self.span(program.__name__) as inner:
-            return await program(inner, *arguments, **keywords)
-
-    async def search(
-        self,
-        start: Sequence[S],
-        *,
-        expand: Callable[[AsyncContext, list[S]], Awaitable[list[list[S]]]],
-        rank: Callable[[S], float],
-        is_complete: Callable[[S], bool],
-        enough: Callable[[Sequence[S]], bool],
-        beam: int | None = None,
-        max_expansions: int | None = None,
-    ) -> SearchResult[S]:
-        steps = searching.search(
-            start, rank=rank, is_complete=is_complete, enough=enough, beam=beam, max_expansions=max_expansions
-        )
-        with self.span("search") as inner:
-            going, out = _advance(steps, None)
-            while going:
-                families = None
-                with (
-                    contextlib.suppress(ItemBudgetExhausted),
-                    inner.span("expand", ranks=[rank(state) for state in out]) as here,
-                ):
-                    families = await expand(here, out)
-                going, out = _advance(steps, families)
-        return out
-
-    async def _drive(self, work: Work[T]) -> T:
-        going, out = _advance(work, None)
-        while going:
-            self._before(out)
-            going, out = _advance(work, await self._ask(out))
-        return out
-
-    def _means(self) -> dict[str, Any]:
-        return {"ask": self._ask}
-
-
-def _advance(generator: Generator[Any, Any, Any], value: Any) -> tuple[bool, Any]:
-    """Sends `value` into a generator: (True, what it yields) or (False, what it returns)."""
-    try:
-        return True, generator.send(value)
-    except StopIteration as stop:
-        return False, stop.value

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from privlm.llm.program.budget import UNLIMITED, Spending
-from privlm.llm.program.context import AsyncContext, Context, Item, Model, ending
+from privlm.llm.program.context import AsyncContext, Context, Item, Model
+from privlm.llm.program.outcomes import ending
 from privlm.llm.program.trace import Trace
 from privlm.llm.schema import LLMBudget
 from privlm.llm.types import GenerateRequest, Reply, Request, ScoreRequest
@@ -69,9 +70,13 @@ def run_programs(
     if inspect.iscoroutinefunction(program):
         asyncio.run(_run_together(program, items, model, on_done, trace, budget, width, tick))
         return
+
+    async def at_once(requests: list[Request]) -> list[Reply]:
+        return _ask(model, requests)
+
     for number, (name, arguments) in enumerate(items.items(), start=1):
         with _Running(name, program, model, trace, budget) as running:
-            running.value = program(Context(running.item, ask=lambda requests: _ask(model, requests)), *arguments)
+            running.value = program(Context(AsyncContext(running.item, ask=at_once)), *arguments)
         on_done(name, running.result)
         tick(number)
 

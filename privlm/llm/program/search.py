@@ -6,9 +6,9 @@ Ties are broken by the order of insertion, so that a search is the same each tim
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NotRequired, TypedDict, TypeVar, Unpack
 
 S = TypeVar("S")
 
@@ -52,30 +52,40 @@ class Frontier(Generic[S]):
         self._heap.clear()
 
 
-def search(
-    start: Sequence[S],
-    *,
-    rank: Callable[[S], float],
-    is_complete: Callable[[S], bool],
-    enough: Callable[[Sequence[S]], bool],
-    beam: int | None,
-    max_expansions: int | None,
-) -> Generator[list[S], list[list[S]] | None, SearchResult[S]]:
-    """Yields the states to expand next and is sent the children of each, or None when the budget is spent.
+class Rules(TypedDict, Generic[S]):
+    """Of a search. rank: the lowest first; ties go by insertion. enough: ends it, by what is complete.
 
     beam: None expands the best state of all that wait (best-first); k expands the k best of a level together and
-    forgets the others.
+    forgets the others. max_expansions: None, without limit.
     """
+
+    rank: Callable[[S], float]
+    is_complete: Callable[[S], bool]
+    enough: Callable[[Sequence[S]], bool]
+    beam: NotRequired[int | None]
+    max_expansions: NotRequired[int | None]
+
+
+async def search(
+    start: Sequence[S],
+    expand: Callable[[list[S]], Awaitable[list[list[S]] | None]],
+    **rules: Unpack[Rules[S]],
+) -> SearchResult[S]:
+    """Expands states until `enough` are complete, or none is left.
+
+    expand: states -> the children of each, None when the budget is spent.
+    """
+    beam, max_expansions = rules.get("beam"), rules.get("max_expansions")
     complete: list[S] = []
-    frontier = Frontier(rank)
+    frontier = Frontier(rules["rank"])
     for state in start:
         frontier.push(state)
     expansions = 0
     exhausted = False
-    while frontier and not enough(complete) and (max_expansions is None or expansions < max_expansions):
+    while frontier and not rules["enough"](complete) and (max_expansions is None or expansions < max_expansions):
         left = len(frontier) if max_expansions is None else max_expansions - expansions
         chosen = frontier.best(min(beam or 1, left))
-        families = yield chosen
+        families = await expand(chosen)
         if families is None:
             exhausted = True
             break
@@ -85,7 +95,7 @@ def search(
             frontier.clear()
         expansions += len(chosen)
         for child in (child for family in families for child in family):
-            if is_complete(child):
+            if rules["is_complete"](child):
                 complete.append(child)
             else:
                 frontier.push(child)

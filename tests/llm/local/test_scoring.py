@@ -7,8 +7,8 @@ import torch
 
 from privlm.config import LocalLLMConfig, defaults
 from privlm.errors import UsageError
-from privlm.llm.batching import Limits
-from privlm.llm.scoring import Encoder, score
+from privlm.llm.local.batching import Limits
+from privlm.llm.local.scoring import Encoder, score
 from privlm.llm.types import ScoreRequest
 from privlm.models.byte_level import byte_tokenizer
 from privlm.models.causal import random_causal_lm

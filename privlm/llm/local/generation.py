@@ -10,9 +10,9 @@ from collections.abc import Collection, Iterator, Sequence
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from privlm.llm.batching import Limits, Model, Rows, batches, shared_beginnings
-from privlm.llm.beams import Searched
-from privlm.llm.continuation import Continuation, Drawn, Prompt, Reading
+from privlm.llm.local.batching import Limits, Model, Rows, batches, shared_beginnings
+from privlm.llm.local.beams import Searched
+from privlm.llm.local.continuation import Continuation, Drawn, Prompt, Reading
 from privlm.llm.types import Answer
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from privlm.config import LocalLLMConfig, defaults
-from privlm.llm.batching import Limits
-from privlm.llm.continuation import Drawn, Prompt, Reading, most_likely, nucleus
-from privlm.llm.generation import generate
+from privlm.llm.local.batching import Limits
+from privlm.llm.local.continuation import Drawn, Prompt, Reading, most_likely, nucleus
+from privlm.llm.local.generation import generate
 from privlm.llm.types import GenerateRequest, Sampling
 from privlm.models.byte_level import byte_tokenizer
 from privlm.models.causal import random_causal_lm

@@ -1,4 +1,4 @@
-"""The continuation of one prompt while it grows, drawn token by token; privlm.llm.beams searches for one.
+"""The continuation of one prompt while it grows, drawn token by token; privlm.llm.local.beams searches for one.
 
 Shapes: R rows of a prompt, V entries of the vocabulary.
 """

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from privlm.errors import UsageError
-from privlm.llm.batching import Limits, Model, Rows, batches, shared_beginnings, worth_sharing
+from privlm.llm.local.batching import Limits, Model, Rows, batches, shared_beginnings, worth_sharing
 from privlm.llm.types import Score, ScoreRequest
 
 

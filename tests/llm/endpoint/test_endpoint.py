@@ -26,7 +26,7 @@ from support.llm import ask
 from privlm.config import EndpointLLMConfig, defaults
 from privlm.errors import ServiceError, UsageError
 from privlm.llm import LanguageModel
-from privlm.llm.backends.endpoint import EndpointBackend
+from privlm.llm.endpoint.backend import EndpointBackend
 from privlm.llm.types import GenerateRequest, Message, Sampling, ScoreRequest
 
 KEY = "sk-canary-5f2b"

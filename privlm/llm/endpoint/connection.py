@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from privlm.errors import UsageError
-from privlm.llm.retry import CallFailure, retry_after
+from privlm.llm.endpoint.retry import CallFailure, retry_after
 from privlm.llm.types import Status
 
 if TYPE_CHECKING:

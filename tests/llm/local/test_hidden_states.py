@@ -9,7 +9,7 @@ from support.llm import ScriptedBackend
 
 from privlm.errors import UsageError
 from privlm.llm import LanguageModel
-from privlm.llm.backends.local import LocalBackend
+from privlm.llm.local.backend import LocalBackend
 from privlm.models.byte_level import byte_tokenizer
 from privlm.models.causal import random_causal_lm
 

@@ -2,8 +2,8 @@ import threading
 
 import pytest
 
-from privlm.llm.limiter import Limiter
-from privlm.llm.retry import retry_after
+from privlm.llm.endpoint.limiter import Limiter
+from privlm.llm.endpoint.retry import retry_after
 
 pytestmark = pytest.mark.torch_free
 

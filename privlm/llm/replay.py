@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from privlm import files
 from privlm.errors import UsageError
-from privlm.llm.protocol import parse_reply
+from privlm.llm.endpoint.protocol import parse_reply
 from privlm.llm.types import Answer, GenerateRequest, Message, Norm, Pooling, Reply, Request, Score, ScoreRequest
 
 if TYPE_CHECKING:

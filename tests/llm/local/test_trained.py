@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from privlm.config import LocalLLMConfig, defaults
 from privlm.errors import UsageError
 from privlm.llm import LanguageModel
-from privlm.llm.backends.local import LocalBackend
+from privlm.llm.local.backend import LocalBackend
 from privlm.llm.record import CallRecord
 from privlm.llm.types import Answer, GenerateRequest, Message, Sampling, ScoreRequest
 from privlm.models.byte_level import byte_tokenizer

@@ -16,7 +16,7 @@ from support.serving import save_tiny_model, serve
 from privlm.config import EndpointLLMConfig, LocalLLMConfig, defaults
 from privlm.errors import UsageError
 from privlm.llm import LanguageModel
-from privlm.llm.backends.endpoint import EndpointBackend
+from privlm.llm.endpoint.backend import EndpointBackend
 from privlm.llm.record import CallRecord
 from privlm.llm.types import GenerateRequest, Message, Sampling
 
@@ -54,7 +54,7 @@ def backend(proxy, model):
 
 @pytest.mark.parametrize("api", ["chat", "completions"])
 def test_a_server_answers_as_the_same_weights_do_here(backend, model, api):
-    from privlm.llm.backends.local import LocalBackend
+    from privlm.llm.local.backend import LocalBackend
 
     texts = ("hi", "What is the capital of France?")
     prompts = [(Message("system", "Be brief."), Message("user", text)) if api == "chat" else text for text in texts]

@@ -6,12 +6,12 @@ from support.llm import ask
 
 from privlm.errors import UsageError
 from privlm.llm import LanguageModel
-from privlm.llm.backends.replay import ReplayBackend
+from privlm.llm.replay import ReplayBackend
 from privlm.llm.types import GenerateRequest, Message, Sampling, Score, ScoreRequest
 
 pytestmark = pytest.mark.torch_free
 
-AUTHORS = Path(__file__).resolve().parents[4] / "shared" / "data" / "kiciman_causal" / "author_outputs"
+AUTHORS = Path(__file__).resolve().parents[3] / "shared" / "data" / "kiciman_causal" / "author_outputs"
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from privlm.errors import UsageError
-from privlm.llm.batching import Limits, Model, batches, output_layer_sees, pad_right
+from privlm.llm.local.batching import Limits, Model, batches, output_layer_sees, pad_right
 from privlm.llm.types import Norm, Pooling
 
 

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from privlm.errors import UsageError
+from privlm.llm.local.weights import locate_llm
 from privlm.llm.schema import LocalLLMConfig
 from privlm.llm.weights import locate_llm
 from privlm.models.locate import download_weights
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from privlm.llm.batching import Model
+    from privlm.llm.local.batching import Model
     from privlm.models.causal import CausalLM
 
 
@@ -116,8 +117,8 @@ class FromFiles:
 class InMemory:
     """A model that its owner keeps: it is neither moved nor freed; see Source.
 
-    identity: of what the weights are when this is made, not of what they were built from: a digest of all parameters
-        and buffers. The frozen ones count too, since what was trained may be frozen by now.
+    identity: of what the weights are when this is made, not of what they were built from: a digest of all of them.
+        The frozen ones count too, since what was trained may be frozen by now.
     dtype: of the computation, by autocast; None: that of the weights.
     """
 
@@ -154,12 +155,13 @@ class InMemory:
 
 
 def digest_of_weights(loaded: Loaded) -> str:
-    """sha256 of name, type, shape and bytes of every parameter and buffer, and of `loaded.digest`."""
+    """sha256 of `loaded.digest` and of name, type, shape and bytes of every parameter and persistent buffer: about a
+    second a gigabyte.
+    """
     digest = hashlib.sha256(loaded.digest.encode())
-    for tensors in (loaded.model.named_parameters(), loaded.model.named_buffers()):
-        for name, tensor in tensors:
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(_bytes(tensor))
+    for name, tensor in loaded.model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(_bytes(tensor))
     return digest.hexdigest()
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from privlm.llm.continuation import Reading
+from privlm.llm.local.continuation import Reading
 from privlm.llm.types import Answer
 
 
@@ -34,7 +34,7 @@ class Beam:
 
 
 class Searched:
-    """Implements privlm.llm.continuation.Continuation: a row for each of the `num_beams` best beginnings.
+    """Implements privlm.llm.local.continuation.Continuation: a row for each of the `num_beams` best beginnings.
 
     An end counts when it is among the `num_beams` best candidates of its step. The search is over when no beginning has
     a better mean log-probability than the worst of `num_beams` ends; the answer is the end of the best.

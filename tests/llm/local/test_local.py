@@ -16,8 +16,8 @@ from peft import LoraConfig, get_peft_model
 
 from privlm.config import LocalLLMConfig, defaults
 from privlm.errors import UsageError
-from privlm.llm.backends.local import LocalBackend
 from privlm.llm.client import LanguageModel
+from privlm.llm.local.backend import LocalBackend
 from privlm.llm.record import CallRecord
 from privlm.llm.types import Answer, GenerateRequest, Message, Sampling, Score, ScoreRequest
 from privlm.models.byte_level import byte_tokenizer
@@ -132,7 +132,7 @@ def test_identity_needs_no_torch():
     code = """
 import sys
 from privlm.config import LocalLLMConfig, defaults
-from privlm.llm.backends.local import LocalBackend
+from privlm.llm.local.backend import LocalBackend
 backend = LocalBackend.from_files(defaults(LocalLLMConfig, "llm", "tiny"))
 print(backend.model, {"torch", "transformers"} & set(sys.modules))
 """

@@ -1,8 +1,9 @@
 """A server that speaks the OpenAI protocol, chat or completions: the hosted ones, vLLM, llama.cpp, transformers serve.
 
-Attempts that may succeed when repeated are (privlm.llm.retry). What then still fails is an answer with its status if
-the request may be at fault, and ends asking (ServiceError) if the server is: when it cannot be reached, is overloaded,
-or has failed several requests in a row. Refusals of the key, the address or the model are UsageErrors at once.
+Attempts that may succeed when repeated are (privlm.llm.endpoint.retry). What then still fails is an answer with its
+status if the request may be at fault, and ends asking (ServiceError) if the server is: when it cannot be reached, is
+overloaded, or has failed several requests in a row. Refusals of the key, the address or the model are UsageErrors at
+once.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from privlm.errors import ServiceError, UsageError
-from privlm.llm.connection import Connection
-from privlm.llm.limiter import Limiter
-from privlm.llm.protocol import echoed_score, parse_reply, prompt_logprobs_score
-from privlm.llm.retry import CallFailure, retrying
+from privlm.llm.endpoint.connection import Connection
+from privlm.llm.endpoint.limiter import Limiter
+from privlm.llm.endpoint.protocol import echoed_score, parse_reply, prompt_logprobs_score
+from privlm.llm.endpoint.retry import CallFailure, retrying
 from privlm.llm.tokens import TokenCounter, texts_of
 from privlm.llm.types import Answer, GenerateRequest, Message, Norm, Pooling, Reply, Request, Score, ScoreRequest
 from privlm.signals import Interrupted

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from privlm.errors import UsageError
+from privlm.llm.local.sources import FromFiles, InMemory, Loaded, Precision, Source
 from privlm.llm.schema import LocalLLMConfig
 from privlm.llm.sources import FromFiles, InMemory, Loaded, Precision, Source
 from privlm.llm.types import Answer, GenerateRequest, Message, Norm, Pooling, Reply, Request, ScoreRequest
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from privlm.llm.batching import Limits, Model
-    from privlm.llm.continuation import Prompt
-    from privlm.llm.scoring import Encoder
+    from privlm.llm.local.batching import Limits, Model
+    from privlm.llm.local.continuation import Prompt
+    from privlm.llm.local.scoring import Encoder
 
 BATCH_TOKENS = 8192  # as configs/llm/local.yaml has it
 CPU_TEXT_TOKENS = 512  # of given texts read at once: a CPU gains nothing by more, and scores come sooner
@@ -94,9 +95,9 @@ class LocalBackend:
             yield reply
 
     def _replies(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
-        from privlm.llm.continuation import Prompt
-        from privlm.llm.generation import generate
-        from privlm.llm.scoring import score
+        from privlm.llm.local.continuation import Prompt
+        from privlm.llm.local.generation import generate
+        from privlm.llm.local.scoring import score
 
         texts = {i: self._encoder(request) for i, request in enumerate(requests) if isinstance(request, ScoreRequest)}
         prompts = {
@@ -127,7 +128,7 @@ class LocalBackend:
         """
         import torch
 
-        from privlm.llm.hidden import hidden_states
+        from privlm.llm.local.hidden import hidden_states
 
         ids = [self._encoder.begin(text)[: self._source.window] for text in texts]
         if not all(ids):
@@ -150,12 +151,12 @@ class LocalBackend:
 
     @cached_property
     def _encoder(self) -> Encoder:
-        from privlm.llm.scoring import Encoder
+        from privlm.llm.local.scoring import Encoder
 
         return Encoder(self._tokenizer, self._source.window)
 
     def _limits(self, read_on_cpu: int) -> Limits:
-        from privlm.llm.batching import Limits
+        from privlm.llm.local.batching import Limits
 
         most = self._batch_tokens
         return Limits(held=most, read=min(most, read_on_cpu) if self._lm.device.type == "cpu" else most)

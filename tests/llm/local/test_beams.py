@@ -8,10 +8,10 @@ import torch
 
 from privlm.config import LocalLLMConfig, defaults
 from privlm.errors import UsageError
-from privlm.llm.batching import Limits
-from privlm.llm.beams import Searched
-from privlm.llm.continuation import Prompt, Reading
-from privlm.llm.generation import generate
+from privlm.llm.local.batching import Limits
+from privlm.llm.local.beams import Searched
+from privlm.llm.local.continuation import Prompt, Reading
+from privlm.llm.local.generation import generate
 from privlm.llm.types import GenerateRequest, Sampling
 from privlm.models.byte_level import byte_tokenizer
 from privlm.models.causal import random_causal_lm

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from privlm.config import LocalLLMConfig, defaults
-from privlm.llm.batching import Limits, Rows, batches, shared_beginnings
+from privlm.llm.local.batching import Limits, Rows, batches, shared_beginnings
 from privlm.models.causal import random_causal_lm
 
 FEW_SHOT, QUESTION = list(range(300, 340)), list(range(400, 420))

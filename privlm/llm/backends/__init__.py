@@ -1,1 +1,0 @@
-"""Where answers come from: local (weights in this process), endpoint (a server), replay (recorded answers)."""

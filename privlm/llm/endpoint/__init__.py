@@ -1,0 +1,1 @@
+"""A server that speaks the OpenAI protocol: its replies, its limits, its failures."""
