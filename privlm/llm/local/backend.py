@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from privlm.errors import UsageError
 from privlm.llm.local.sources import FromFiles, InMemory, Loaded, Precision, Source
 from privlm.llm.schema import LocalLLMConfig
-from privlm.llm.sources import FromFiles, InMemory, Loaded, Precision, Source
 from privlm.llm.types import Answer, GenerateRequest, Message, Norm, Pooling, Reply, Request, ScoreRequest
 
 if TYPE_CHECKING:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from privlm.errors import UsageError
 from privlm.llm.local.weights import locate_llm
 from privlm.llm.schema import LocalLLMConfig
-from privlm.llm.weights import locate_llm
 from privlm.models.locate import download_weights
 
 if TYPE_CHECKING:
