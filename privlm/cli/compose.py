@@ -93,7 +93,9 @@ def compose(words: Words) -> Composed:
         raise UsageError("\n".join([head, *(f"  {problem}" for problem in problems)]))
     OmegaConf.set_readonly(config, True)
     roles = identity.Roles(tuple(marked(config, "same_run")), tuple(marked(config, "same_cell")))
-    return Composed(config, complete, chosen_by, roles, None if lines is None else tuple(line.condition for line in lines))
+    return Composed(
+        config, complete, chosen_by, roles, None if lines is None else tuple(line.condition for line in lines)
+    )
 
 
 def with_recipe(words: Words) -> Words:

@@ -61,7 +61,7 @@ def hydra_flag(*argv):
 def test_cfg_prints_the_configuration_with_its_recipe():
     config = yaml.safe_load(hydra_flag("model=tiny", "--cfg", "job"))
     assert config["trainer"]["batch_size"] == 32
-    assert config["trainer"]["optimizer"] == "${task.presets[${adapter.name}].optimizer}"
+    assert config["runs"] == "${oc.env:PRIVLM_RUNS,runs}"
 
 
 def test_package_and_resolve():

@@ -197,7 +197,9 @@ def test_a_claim_is_judged_over_the_seeds_that_both_rows_have(tmp_path, make_run
         if seed:
             make_run(tmp_path, seed=seed, cell="low", values={"accuracy": 0.95 + seed / 100})
     table = build_table(
-        parse_table("ewtune_main", claimed()), find_runs(tmp_path), lambda words: cell_of(words[0].removeprefix("cell="))
+        parse_table("ewtune_main", claimed()),
+        find_runs(tmp_path),
+        lambda words: cell_of(words[0].removeprefix("cell=")),
     )
     assert table.notes[0] == (
         "claim: high beats low: holds (difference +2.00 [+2.00, +2.00], 95 % paired bootstrap over 3 seeds)"
