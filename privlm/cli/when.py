@@ -63,15 +63,16 @@ def read_lines(when: Mapping[str, str], config: DictConfig) -> list[Line]:
     return lines
 
 
-def values_of(lines: list[Line]) -> DictConfig:
-    """What lines that apply together set, as a tree. Raises UsageError if two of them set one key."""
+def values_of(lines: list[Line], without: Collection[str] = ()) -> DictConfig:
+    """What lines that apply together set, as a tree, but for some keys. Raises UsageError if two of them set one key."""
     tree = OmegaConf.create()
     for number, line in enumerate(lines):
         for other in lines[:number]:
             if both := [key for key in line.sets if any(_overlap(key, of_other) for of_other in other.sets)]:
                 raise UsageError(f"when {other.condition} and when {line.condition} both apply and set {both[0]}")
         for key, value in line.sets.items():
-            OmegaConf.update(tree, key, value)
+            if key not in without:
+                OmegaConf.update(tree, key, value)
     return tree
 
 

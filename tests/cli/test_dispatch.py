@@ -73,7 +73,7 @@ def test_package_and_resolve():
 def test_info_prints_the_defaults_tree():
     out = hydra_flag("model=roberta", "--info", "defaults-tree")
     assert "model: roberta" in out
-    assert "recipe: ewtune_paper" in out
+    assert "recipe/ewtune_paper" in out
 
 
 def test_config_dir_and_config_name(tmp_path):

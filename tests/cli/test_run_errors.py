@@ -45,7 +45,7 @@ MISTAKES = {
     "deletion": (["~trainer.momentum"], "trainer.momentum", "does not support deletion"),
     "below null": (["model.random.hidden_size=8"], "model.random.hidden_size=8", "null"),
     "interpolation": (["'privacy.epsilon=${privacy.nothing}'"], "privacy.epsilon", "privacy.nothing"),
-    "setting": (["scale=paper", "task.setting=lee"], "task.setting: 'lee'", "did you mean 'li'?"),
+    "setting": (["scale=paper", "task.setting=lee"], "task.setting: 'lee'", "own, rgp, li"),
     "config folder": (["--config-dir", "nowhere"], "--config-dir: no folder nowhere", ""),
     "config name": (["--config-name", "confg"], "--config-name", "confg"),
     "flag": (["--dryrun"], "--dryrun", "privlm run --help"),
