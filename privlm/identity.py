@@ -91,9 +91,10 @@ def slug(config: DictConfig) -> str:
 def _privacy_slug(privacy: DictConfig) -> str:
     if privacy.mechanism == "none":
         return "nonprivate"
-    if privacy.epsilon is not None:
-        return f"dp{privacy.epsilon:g}"
-    return f"noise{privacy.noise_multiplier:g}"
+    for name, key in (("dp", "epsilon"), ("noise", "noise_multiplier")):
+        if privacy.get(key) is not None:
+            return f"{name}{privacy[key]:g}"
+    return privacy.mechanism
 
 
 def _plain(config: DictConfig | dict[str, Any]) -> dict[str, Any]:

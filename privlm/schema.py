@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -94,11 +94,16 @@ def rules(schema: type | None) -> Iterator[tuple[str, Rule]]:
 
 
 def field_at(schema: type | None, path: Sequence[str]) -> Rule | None:
-    """The rule of the field at `path` of a schema, through the schemas in it; None where there is no such field."""
+    """The rule of the field at `path` of a schema, through the schemas and mappings in it; None where there is no such
+    field.
+    """
     key, *deeper = path
-    if deeper and dataclasses.is_dataclass(schema):
-        return field_at(get_type_hints(schema).get(key), deeper)
-    return dict(rules(schema)).get(key)
+    rule = dict(rules(schema)).get(key)
+    if schema is None or rule is None or not deeper:
+        return rule
+    inner = get_type_hints(schema)[key]
+    is_mapping = any(get_origin(part) is dict for part in (inner, *get_args(inner)))
+    return rule if is_mapping else field_at(inner, deeper)
 
 
 def problems(node: Any, config: Any, prefix: str = "") -> list[str]:

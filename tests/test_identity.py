@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from support.configs import composed
 
 from privlm import identity
-from privlm.cli.compose import Words, compose
+from privlm.identity import Roles
 
 pytestmark = pytest.mark.torch_free
 
@@ -17,13 +18,13 @@ INPUTS = {"data": "1" * 64, "model": "2" * 64}
 
 
 def config(*overrides: str) -> DictConfig:
-    return compose(Words(("task=ewtune", *overrides))).config
+    return composed("task=ewtune", *overrides).config
 
 
 def hashes(*overrides: str, **inputs: str) -> tuple[str, str]:
-    composed = compose(Words(("task=ewtune", *overrides)))
-    run_hash = identity.run_hash(composed.config, INPUTS | inputs, composed.roles)
-    return run_hash, identity.cell_hash(composed.config, composed.roles)
+    run = composed("task=ewtune", *overrides)
+    run_hash = identity.run_hash(run.config, INPUTS | inputs, run.roles)
+    return run_hash, identity.cell_hash(run.config, run.roles)
 
 
 RUN, CELL = hashes()
@@ -73,26 +74,35 @@ def test_a_null_enters_no_hash_however_deep_it_lies() -> None:
     assert identity.cell_hash({**content, "federated": {}}, Roles()) != identity.cell_hash(content, Roles())
 
 
-@pytest.mark.parametrize("overrides", [("model=roberta",), ("scale=smoke", "adapter=rgp"), ("task=causal", "llm=qwen")])
-def test_the_cell_is_the_same_from_config_yaml_as_when_composed(overrides: tuple[str, ...]) -> None:
-    composed = compose(Words(("task=ewtune", *overrides)[-3:] if overrides[0][:5] != "task=" else overrides))
-    written = yaml.safe_load(OmegaConf.to_yaml(composed.config))
-    assert identity.cell_hash(written, composed.roles) == identity.cell_hash(composed.config, composed.roles)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("task=ewtune", "model=roberta", "task.setting=li"),
+        ("task=ewtune", "scale=smoke", "adapter=rgp", "trainer.learning_rate=1e-7"),
+        ("task=causal", "llm=qwen", "task.suite=[arctic,crass]"),
+    ],
+)
+def test_the_cell_is_the_same_from_config_yaml_as_when_composed(words: tuple[str, ...], tmp_path: Path) -> None:
+    run = composed(*words)
+    OmegaConf.save(run.config, tmp_path / "config.yaml", resolve=True)
+    read = OmegaConf.to_container(OmegaConf.load(tmp_path / "config.yaml"))
+    assert isinstance(read, dict)
+    assert identity.cell_hash(read, run.roles) == identity.cell_hash(run.config, run.roles)
 
 
 def test_two_runs_whose_first_digits_collide_get_directories_of_their_own(tmp_path: Path) -> None:
-    composed = config(f"runs={tmp_path}")
+    one = config(f"runs={tmp_path}")
     first, second = "a" * 64, "a" * 8 + "b" * 56
-    directory = identity.run_directory(composed, first)
+    directory = identity.run_directory(one, first)
     directory.mkdir(parents=True)
     (directory / "status.json").write_text(json.dumps({"run_hash": first}))
-    assert identity.run_directory(composed, first) == directory
-    assert identity.run_directory(composed, second) == directory.with_name(directory.name + "b" * 8)
+    assert identity.run_directory(one, first) == directory
+    assert identity.run_directory(one, second) == directory.with_name(directory.name + "b" * 8)
 
 
 def test_names_of_directories_are_short_and_plain(tmp_path: Path) -> None:
-    composed = config("model.name=org/" + "x" * 300, f"runs={tmp_path}")
-    name = identity.run_directory(composed, RUN).name
+    one = config("model.name=org/" + "x" * 300, f"runs={tmp_path}")
+    name = identity.run_directory(one, RUN).name
     assert len(name) < 120
     assert "/" not in name
-    identity.run_directory(composed, RUN).mkdir(parents=True)
+    identity.run_directory(one, RUN).mkdir(parents=True)

@@ -216,11 +216,13 @@ def _lines(config: DictConfig) -> list[Line] | None:
 def _store_with(lines: list[Line], words: Words, plain: DictConfig) -> Words:
     """Makes a recipe known to Hydra that starts from the one in `plain` and sets what the lines say; the words with it.
 
-    A later entry of the defaults list, the user's primary config above all, and the words themselves win over it.
+    The user's primary config and the words win over it: a key that a word sets is left to that word, since Hydra would
+    merge two mappings.
     """
     recipe = plain.hydra.runtime.choices.get("recipe")
     bases = [] if recipe is None else [recipe]
-    node = OmegaConf.merge({"defaults": [*bases, "_self_"]}, values_of(lines))
+    given = [word.lstrip("+").partition("=")[0] for word in words.overrides]
+    node = OmegaConf.merge({"defaults": [*bases, "_self_"]}, values_of(lines, without=given))
     name = f"when_of_{recipe}"
     ConfigStore.instance().store(group="recipe", name=name, node=node, package="_global_")
     return words.with_overrides([*(word for word in words.overrides if not _is_recipe(word)), f"recipe={name}"])

@@ -12,7 +12,7 @@ once, from what recipe and user have chosen, so a line sets no group and no key 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,32 +50,29 @@ class Line:
 def read_lines(when: Mapping[str, str], config: DictConfig) -> list[Line]:
     """The lines of a recipe. config: composed, to name the key that could have been meant.
 
-    Raises UsageError for a condition that no run can meet, and for a line that sets a group or what a condition reads.
+    Raises UsageError for a condition that no run can meet, and for a line that sets an unknown key, a group, or what a
+    condition reads.
     """
     lines = [_read(condition, words) for condition, words in when.items()]
     read = {f"{key}.name" if _options(key) else key for line in lines for key in line.asks}
     for line in lines:
-        for key, value in line.asks.items():
-            if problem := _impossible(key, value, config):
-                raise UsageError(f"when {line.condition}: {problem}")
-        for key in line.sets:
-            if _options(key) or any(_overlap(key, other) for other in read):
-                raise UsageError(
-                    f"when {line.condition}: {key} is {'a group' if _options(key) else 'read by a condition'}, which "
-                    "no line may set: it is for the recipe itself or the command line"
-                )
+        problems = [_impossible(key, value, config) for key, value in line.asks.items()]
+        problems += [_not_to_set(key, read, config) for key in line.sets]
+        if found := "; ".join(filter(None, problems)):
+            raise UsageError(f"when {line.condition}: {found}")
     return lines
 
 
-def values_of(lines: list[Line]) -> DictConfig:
-    """What lines that apply together set, as a tree. Raises UsageError if two of them set one key."""
+def values_of(lines: list[Line], without: Collection[str] = ()) -> DictConfig:
+    """What lines that apply together set, as a tree, but for some keys. Raises UsageError if two of them set one key."""
     tree = OmegaConf.create()
     for number, line in enumerate(lines):
         for other in lines[:number]:
             if both := [key for key in line.sets if any(_overlap(key, of_other) for of_other in other.sets)]:
                 raise UsageError(f"when {other.condition} and when {line.condition} both apply and set {both[0]}")
         for key, value in line.sets.items():
-            OmegaConf.update(tree, key, value)
+            if key not in without:
+                OmegaConf.update(tree, key, value)
     return tree
 
 
@@ -106,6 +103,15 @@ def _impossible(key: str, value: Any, config: DictConfig) -> str:
         return no_key(key, flat_keys(config))
     problems = one_of(key, value, options) if (options := options_of(key)) else []
     return "; ".join(problems)
+
+
+def _not_to_set(key: str, read: Collection[str], config: DictConfig) -> str:
+    """Why no line may set `key`; '' if one may. read: the keys that conditions read."""
+    if _options(key):
+        return f"{key} is a group: choose it in the recipe itself or on the command line"
+    if any(_overlap(key, other) for other in read):
+        return f"{key} is read by a condition: set it in the recipe itself or on the command line"
+    return "" if is_key(key) else no_key(key, flat_keys(config))
 
 
 def _options(group: str) -> list[str]:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.torch_free
         ("privlm run task=ewt", ["task=ewtune"]),
         ("privlm sweep task=ewtune sca", ["scale="]),
         ("privlm run task=ewtune model=min", ["model=minilm"]),
-        ("privlm run task=ewtune task.se", ["task.setting=", "task.settings."]),
+        ("privlm run task=ewtune task.se", ["task.setting="]),
         ("privlm run task=ewtune trainer.batch", ["trainer.batch_size="]),
         ("privlm run task=ewtune privacy.rng=", ["privacy.rng=reproducible", "privacy.rng=secure"]),
         ("privlm run task=ewtune --dry-run trainer=d", ["trainer=ddp"]),
@@ -40,16 +40,11 @@ def test_candidates(line, expected):
     assert candidates(line) == expected
 
 
-def test_keys_of_a_task():
-    keys = candidates("privlm run task=ewtune task.")
-    assert keys == [
-        "task.max_train_examples.",
-        "task.name=",
-        "task.presets.",
-        "task.setting=",
-        "task.settings.",
-        "task.until=",
-    ]
+def test_keys_and_options_of_a_task():
+    assert candidates("privlm run task=ewtune task.") == ["task.name=", "task.setting=", "task.until="]
+    options = ["task.setting=li", "task.setting=own", "task.setting=rgp"]
+    assert candidates("privlm run task=ewtune task.setting=") == options
+    assert candidates("privlm run task=ewtune privacy.audit.canaries=d") == ["privacy.audit.canaries=dirac"]
 
 
 def test_internal_groups_are_not_offered():

@@ -36,7 +36,15 @@ def test_a_renamed_model_carries_its_new_name(tmp_path, capsys):
 
 def test_a_renamed_adapter_keeps_the_name_that_chooses_its_method(tmp_path):
     main(["adapter/lora", str(tmp_path), "lora_all"])
-    assert compose(Words(("task=ewtune", "adapter=lora_all"), (tmp_path,))).config.adapter.name == "lora"
+    config = compose(Words(("task=ewtune", "adapter=lora_all"), (tmp_path,))).config
+    assert config.adapter.name == "lora"
+    assert config.trainer.learning_rate == 1e-2  # what the recipe says when adapter=lora
+
+
+def test_a_copied_recipe_keeps_its_lines_under_another_name(tmp_path):
+    main(["recipe/ewtune_small", str(tmp_path), "mine"])
+    run = compose(Words(("task=ewtune", "adapter=lora", "recipe=mine"), (tmp_path,)))
+    assert (run.lines, run.config.trainer.learning_rate) == (("adapter=lora",), 1e-2)
 
 
 @pytest.mark.parametrize("source", ["table/ewtune_small", "task/ewtune"])

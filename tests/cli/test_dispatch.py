@@ -61,7 +61,7 @@ def hydra_flag(*argv):
 def test_cfg_prints_the_configuration_with_its_recipe():
     config = yaml.safe_load(hydra_flag("model=tiny", "--cfg", "job"))
     assert config["trainer"]["batch_size"] == 32
-    assert config["trainer"]["optimizer"] == "${task.presets[${adapter.name}].optimizer}"
+    assert config["runs"] == "${oc.env:PRIVLM_RUNS,runs}"
 
 
 def test_package_and_resolve():
@@ -73,7 +73,7 @@ def test_package_and_resolve():
 def test_info_prints_the_defaults_tree():
     out = hydra_flag("model=roberta", "--info", "defaults-tree")
     assert "model: roberta" in out
-    assert "recipe: ewtune_paper" in out
+    assert "recipe/ewtune_paper" in out
 
 
 def test_config_dir_and_config_name(tmp_path):
