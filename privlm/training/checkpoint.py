@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -59,24 +60,24 @@ class CheckpointStore:
         self.rewind = rewind or (lambda step: None)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Writes a checkpoint durably, then removes the oldest beyond `keep` that no kept one names as its best.
+        """Writes a checkpoint durably, then removes the oldest beyond `keep` that no kept one names as its best, and
+        later ones, which are of a try that was given up.
 
         Raises TypeError for a state of the objective that could not be read again.
         """
-        _refuse_objects(checkpoint.objective, "state_dict()")
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
         numbers = {"step": checkpoint.step, "best_step": checkpoint.best_step, "progress": checkpoint.progress}
 
         def fill(folder: Path) -> None:
             save_file(tensors, folder / "model.safetensors")
             torch.save(checkpoint.optimizer, folder / "optimizer.pt")
-            torch.save(checkpoint.objective, folder / "objective.pt")
+            _save_state(checkpoint.objective, folder / "objective.pt")
             (folder / "progress.json").write_text(json.dumps(numbers), encoding="utf-8")
             digests = {path.name: files.sha256_file(path) for path in sorted(folder.iterdir())}
             (folder / DIGESTS).write_text(json.dumps(digests), encoding="utf-8")
 
         files.write_directory(self._folder(checkpoint.step), fill)
-        self._remove_old()
+        self._tidy(checkpoint.step)
 
     def load(self, device: torch.device | str = "cpu") -> Checkpoint | None:
         """The newest checkpoint that is what was written, None where there are none.
@@ -123,13 +124,8 @@ class CheckpointStore:
         folder = self._folder(step)
         try:
             digests = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
-            present = {path.name for path in folder.iterdir()} - {DIGESTS}
-            wrong = sorted(present ^ digests.keys())
-            wrong += [
-                name
-                for name in sorted(present)
-                if name not in wrong and files.sha256_file(folder / name) != digests[name]
-            ]
+            found = {path.name: files.sha256_file(path) for path in folder.iterdir() if path.name != DIGESTS}
+            wrong = sorted(name for name in found.keys() | digests.keys() if found.get(name) != digests.get(name))
         except (OSError, ValueError, AttributeError) as error:
             raise UnusableCheckpoint(f"checkpoint {folder} cannot be read ({DIGESTS}: {error})") from error
         if wrong:
@@ -139,9 +135,9 @@ class CheckpointStore:
         """Step of the newest checkpoint, 0 without one."""
         return max(self._steps(), default=0)
 
-    def _remove_old(self) -> None:
+    def _tidy(self, newest: int) -> None:
         steps = self._steps()
-        kept = set(steps[-self.keep :])
+        kept = set([step for step in steps if step <= newest][-self.keep :])
         kept |= {self._best_step(step) for step in kept}
         for step in steps:
             if step not in kept:
@@ -163,17 +159,13 @@ class CheckpointStore:
         return sorted(int(number) for number in numbers if number.isdecimal())
 
 
-def _refuse_objects(value: Any, place: str) -> None:
-    """Only what torch reads with weights_only=True is written."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            _refuse_objects(key, f"a key of {place}")
-            _refuse_objects(item, f"{place}[{key!r}]")
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            _refuse_objects(item, f"{place}[{index}]")
-    elif not isinstance(value, Tensor | bool | int | float | str | None) or type(value).__module__ == "numpy":
+def _save_state(state: Mapping[str, Any], path: Path) -> None:
+    """Raises TypeError for what would not be read again: only plain values are, since a pickle may run anything."""
+    try:
+        torch.save(dict(state), path)
+        torch.load(path, weights_only=True, mmap=True)
+    except (pickle.PickleError, AttributeError, TypeError) as error:
         raise TypeError(
-            f"{place} of the objective is a {type(value).__name__}: a checkpoint holds tensors, numbers, texts, and "
-            "lists and dicts of them"
-        )
+            "state_dict() of the objective: a checkpoint holds tensors, numbers, texts, and lists and dicts of them "
+            f"({str(error).splitlines()[0]})"
+        ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -67,7 +68,11 @@ class Totals:
 
 @dataclass(frozen=True)
 class Examples:
-    """The losses of any examples of the training data at any step, cut into micro-batches."""
+    """The losses of any examples of the training data at any step, cut into micro-batches.
+
+    secret_dropout: masks that nobody can know, drawn anew each time. Those that follow from the seed depend, within a
+        micro-batch, on its other examples too, which would let one record move the gradients of others.
+    """
 
     model: nn.Module
     data: TrainingData
@@ -75,6 +80,7 @@ class Examples:
     accelerator: Accelerator
     seed: int
     micro_batch_size: int
+    secret_dropout: bool = False
 
     def pieces(self, indices: Indices) -> list[Indices]:
         """This process's micro-batches of a logical batch."""
@@ -83,7 +89,8 @@ class Examples:
 
     def __call__(self, step: int, piece: Indices) -> PerExample:
         # Dropout draws from torch's global generator: seeded by the first example, it is the same after a resume.
-        torch.manual_seed(keyed_random.key_bits("dropout", self.seed, step, int(piece[0])) >> 65)
+        bits = keyed_random.key_bits("dropout", self.seed, step, int(piece[0])) >> 65
+        torch.manual_seed(secrets.randbits(63) if self.secret_dropout else bits)
         device = self.accelerator.device
         batch = {name: tensor.to(device) for name, tensor in self.data.batch(piece).items()}
         with self.accelerator.autocast():

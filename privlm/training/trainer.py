@@ -114,7 +114,15 @@ class Trainer:
         losses: Losses = objective.losses
         if canaries is not None:
             data, losses = canaries.plant(self.model, data, losses)
-        self.examples = Examples(self.model, data, losses, self.accelerator, seed, config.micro_batch_size)
+        self.examples = Examples(
+            self.model,
+            data,
+            losses,
+            self.accelerator,
+            seed,
+            config.micro_batch_size,
+            secret_dropout=private is not None and private.plan.rng == "secure",
+        )
         batches = batches or ShuffledBatches(len(data), config.batch_size, seed)
         self.stepper = Stepper(objective, self.examples, batches, config, private, canaries)
         self._snapshot: Checkpoint | None = None  # of the best step, where no store holds it
@@ -223,10 +231,11 @@ class Trainer:
         if store is None:
             return 0
         checkpoint = store.load(self.accelerator.device)
-        store.rewind(0 if checkpoint is None else checkpoint.step)
         if checkpoint is None:
+            store.rewind(0)
             return 0
         self._refuse_checkpoint(checkpoint, store)
+        store.rewind(checkpoint.step)
         put(checkpoint.tensors, into=trained_tensors(self.model, self.stepper.parameters))
         self.stepper.optimizer.load_state_dict(checkpoint.optimizer)
         self.objective.load_state_dict(checkpoint.objective)
