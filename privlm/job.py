@@ -53,7 +53,9 @@ class Job:
     def __init__(self, directory: Path | None, rank: int = 0, *, config: DictConfig | None = None) -> None:
         self._directory = directory
         self.rank = rank
-        self.config: Any = OmegaConf.load(directory / "config.yaml") if directory is not None else config
+        self.config: Any = config
+        if directory is not None:
+            self.config = OmegaConf.load(directory / "config.yaml")
         OmegaConf.set_readonly(self.config, True)
         self.stop = StopFlag()
         self.listeners: list[Listener] = []
