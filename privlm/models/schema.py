@@ -26,6 +26,7 @@ class CausalLMConfig:
 
 
 def is_causal_lm(config: Any) -> bool:
-    """Whether a `model` group describes a causal language model, as an object or as composed."""
-    schema = OmegaConf.get_type(config) if OmegaConf.is_config(config) else type(config)
-    return schema is not None and issubclass(schema, CausalLMConfig)
+    """Whether a `model` group describes a causal language model: told by its fields, since the configuration that a run
+    reads back has no classes.
+    """
+    return "gguf_file" in (config if OmegaConf.is_config(config) else vars(config))
