@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import GPT2LMHeadModel, PreTrainedModel
@@ -362,6 +363,15 @@ def test_half_written_weights_are_one_message(tmp_path: Path) -> None:
 def test_a_shape_of_no_model_is_one_message(shape: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         lm(random=shape)
+
+
+def test_configuration_without_classes_gives_the_same_model() -> None:
+    """As a run reads it back from its directory."""
+    model = defaults(CausalLMConfig, "model", "smollm2", package=None, gguf_file=None, max_length=32, random=GPT2)
+    read: list[Any] = [OmegaConf.create(asdict(config)) for config in (model, adapter("lora"))]
+    assert load_causal_lm(*read, seed=0).digest == lm().digest
+    with pytest.raises(UsageError, match="this task trains an encoder"):
+        load_encoder_classifier(*read, num_labels=2, seed=0)
 
 
 def test_another_family_is_refused() -> None:
