@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from privlm import hub
 from privlm.config import DataConfig
 from privlm.data.readers import READERS
@@ -54,13 +52,13 @@ def locate(config: DataConfig) -> DataFiles:
     Raises:
         UsageError: nothing is at hand (says what to do), or the embedded file was changed.
     """
-    _require(config, DataConfig, "labelled texts, e.g. data=sms_spam")
+    _require(config, "format", "labelled texts, e.g. data=sms_spam")
     return LOCATORS[config.format](config, _splits(config))
 
 
 def locate_instructions(config: InstructionData) -> DataFiles:
     """The same for instruction data: one file or a folder of them, the embedded rows, or the hub."""
-    _require(config, InstructionData, "instructions, e.g. data=dolly_mini")
+    _require(config, "template", "instructions, e.g. data=dolly_mini")
     splits = _splits(config)
     if config.path:
         path = Path(config.path).expanduser()
@@ -83,9 +81,9 @@ def locate_instructions(config: InstructionData) -> DataFiles:
     return DataFiles({split: files[split] for split in splits}, f"hub:{config.hub_id}@{revision}")
 
 
-def _require(config: Any, schema: type, wanted: str) -> None:
-    kind = OmegaConf.get_type(config)
-    if kind is None or not issubclass(kind, schema):
+def _require(config: Any, field: str, wanted: str) -> None:
+    """Refuses data of another schema, which the field tells: a run's own configuration has no types any more."""
+    if not hasattr(config, field):
         raise UsageError(f"data: '{config.name}' is data of another kind; this task takes {wanted}")
 
 
