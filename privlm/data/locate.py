@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from privlm import hub
 from privlm.data.readers import READERS
@@ -50,11 +51,13 @@ def locate(config: DataConfig) -> DataFiles:
     Raises:
         UsageError: nothing is at hand (says what to do), or the embedded file was changed.
     """
+    _require(config, "format", "labelled texts, e.g. data=sms_spam")
     return LOCATORS[config.format](config, _splits(config))
 
 
 def locate_instructions(config: InstructionData) -> DataFiles:
     """The same for instruction data: one file or a folder of them, the embedded rows, or the hub."""
+    _require(config, "template", "instructions, e.g. data=dolly_mini")
     splits = _splits(config)
     if config.path:
         path = Path(config.path).expanduser()
@@ -75,6 +78,12 @@ def locate_instructions(config: InstructionData) -> DataFiles:
     if absent:
         raise UsageError(f"data.hub_files: no entry for the split {', '.join(absent)}; there are {', '.join(files)}")
     return DataFiles({split: files[split] for split in splits}, f"hub:{config.hub_id}@{revision}")
+
+
+def _require(config: Any, field: str, wanted: str) -> None:
+    """Refuses data of another schema, which the field tells: a run's own configuration has no types any more."""
+    if not hasattr(config, field):
+        raise UsageError(f"data: '{config.name}' is data of another kind; this task takes {wanted}")
 
 
 def _splits(config: DataConfig | InstructionData) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +94,7 @@ def _read_tsv(source: Source) -> Table:
 
 
 def _read_csv(source: Source) -> Table:
+    source = replace(source, header=None)  # always in the file
     text = _text(source)
     first = text.partition("\n")[0]
     delimiter, kind = (";", "semicolon-separated") if ";" in first and "," not in first else (",", "comma-separated")

@@ -1,5 +1,8 @@
 """Loading of labelled texts: the embedded messages, GLUE's files, the hub's cache, and every kind of bad file."""
 
+import csv
+import gzip
+import io
 import json
 from collections import Counter
 from pathlib import Path
@@ -7,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from privlm.config import DataConfig, defaults
+from privlm.config import CHOICES, DataConfig, defaults
 from privlm.data import locate as data_files
-from privlm.data.locate import EMBEDDED_SMS, locate
-from privlm.data.text_classification import load, marks
+from privlm.data.locate import EMBEDDED_SHA256, EMBEDDED_SMS, LOCATORS, locate
+from privlm.data.readers import QUOTING
+from privlm.data.text_classification import FORMATS, load, marks
 from privlm.errors import UsageError
 
 pytestmark = pytest.mark.torch_free
@@ -238,6 +242,86 @@ def test_bad_json_line_is_named_without_its_text(tmp_path, line):
     with pytest.raises(UsageError, match=r"train\.jsonl line 2: not (a )?JSON") as error:
         load(sst2(path=str(tmp_path)))
     assert SECRET not in str(error.value)
+
+
+def labelled(ending):
+    """A training and a dev split of sst2 in a kind of file."""
+    rows = [{"sentence": "good, ", "label": "1"}, {"sentence": 'a "bad"\none', "label": "negative"}]
+    if ending == ".jsonl":
+        return "".join(json.dumps(row) + "\n" for row in rows)
+    if ending == ".json":
+        return json.dumps({"data": rows})
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, rows[0], delimiter="\t" if ending == ".tsv" else ",")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("ending", [".tsv", ".csv", ".jsonl", ".json", ".csv.gz"])
+@pytest.mark.parametrize("dev", ["dev", "validation"])
+def test_a_split_may_be_any_kind_of_file(ending, dev, tmp_path):
+    content = labelled(ending.removesuffix(".gz")).encode()
+    for name in ("train", dev):
+        (tmp_path / f"{name}{ending}").write_bytes(gzip.compress(content) if ending.endswith(".gz") else content)
+    data = load(sst2(path=str(tmp_path)))
+    for split in (data.train, data.evaluation["dev"]):
+        assert split.texts == (["good, ", 'a "bad"\none'],)
+        assert split.labels.tolist() == [1, 0]
+
+
+def test_saved_splits_are_read_and_their_fingerprint_follows_the_content(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["positive", "negative"])}
+    )
+    fingerprints = []
+    for name, texts in (("a", ["good", "bad"]), ("b", ["good", "bad"]), ("c", ["good", "worse"])):
+        data = datasets.Dataset.from_dict({"sentence": texts, "label": [0, 1]}, features=features)
+        datasets.DatasetDict({"train": data, "validation": data}).save_to_disk(tmp_path / name)
+        loaded = load(sst2(path=str(tmp_path / name)))
+        assert loaded.train.texts == loaded.evaluation["dev"].texts == (texts,)
+        assert loaded.train.labels.tolist() == [1, 0]  # by name, not by the file's ids
+        fingerprints.append(loaded.fingerprint)
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+def test_a_broken_saved_split_is_named(tmp_path):
+    for name in ("train", "dev"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "dataset_info.json").write_text("{}")
+        (tmp_path / name / "state.json").write_text("[")
+    with pytest.raises(UsageError, match=r"data\.path: .*train cannot be read"):
+        locate(sst2(path=str(tmp_path)))
+
+
+def test_a_collection_of_messages_may_be_a_csv(tmp_path):
+    messages = [("spam" if i % 3 else "ham", f'message {i}, "so"') for i in range(40)]
+    with (tmp_path / "own.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("label", "text"), *messages])
+    lines = "".join(f"{label}\t{text}\n" for label, text in messages)
+    (tmp_path / "own.txt").write_text(lines)
+    (tmp_path / "own.tsv").write_text(lines)
+    csv_file, txt, tsv = (load(sms(path=str(tmp_path / name))) for name in ("own.csv", "own.txt", "own.tsv"))
+    assert csv_file.train.texts == txt.train.texts == tsv.train.texts
+    assert csv_file.evaluation["test"].labels.tolist() == txt.evaluation["test"].labels.tolist()
+
+
+def test_one_file_where_splits_are_needed_is_refused(tmp_path):
+    (tmp_path / "own.csv").write_text("sentence,label\na,1\n")
+    with pytest.raises(UsageError, match=r"own\.csv is one file, .* a folder that holds train\.csv, dev\.csv"):
+        locate(sst2(path=str(tmp_path / "own.csv")))
+
+
+def test_fingerprints_enter_run_hashes_and_stay_what_they_were(tmp_path):
+    assert locate(sms()).fingerprint == f"sha256:{EMBEDDED_SHA256[EMBEDDED_SMS.name]}"
+    found = locate(sst2(path=glue_folder(tmp_path, "sentence\tlabel\ngood\t1\n"))).fingerprint
+    assert found == "sha256:4bf9437515473cf508598019e7b3777c2d9ceb2109452e01df330ef4eb73287b"
+
+
+def test_the_options_of_the_format_are_its_tables():
+    assert CHOICES["data.format"] == tuple(FORMATS) == tuple(LOCATORS)
+    assert CHOICES["data.quoting"] == QUOTING
 
 
 def test_splits_that_are_there_are_named(tmp_path):
