@@ -13,9 +13,9 @@ from typing import Any
 from omegaconf import MISSING, DictConfig
 
 from privlm.adapters.schema import AdapterConfig
-from privlm.data.schema import DataConfig
+from privlm.data.schema import DataConfig, InstructionData
 from privlm.llm.schema import EndpointLLMConfig, LLMBudget, LocalLLMConfig, ReplayLLMConfig
-from privlm.models.schema import ModelConfig
+from privlm.models.schema import CausalLMConfig, ModelConfig
 from privlm.privacy.schema import AuditConfig, PrivacyConfig, is_private
 from privlm.schema import configs_dir, defaults, problems, setting
 from privlm.tracking import TrackerConfig
@@ -25,9 +25,11 @@ __all__ = [
     "SCHEMAS",
     "AdapterConfig",
     "AuditConfig",
+    "CausalLMConfig",
     "Config",
     "DataConfig",
     "EndpointLLMConfig",
+    "InstructionData",
     "LLMBudget",
     "LocalLLMConfig",
     "ModelConfig",
@@ -67,8 +69,8 @@ class Config:
 
 SCHEMAS: dict[str, dict[str, type]] = {
     "run": {"run": Config},
-    "data": {"text_classification": DataConfig},
-    "model": {"encoder": ModelConfig},
+    "data": {"text_classification": DataConfig, "instructions": InstructionData},
+    "model": {"encoder": ModelConfig, "causal_lm": CausalLMConfig},
     "adapter": {"adapter": AdapterConfig},
     "privacy": {"privacy": PrivacyConfig},
     "trainer": {"trainer": TrainerConfig},

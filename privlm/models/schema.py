@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from privlm.schema import setting
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass
@@ -33,3 +35,19 @@ class ModelConfig(Weights):
     dropout: float | None = setting(at_least=0, below=1)
     max_length: int = setting(above=0)
     pretrained_on: list[str] = MISSING
+
+
+@dataclass
+class CausalLMConfig(Weights):
+    """A pretrained or random causal language model that a run trains (configs/model)."""
+
+    gguf_file: str | None = MISSING
+    dtype: str = setting(options=DTYPES)
+    max_length: int = setting(above=0)
+    pretrained_on: list[str] = MISSING
+
+
+def is_causal_lm(config: Any) -> bool:
+    """Whether a `model` group describes a causal language model, as an object or as composed."""
+    schema = OmegaConf.get_type(config) if OmegaConf.is_config(config) else type(config)
+    return schema is not None and issubclass(schema, CausalLMConfig)
