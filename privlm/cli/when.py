@@ -64,7 +64,10 @@ def read_lines(when: Mapping[str, str], config: DictConfig) -> list[Line]:
 
 
 def values_of(lines: list[Line], without: Collection[str] = ()) -> DictConfig:
-    """What lines that apply together set, but for some keys, as a tree. Raises UsageError if two set one key."""
+    """What lines that apply together set, as a tree, but for some keys.
+
+    Raises UsageError if two of them set one key.
+    """
     tree = OmegaConf.create()
     for number, line in enumerate(lines):
         for other in lines[:number]:

@@ -1,4 +1,4 @@
-"""The schemas of the data group."""
+"""The schemas of the group `data` that several tasks share."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class InstructionData:
     """Instructions with the responses to learn (configs/data)."""
 
     name: str = MISSING
-    path: str | None = setting(same_run=True)
+    path: str | None = setting(same_run=True)  # its fingerprint stands for it
     embedded: bool = MISSING
     hub_id: str | None = MISSING
     hub_files: dict[str, str] = MISSING

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from omegaconf import MISSING
 
-from privlm.models.schema import Weights
+from privlm.models.schema import DTYPES, Weights
 from privlm.schema import setting
 
 
@@ -49,7 +49,7 @@ class LocalLLMConfig(LLMConfig, Weights):
 
     adapter: str | None = setting(same_run=True)  # its fingerprint stands for it
     gguf_file: str | None = MISSING
-    dtype: str = setting(options=("float32", "bfloat16", "float16"))
+    dtype: str = setting(options=DTYPES)
     device: str = MISSING
     batch_tokens: int = setting(above=0, same_run=True)
 

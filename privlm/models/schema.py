@@ -10,6 +10,7 @@ from omegaconf import MISSING
 from privlm.schema import setting
 
 CAUSAL_LM = "causal_lm"
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass
@@ -43,7 +44,7 @@ class CausalLMConfig(Weights):
 
     family: str = setting(options=(CAUSAL_LM,))
     gguf_file: str | None = MISSING
-    dtype: str = setting(options=("float32", "bfloat16", "float16"))
+    dtype: str = setting(options=DTYPES)
     max_length: int = setting(above=0)
     pretrained_on: list[str] = MISSING
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from privlm.config import CHOICES, defaults
+from privlm.config import defaults
 from privlm.data.instructions import TEMPLATES, Instruction, load_instructions
 from privlm.data.locate import EMBEDDED_DOLLY, locate_instructions
 from privlm.data.schema import InstructionData
 from privlm.data.text_classification import load
 from privlm.errors import UsageError
+from privlm.schema import options_of
 
 pytestmark = pytest.mark.torch_free
 
@@ -144,7 +145,7 @@ def test_templates_differ_by_the_context_alone(name):
 
 
 def test_the_options_of_the_template_are_its_table():
-    assert CHOICES["data.template"] == tuple(TEMPLATES)
+    assert options_of(InstructionData, ["template"]) == tuple(TEMPLATES)
 
 
 def test_max_train_examples_keeps_the_first_and_says_so(tmp_path):
