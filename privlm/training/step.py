@@ -28,7 +28,7 @@ class Stepper:
     parameters: what the optimizer steps, by name. scaler: makes losses large enough for half precision; without effect
     in any other.
 
-    Raises UsageError where a penalty cannot reach the weights that train.
+    Raises UsageError where a penalty cannot reach the weights that train, or precision=fp16 meets weights in it.
     """
 
     def __init__(
@@ -57,6 +57,8 @@ class Stepper:
         )
         self.optimizer = make_optimizer(config, self.parameters)
         self.scaler = examples.accelerator.scaler or torch.amp.GradScaler(enabled=False)
+        if self.scaler.is_enabled():
+            _refuse_half_weights(self.parameters)
         self.meter = Meter(examples.accelerator.device)
         self._bad_step = torch.zeros((), dtype=torch.int64, device=examples.accelerator.device)
 
@@ -165,6 +167,15 @@ class Stepper:
         if self.scaler.is_enabled():
             values["loss_scale"] = self.scaler.get_scale()
         return read | values
+
+
+def _refuse_half_weights(parameters: dict[str, nn.Parameter]) -> None:
+    for name, parameter in parameters.items():
+        if parameter.dtype == torch.float16:
+            raise UsageError(
+                "trainer.precision=fp16 computes in half precision; the weights that train must be float32, and "
+                f"{name} is float16: load the model in float32"
+            )
 
 
 def _refuse_bad_step(step: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.regression import Squares, plan, private, settings, trained
+from support.regression import Squares, plan, private, settings, trained, weights
 from torch import Tensor, nn
 
 from privlm.errors import PrivLMError
@@ -55,21 +55,24 @@ def plain() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
 
 
-def run(folder: Path, *, kill_at: int = 0, privately: bool = False, **changes: Any) -> Any:
-    def tick(step: int) -> None:
-        if step == kill_at:
+def killed_at(step: int) -> Callable[[int], None]:
+    def tick(now: int) -> None:
+        if now == step:
             raise Killed
 
-    found = trained(
-        Average(),
+    return tick
+
+
+def run(folder: Path, *, objective: Average | None = None, privately: bool = False, **options: Any) -> Any:
+    return trained(
+        objective or Average(),
         steps=12,
         model=plain() if privately else normed(),
-        config=settings(checkpoint_every=4, schedule="cosine", **changes),
+        config=settings(checkpoint_every=4, schedule="cosine", optimizer=options.pop("optimizer", "sgd")),
         private=private(plan(), folder.with_suffix(".jsonl")) if privately else None,
         save=CheckpointStore(folder),
-        tick=tick,
+        **options,
     )
-    return found
 
 
 @pytest.mark.parametrize("privately", [False, True])
@@ -77,35 +80,17 @@ def run(folder: Path, *, kill_at: int = 0, privately: bool = False, **changes: A
 def test_resume_gives_weights_buffers_and_objective_of_the_uninterrupted_run(
     optimizer: str, privately: bool, tmp_path: Path
 ) -> None:
-    objectives: list[Average] = []
-
-    def remembered(folder: Path, **options: Any) -> Any:
-        objective = Average()
-        objectives.append(objective)
-        return trained(
-            objective,
-            steps=12,
-            model=plain() if privately else normed(),
-            config=settings(checkpoint_every=4, schedule="cosine", optimizer=optimizer),
-            private=private(plan(), folder.with_suffix(".jsonl")) if privately else None,
-            save=CheckpointStore(folder),
-            **options,
-        )
-
-    def kill(step: int) -> None:
-        if step == 10:
-            raise Killed
-
-    whole = remembered(tmp_path / "whole")
+    options: dict[str, Any] = {"optimizer": optimizer, "privately": privately}
+    uninterrupted, stopped, resumed = (Average() for _ in range(3))
+    whole = run(tmp_path / "whole", objective=uninterrupted, **options)
     with pytest.raises(Killed):
-        remembered(tmp_path / "cut", tick=kill)
-    resumed = remembered(tmp_path / "cut")
-    assert resumed.rows[0][0] == 9
+        run(tmp_path / "cut", objective=stopped, tick=killed_at(10), **options)
+    again = run(tmp_path / "cut", objective=resumed, **options)
+    assert again.rows[0][0] == 9
     for name, value in whole.model.state_dict().items():
-        assert torch.equal(value, resumed.model.state_dict()[name]), name
-    first, _, last = objectives
-    assert first.way == last.way
-    assert all(torch.equal(first.average[name], last.average[name]) for name in first.average)
+        assert torch.equal(value, again.model.state_dict()[name]), name
+    assert resumed.way == uninterrupted.way
+    assert all(torch.equal(uninterrupted.average[name], value) for name, value in resumed.average.items())
     if privately:
         assert len(Ledger(tmp_path / "cut.jsonl")) == 14  # two steps again, with the same noise
         assert sum(segment.steps for segment in Ledger(tmp_path / "cut.jsonl").segments()) == 12
@@ -150,7 +135,7 @@ def test_damaged_file_gives_way_to_the_checkpoint_before(
     checkpoint = CheckpointStore(folder).load()
     assert checkpoint is not None
     assert checkpoint.step == 8
-    assert name in caplog.text
+    assert "step-12" in caplog.text
     assert "the checkpoint before it is used" in caplog.text
 
 
@@ -198,19 +183,11 @@ def test_checkpoints_of_a_try_that_was_given_up_go(tmp_path: Path) -> None:
     assert steps_in(tmp_path) == [4]
 
 
-@pytest.mark.parametrize(
-    "value", [np.float64(1.0), {1, 2}, lambda: 0, [Killed()]], ids=["numpy", "set", "code", "object"]
-)
+@pytest.mark.parametrize("value", [np.float64(1), lambda: 0, [Killed()]], ids=["numpy", "code", "object"])
 def test_state_that_could_not_be_read_again_is_refused_when_it_is_written(value: Any, tmp_path: Path) -> None:
-    try:
+    with pytest.raises(TypeError, match=r"state_dict\(\) of the objective: a checkpoint holds tensors, numbers"):
         CheckpointStore(tmp_path).save(checkpoint(1, objective={"memory": value}))
-    except TypeError as error:
-        assert "state_dict() of the objective: a checkpoint holds tensors" in str(error)  # noqa: PT017
-        assert not list(tmp_path.glob("step-*"))
-    else:
-        found = CheckpointStore(tmp_path).load()  # torch has come to read it
-        assert found is not None
-        assert found.objective == {"memory": value}
+    assert CheckpointStore(tmp_path).load() is None
 
 
 def test_objective_that_gives_state_and_takes_none_is_refused(tmp_path: Path) -> None:
@@ -225,9 +202,7 @@ def test_objective_that_gives_state_and_takes_none_is_refused(tmp_path: Path) ->
 
 def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     trained(model=nn.Linear(3, 1), steps=1, save=CheckpointStore(tmp_path))
-    with pytest.raises(
-        PrivLMError, match=r"of another model: 1 tensors differ, the first is bias \(saved: .*now: none"
-    ):
+    with pytest.raises(PrivLMError, match=r"another model: 1 tensors differ, the first is bias \(saved: .*now: none"):
         trained(model=nn.Linear(3, 1, bias=False), steps=2, save=CheckpointStore(tmp_path))
 
 
@@ -240,7 +215,7 @@ class Scores:
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         step = len(self.weights)
-        self.weights.append([float(value) for parameter in model.parameters() for value in parameter.flatten()])
+        self.weights.append(weights(model))
         return {"accuracy": self.values[step], "twice": 2 * self.values[step]}
 
 
@@ -266,20 +241,17 @@ def test_best_step_survives_a_kill(tmp_path: Path) -> None:
     values = (0.5, 0.9, 0.3, 0.1, 0.2, 0.4, 0.1, 0.1)
 
     def train(folder: str, evaluations: tuple[float, ...], kill_at: int = 0) -> Any:
-        def tick(step: int) -> None:
-            if step == kill_at:
-                raise Killed
-
-        scores = Scores(*evaluations)
-        return trained(
-            normed_objective := Average(),
+        objective = Average()
+        found = trained(
+            objective,
             steps=8,
             model=normed(),
             config=settings(evaluate_every=1, restore_best=True, checkpoint_every=2),
-            evaluation=Evaluation("dev", scores, metric="accuracy"),
+            evaluation=Evaluation("dev", Scores(*evaluations), metric="accuracy"),
             save=CheckpointStore(tmp_path / folder, keep=1),
-            tick=tick,
-        ), normed_objective
+            tick=killed_at(kill_at),
+        )
+        return found, objective
 
     whole, objective = train("whole", values)
     with pytest.raises(Killed):
@@ -302,12 +274,7 @@ def test_damaged_best_is_noticed_before_training_goes_on(tmp_path: Path) -> None
 
 
 def test_progress_is_plain_json(tmp_path: Path) -> None:
-    scores = Scores(float("nan"), 0.5)
-    trained(
-        steps=2,
-        config=settings(evaluate_every=1),
-        evaluation=Evaluation("dev", scores, metric="accuracy"),
-        save=CheckpointStore(tmp_path),
-    )
+    evaluation = Evaluation("dev", Scores(float("nan"), 0.5), metric="accuracy")
+    trained(steps=2, config=settings(evaluate_every=1), evaluation=evaluation, save=CheckpointStore(tmp_path))
     progress = json.loads((tmp_path / "step-2" / "progress.json").read_text())
     assert progress["progress"]["evaluations"] == {"step": 2, "values": {"accuracy": 0.5, "twice": 1.0}, "stale": 0}
