@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig
+from support.composed import composed
 
 from privlm import identity
-from privlm.cli.compose import Words, compose
 
 pytestmark = pytest.mark.torch_free
 
@@ -17,7 +17,7 @@ INPUTS = {"data": "1" * 64, "model": "2" * 64}
 
 
 def config(*overrides: str) -> DictConfig:
-    return compose(Words(("task=ewtune", *overrides))).config
+    return composed("task=ewtune", *overrides)
 
 
 def hashes(*overrides: str, **inputs: str) -> tuple[str, str]:

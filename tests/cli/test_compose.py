@@ -7,6 +7,7 @@ import shlex
 
 import pytest
 from omegaconf import OmegaConf
+from support.composed import composed as chosen
 
 from privlm import config as core
 from privlm import registry
@@ -25,10 +26,6 @@ OPTIONS = [
     if path.parent.name == group and group not in ("task", "scale")
 ]
 RECIPES = [path.stem for path in FILES.values() if path.parent.name == "recipe"]
-
-
-def chosen(*words):
-    return compose(Words(words)).config
 
 
 def opening_comment(path):
@@ -149,4 +146,5 @@ def test_a_sweep_expands_to_its_product():
 
 
 def test_composing_twice_gives_the_same():
-    assert chosen("task=ewtune", "model=tiny") == chosen("task=ewtune", "model=tiny")
+    words = Words(("task=ewtune", "model=tiny"))
+    assert compose(words).config == compose(words).config
