@@ -3,7 +3,8 @@
     peak = libraries + 4 P + 4 (1 + o) P_trained + activations
 
 P: parameters; P_trained: those that train, each with its gradient and o optimizer states. All are float32, under bf16
-autocast too. libraries: what torch, transformers, peft and those of the report hold, measured on a CPU with torch 2.13.
+autocast too, unless the weights themselves are of two bytes; then 2 stands for 4. libraries: what torch, transformers,
+peft and those of the report hold, measured on a CPU with torch 2.13.
 Measured runs lay within 13 % of the estimate.
 """
 
@@ -18,14 +19,14 @@ LIBRARIES = 520_000_000  # bytes
 FLOAT = 4  # bytes
 
 
-def peak_memory(parameters: ParameterCount, trainer: Any, activations: int) -> int:
+def peak_memory(parameters: ParameterCount, trainer: Any, activations: int, value_bytes: int = FLOAT) -> int:
     """Bytes of one process at its peak.
 
     trainer: a TrainerConfig (privlm.training.schema), or any object with `optimizer` and `momentum`.
-    activations: bytes that one micro-batch keeps for its backward pass (`encoder_activations`).
+    activations: bytes that one micro-batch needs for its backward pass (`encoder_activations` and the like).
     """
     states = 2 if trainer.optimizer == "adamw" else int(trainer.momentum > 0)
-    return LIBRARIES + FLOAT * (parameters.total + (1 + states) * parameters.trainable) + activations
+    return LIBRARIES + value_bytes * (parameters.total + (1 + states) * parameters.trainable) + activations
 
 
 def encoder_activations(
@@ -51,3 +52,69 @@ def encoder_activations(
     if private:
         kept += {"lora": 2 * hidden, "rgp": 7 * hidden + inner, "full": 7 * hidden + inner}[adapter]
     return FLOAT * num_examples * length * kept * architecture["num_hidden_layers"]
+
+
+def causal_lm_activations(
+    architecture: Mapping[str, Any],
+    *,
+    adapter: str,
+    num_examples: int,
+    length: int,
+    private: bool,
+    value_bytes: int = FLOAT,
+) -> int:
+    """Bytes that a Llama or a GPT-2 needs for the backward pass of one micro-batch; measured ones lay within 10 %.
+
+    Of each token and layer autograd keeps what `_llama_layer` and `_gpt2_layer` count. The last norm keeps 3 H, and
+    three tables of the vocabulary's size V exist at once: the log-probabilities, their gradients, those of the logits.
+    Under privacy a layer's inputs and the gradients of its outputs stay until the norms are known, so the peak may come
+    late, when one of the three is left.
+
+    architecture: as config.json has it. length: T, tokens of each of the num_examples.
+    """
+    layer = CAUSAL_LMS[architecture["model_type"]]
+    num_layers = _size(architecture, "num_hidden_layers", "n_layer")
+    kept, needed, gradients = layer(architecture, trains_all=adapter in ("full", "rgp"), length=length)
+    ends, table = 3 * _size(architecture, "hidden_size", "n_embd"), architecture["vocab_size"]
+    peak = num_layers * kept + ends + 3 * table
+    if private:
+        peak = max(peak, num_layers * max(kept, needed + gradients) + gradients + ends + table)
+    return value_bytes * num_examples * length * peak
+
+
+def _llama_layer(architecture: Mapping[str, Any], *, trains_all: bool, length: int) -> tuple[int, int, int]:
+    """Numbers of a token: kept by autograd; inputs of the trained layers; gradients of their outputs.
+
+    With H hidden_size, I intermediate_size and K of the keys: two norms (3 H each), queries and attention's output
+    (2 H), keys and values (2 K), the gated layer (4 I). Frozen layers keep no input, but LoRA's own on queries and
+    values.
+    """
+    hidden, inner = architecture["hidden_size"], architecture["intermediate_size"]
+    heads = architecture["num_attention_heads"]
+    keys = (architecture.get("num_key_value_heads") or heads) * (architecture.get("head_dim") or hidden // heads)
+    if trains_all:
+        return 8 * hidden + 2 * keys + 4 * inner, 5 * hidden + inner, 5 * hidden + 2 * keys + 2 * inner
+    return 5 * hidden + 2 * keys + 3 * inner, hidden, hidden + keys
+
+
+def _gpt2_layer(architecture: Mapping[str, Any], *, trains_all: bool, length: int) -> tuple[int, int, int]:
+    """As `_llama_layer`: two norms (2 H each), queries, keys, values (3 H) and attention's output (H), the wide layer
+    with its steps of GELU (5 I). Dropout keeps two masked outputs (2 H) and three tables of attention weights (3 A T).
+    """
+    hidden = _size(architecture, "hidden_size", "n_embd")
+    inner = architecture.get("n_inner") or 4 * hidden
+    masked = 0
+    if architecture.get("resid_pdrop", 0.1) or architecture.get("attn_pdrop", 0.1):
+        masked = 2 * hidden + 3 * _size(architecture, "num_attention_heads", "n_head") * length
+    if trains_all:
+        return 8 * hidden + 5 * inner + masked, 5 * hidden + inner, 7 * hidden + inner
+    return 7 * hidden + 4 * inner + masked, hidden, 3 * hidden
+
+
+CAUSAL_LMS = {"llama": _llama_layer, "gpt2": _gpt2_layer}
+"""Architecture -> what counts a layer of it."""
+
+
+def _size(architecture: Mapping[str, Any], *names: str) -> int:
+    """By the first name that is there: GPT-2 has its own."""
+    return next(architecture[name] for name in names if name in architecture)

@@ -5,17 +5,19 @@ from __future__ import annotations
 from math import ceil
 from typing import Any
 
+from privlm import forecast
 from privlm.config import Config
+from privlm.llm.budget import Spent
 
 from .config import TREE_ROWS
 from .parts import Part, ask, make_parts
 from .prompts import load_shots
 from .strategyqa import load
 
-CHARACTERS_PER_TOKEN = 4.0  # of English text
-
 TOKENS_PER_SECOND = {"smollm2": 250.0}
 """With this task on one CPU core, counting what prompts share each time; of other models it is not known here."""
+
+SCORED_PROMPT = 40  # tokens of a paragraph with its question
 
 
 def plan(config: Config) -> dict[str, Any]:
@@ -23,39 +25,35 @@ def plan(config: Config) -> dict[str, Any]:
     at full length.
     """
     data = load(config.data, config.task.num_questions)
-    costs = {part.name: _estimate(part, config) for part in make_parts(config, data, has_logprobs=True)}
-    calls = sum(calls for calls, _ in costs.values())
-    tokens = sum(tokens for _, tokens in costs.values())
+    asked = {part.name: _asked(part, config) for part in make_parts(config, data, has_logprobs=True)}
+    tokens = sum(spent.tokens for spent in asked.values())
     speed = TOKENS_PER_SECOND.get(config.llm.name)
     return {
         "questions": len(data.questions),
         "paragraphs": len(data.pool),
-        **{f"calls_{name}": count for name, (count, _) in costs.items()},
-        "calls": calls,
-        "tokens": tokens,
+        **forecast.asking(asked, config.llm),
         "seconds_on_one_core": None if speed is None else round(tokens / speed),
     }
 
 
-def _estimate(part: Part, config: Config) -> tuple[int, int]:
-    """(calls, tokens) of a part."""
+def _asked(part: Part, config: Config) -> Spent:
     if part.program is ask:
         characters = sum(len(str(step.prompt(variables))) for step, variables in part.items.values())
         written = sum(step.max_tokens for step, _ in part.items.values())
-        return len(part.items), round(characters / CHARACTERS_PER_TOKEN) + written
+        return Spent(len(part.items), forecast.tokens(characters), written)
     if part.name in TREE_ROWS:
-        return _estimate_tree(part, config)
+        return _asked_by_tree(part, config)
     if part.name in ("filter_bm25", "filter_none"):
-        return 0, 0
+        return Spent()
     characters = 0
     for steps, _, question, candidates, _ in part.items.values():
         step = steps.likelihood if part.name == "filter_likelihood" else steps.relevance
         around = len(step.template) + len(question)
         characters += sum(around + len(paragraph.text) for paragraph in candidates)
-    return len(part.items) * config.task.num_candidates, round(characters / CHARACTERS_PER_TOKEN)
+    return Spent(len(part.items) * config.task.num_candidates, forecast.tokens(characters))
 
 
-def _estimate_tree(part: Part, config: Config) -> tuple[int, int]:
+def _asked_by_tree(part: Part, config: Config) -> Spent:
     """Each expansion asks for one step a paragraph; the criterion delta scores each of them twice more."""
     task = config.task
     expansions = task.max_steps - 1 + ceil((task.complete_above + 1) / task.n_keep)
@@ -64,5 +62,10 @@ def _estimate_tree(part: Part, config: Config) -> tuple[int, int]:
     filtered = task.num_candidates if task.filter in ("likelihood", "black_box") else 0
     if task.budget.calls is not None:
         calls = min(calls, task.budget.calls - filtered)
-    prompt = len(load_shots(task.examples, task.num_shots).step) / CHARACTERS_PER_TOKEN + 40 + task.step_max_tokens
-    return len(part.items) * (calls + filtered), round(len(part.items) * (calls * prompt + filtered * 40))
+    shots = forecast.tokens(len(load_shots(task.examples, task.num_shots).step))
+    num_items = len(part.items)
+    return Spent(
+        num_items * (calls + filtered),
+        num_items * (calls * (shots + SCORED_PROMPT) + filtered * SCORED_PROMPT),
+        num_items * calls * task.step_max_tokens,
+    )

@@ -52,14 +52,15 @@ def test_an_outside_task_is_listed_completed_and_checked(tmp_path):
 
 
 @pytest.mark.medium
-def test_a_model_of_the_users_own_trains(tmp_path):
-    assert privlm("cp", "model/tiny", "my", "wee", cwd=tmp_path).returncode == 0
-    model = tmp_path / "my" / "model" / "wee.yaml"
+def test_a_model_of_the_users_own_trains(zygote, tmp_path):
+    my = tmp_path / "my"
+    assert zygote.run("cp", "model/tiny", str(my), "wee").status == 0
+    model = my / "model" / "wee.yaml"
     model.write_text(model.read_text().replace("hidden_size: 128", "hidden_size: 32"))
-    words = ["task=ewtune", "model=wee", "trainer.steps=2", "trainer.evaluate_every=0", "--config-dir", "my", "--json"]
-    done = privlm("run", *words, cwd=tmp_path, OMP_NUM_THREADS="1")
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    words = ["task=ewtune", "model=wee", "trainer.steps=2", "trainer.evaluate_every=0", f"runs={tmp_path / 'runs'}"]
+    done = zygote.run("run", *words, "--config-dir", str(my), "--json")
+    assert done.status == 0, done.output
+    result = json.loads(done.output[done.output.index("{") :])
     assert Path(result["directory"]).name.startswith("wee-sms_spam-head-dp8-seed0-")
     values = {row["metric"]: row["value"] for row in result["rows"]}
     assert values["trainable_parameters"] == 2 * 32 + 2
