@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from privlm import files, identity, rundir
 from privlm.errors import UsageError
+from privlm.privacy import keyed_random
 from privlm.privacy.schema import PrivacyConfig
 from privlm.results import Measured, Result
 from privlm.schema import defaults
@@ -104,8 +105,11 @@ class Stage:
         return self.job.is_kept
 
     def seed(self, series: Mapping[str, Any] | None = None) -> int:
-        """63 bits that are a function of the run's seed alone."""
-        return self.config.seed
+        """63 bits that are a function of the run's seed, the stage's name and the series ({"client": 3}): no two stages,
+        and no two clients, draw the same batches, dropout or noise.
+        """
+        labels = sorted((series or {}).items())
+        return keyed_random.key_bits("stage", self.config.seed, self.name, repr(labels)) >> 65
 
     def ledger(self) -> Ledger:
         """What the releases of this stage enter: the part of the run's one ledger that is its own."""
