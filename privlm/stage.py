@@ -105,8 +105,8 @@ class Stage:
         return self.job.is_kept
 
     def seed(self, series: Mapping[str, Any] | None = None) -> int:
-        """63 bits that are a function of the run's seed, the stage's name and the series ({"client": 3}): no two stages,
-        and no two clients, draw the same batches, dropout or noise.
+        """63 bits that are a function of the run's seed, the stage's name and the series ({"client": 3}): no two
+        stages, and no two clients, draw the same batches, dropout or noise.
         """
         labels = sorted((series or {}).items())
         return keyed_random.key_bits("stage", self.config.seed, self.name, repr(labels)) >> 65

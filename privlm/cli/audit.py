@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -190,13 +191,21 @@ def _train(config: Any, overrides: Any, roles: identity.Roles, *, force: bool) -
     return read_run(launch.directory_of(config, roles))
 
 
+def _canaries(audited: RunRecord) -> Path:
+    """The folder of the coins and scores of an audited run. Raises UsageError unless it has trained in one stage."""
+    folders = sorted(path.parent for path in audited.path.glob("stages/*/audit/coins.json"))
+    if len(folders) != 1:
+        raise UsageError(f"{audited.path} has trained with canaries in {len(folders)} stages: an audit is of one")
+    return folders[0]
+
+
 def _report(run: RunRecord, audited: RunRecord, *, as_json: bool) -> int:
     """Judges `audited`, and writes what it says into the directories of both."""
     from privlm.privacy.audit.verdict import claim_of, judge
 
     if not processes.is_main():
         return 0
-    audit = judge(audited.path / "audit", audited.config["privacy"]["audit"], claim_of(audited.privacy))
+    audit = judge(_canaries(audited), audited.config["privacy"]["audit"], claim_of(audited.privacy))
     audit |= {"audited_run": audited.name, "is_twin": audited.path != run.path}
     for record in {run.path: run, audited.path: audited}.values():
         _write(record, "audit.json", audit)
@@ -216,7 +225,7 @@ def _lira(run: RunRecord, kind: str, num_canaries: int | None, num_shadows: int,
 
     if num_shadows < 2:
         raise UsageError(f"--shadows {num_shadows}: LiRA needs at least 2 shadow runs")
-    target, *shadows = [_twin(run, kind, num_canaries, seed).path / "audit" for seed in range(num_shadows + 1)]
+    target, *shadows = [_canaries(_twin(run, kind, num_canaries, seed)) for seed in range(num_shadows + 1)]
     lira = describe_lira(target, shadows)
     _write(run, "lira.json", lira)
     if as_json:
