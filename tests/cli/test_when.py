@@ -9,7 +9,7 @@ from support.configs import composed
 
 from privlm import registry
 from privlm.cli import starting
-from privlm.cli.compose import Words, compose, composer
+from privlm.cli.compose import Words, compose, composer, expand
 from privlm.cli.when import read_lines, values_of
 from privlm.errors import UsageError
 
@@ -80,6 +80,14 @@ def test_a_recipe_without_lines_says_nothing_of_them(capsys, tmp_path):
     assert run.lines is None
     starting._introduce(run, tmp_path, restarts=0)
     assert "when" not in capsys.readouterr().err
+
+
+def test_each_run_of_a_sweep_has_the_lines_of_its_own_choice():
+    runs = [compose(words) for words in expand(Words(("task=ewtune", "scale=smoke", "adapter=head,lora")))]
+    assert [(run.lines, run.config.trainer.learning_rate) for run in runs] == [
+        (("adapter=head",), 0.5),
+        (("adapter=lora",), 3e-3),
+    ]
 
 
 def test_hydra_prints_what_the_lines_set_and_not_the_lines():
