@@ -156,11 +156,6 @@ def positive(field: str, value: float | None) -> list[str]:
     return Rule(above=0).problems(field, value)
 
 
-def not_negative(field: str, value: float | None) -> list[str]:
-    """A problem if `value` is given and not a finite number of zero or more."""
-    return Rule(at_least=0).problems(field, value)
-
-
 def require_packages(by: str, *distributions: str, extra: str) -> None:
     """Raises UsageError naming what an optional part needs and how to install it. by: the words that ask for it."""
     absent = [name for name in distributions if find_spec(name.replace("-", "")) is None]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
-from support.configs import composed
+from support.composed import composed, composition
 
 from privlm import identity
 from privlm.identity import Roles
@@ -18,11 +18,11 @@ INPUTS = {"data": "1" * 64, "model": "2" * 64}
 
 
 def config(*overrides: str) -> DictConfig:
-    return composed("task=ewtune", *overrides).config
+    return composed("task=ewtune", *overrides)
 
 
 def hashes(*overrides: str, **inputs: str) -> tuple[str, str]:
-    run = composed("task=ewtune", *overrides)
+    run = composition("task=ewtune", *overrides)
     run_hash = identity.run_hash(run.config, INPUTS | inputs, run.roles)
     return run_hash, identity.cell_hash(run.config, run.roles)
 
@@ -83,7 +83,7 @@ def test_a_null_enters_no_hash_however_deep_it_lies() -> None:
     ],
 )
 def test_the_cell_is_the_same_from_config_yaml_as_when_composed(words: tuple[str, ...], tmp_path: Path) -> None:
-    run = composed(*words)
+    run = composition(*words)
     OmegaConf.save(run.config, tmp_path / "config.yaml", resolve=True)
     read = OmegaConf.to_container(OmegaConf.load(tmp_path / "config.yaml"))
     assert isinstance(read, dict)

@@ -1,13 +1,74 @@
 """What schemas are made of, and the checks of the group llm; those of the other groups are in tests/cli."""
 
+import math
+from dataclasses import dataclass
+from typing import Any
+
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 
 from privlm.errors import UsageError
 from privlm.llm.schema import EndpointLLMConfig, ReplayLLMConfig
-from privlm.schema import all_found, defaults, problems, require_packages
+from privlm.schema import all_found, defaults, field_at, marked, problems, require_packages, setting
 
 pytestmark = pytest.mark.torch_free
+
+
+@dataclass
+class Inner:
+    share: float = setting(above=0, at_most=1, same_cell=True)
+    kinds: list[str] = setting(options=("first", "second"))
+
+
+@dataclass
+class Outer:
+    count: int | None = setting(at_least=2)
+    rates: dict[str, float] = setting(above=0)
+    path: str | None = setting(same_run=True)
+    inner: Inner = MISSING
+    free: Any = MISSING
+
+    def check(self, config):
+        return [f"count is {self.count} in {config.name}"] if self.count == 3 else []
+
+
+def outer(**changes):
+    right = {"count": 2, "rates": {}, "path": None, "inner": {"share": 0.5, "kinds": ["first"]}, "free": None}
+    return OmegaConf.merge(OmegaConf.structured(Outer), right, changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({}, []),
+        ({"count": None, "free": -1}, []),
+        ({"count": 1}, ["group.count must be at least 2, not 1"]),
+        ({"rates": {"a": 1, "b": 0}}, ["group.rates.b must be greater than 0, not 0.0"]),
+        ({"rates": {"a": math.inf}}, ["group.rates.a must be greater than 0, not inf"]),
+        ({"inner": {"share": 2}}, ["group.inner.share must be greater than 0 and at most 1, not 2.0"]),
+        ({"inner": {"share": math.nan}}, ["group.inner.share must be greater than 0 and at most 1, not nan"]),
+        (
+            {"inner": {"kinds": ["first", "secnd"]}},
+            ["group.inner.kinds: 'secnd' is not one of first, second; did you mean 'second'?"],
+        ),
+        ({"count": 3}, ["count is 3 in whole"]),
+    ],
+)
+def test_the_rules_of_fields_hold_at_every_depth_and_in_lists_and_mappings(changes, found):
+    assert problems(outer(**changes), OmegaConf.create({"name": "whole"}), "group.") == found
+
+
+def test_the_roles_of_fields_are_found_at_every_depth():
+    assert marked(outer(), "same_run") == ["path"]
+    assert marked(outer(), "same_cell") == ["inner.share"]
+
+
+def test_a_field_is_found_by_its_path():
+    assert field_at(Outer, ["inner", "kinds"]).options == ("first", "second")
+    assert field_at(Outer, ["rates", "any"]).above == 0
+    assert field_at(Outer, ["inner", "nothing"]) is None
+    assert field_at(Outer, ["count", "nothing"]) is None
+
 
 SERVER = {"base_url": "http://127.0.0.1:8000/v1", "model": "m"}
 

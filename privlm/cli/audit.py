@@ -152,6 +152,8 @@ def _print_bound(arguments: argparse.Namespace, epsilon: float, mu: float) -> in
 
 def _twin(run: RunRecord, kind: str, num_canaries: int | None, seed: int) -> RunRecord:
     """The run of the same configuration with canaries; trained unless it is there already."""
+    if run.roles == identity.ROLES_OF_BEFORE:
+        raise UsageError(f"{run.name} is of an earlier PrivLM, whose settings lack some of today's: run it again first")
     config = OmegaConf.load(run.path / "config.yaml")
     assert isinstance(config, DictConfig)
     size = (run.privacy or {}).get("dataset_size")

@@ -74,9 +74,7 @@ def compose(words: Words) -> Composed:
     """
     prepare(words.config_dirs)
     with composer():
-        _require_task(words.overrides)
-        first = _compose(words)
-        complete = words.with_overrides([*words.overrides, *_recipe(first, words.overrides)])
+        first, complete = _with_recipe(words)
         plain = _compose(complete)
         lines = _lines(plain)
         composed = _compose_with(lines, complete, plain) if lines else plain
@@ -93,17 +91,15 @@ def compose(words: Words) -> Composed:
         raise UsageError("\n".join([head, *(f"  {problem}" for problem in problems)]))
     OmegaConf.set_readonly(config, True)
     roles = identity.Roles(tuple(marked(config, "same_run")), tuple(marked(config, "same_cell")))
-    return Composed(
-        config, complete, chosen_by, roles, None if lines is None else tuple(line.condition for line in lines)
-    )
+    conditions = None if lines is None else tuple(line.condition for line in lines)
+    return Composed(config, complete, chosen_by, roles, conditions)
 
 
-def with_recipe(words: Words) -> Words:
+def for_inspection(words: Words) -> Words:
     """The words with the recipe that belongs to them and its lines, for Hydra's own inspection flags."""
     prepare(words.config_dirs)
     with composer():
-        _require_task(words.overrides)
-        complete = words.with_overrides([*words.overrides, *_recipe(_compose(words), words.overrides)])
+        _, complete = _with_recipe(words)
         plain = _compose(complete)
         if lines := _lines(plain):
             complete = _store_with(lines, complete, plain)
@@ -188,6 +184,13 @@ def _composed_without(words: Words) -> Any:
         return None
 
     return compose_without
+
+
+def _with_recipe(words: Words) -> tuple[DictConfig, Words]:
+    """What the words compose alone, and the words with the recipe that belongs to that."""
+    _require_task(words.overrides)
+    first = _compose(words)
+    return first, words.with_overrides([*words.overrides, *_recipe(first, words.overrides)])
 
 
 def _recipe(config: DictConfig, overrides: Sequence[str]) -> list[str]:

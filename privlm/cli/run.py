@@ -36,10 +36,10 @@ def _hydra(arguments: argparse.Namespace, words: Words) -> None:
     """Hydra's inspection of the configuration, on the words completed by their recipe."""
     import hydra
 
-    from privlm.cli.compose import prepare, with_recipe
+    from privlm.cli.compose import for_inspection, prepare
     from privlm.schema import configs_dir
 
-    words = with_recipe(words) if not arguments.hydra_help else words
+    words = for_inspection(words) if not arguments.hydra_help else words
     prepare(words.config_dirs)
     flags = [f"--config-name={words.config_name}"]
     for flag in ("cfg", "package", "info"):

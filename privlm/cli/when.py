@@ -104,8 +104,8 @@ def _impossible(key: str, value: Any, config: DictConfig) -> str:
         return "" if value in options else no_such(str(value), options, key)
     if not is_key(key):
         return no_key(key, flat_keys(config))
-    problems = one_of(key, value, options) if (options := options_of(key)) else []
-    return "; ".join(problems)
+    names = options_of(key)
+    return "; ".join(one_of(key, value, names)) if names else ""
 
 
 def _not_to_set(key: str, read: Collection[str], config: DictConfig) -> str:

@@ -7,7 +7,8 @@ import shlex
 
 import pytest
 from omegaconf import OmegaConf
-from support.configs import composed
+from support.composed import composed as chosen
+from support.composed import composition
 
 from privlm import config as core
 from privlm import registry
@@ -26,10 +27,6 @@ OPTIONS = [
     if path.parent.name == group and group not in ("task", "scale")
 ]
 RECIPES = [path.stem for path in FILES.values() if path.parent.name == "recipe"]
-
-
-def chosen(*words):
-    return composed(*words).config
 
 
 def opening_comment(path):
@@ -92,7 +89,7 @@ def test_schemas_are_no_options():
 
 
 def test_a_model_brings_its_natural_scale_and_the_recipe_its_data():
-    run = composed("task=ewtune", "model=roberta")
+    run = composition("task=ewtune", "model=roberta")
     assert (run.config.scale, run.config.data.name, run.config.adapter.name) == ("paper", "sst2", "rgp")
     assert run.chosen_by["scale"] == "paper (natural to model=roberta)"
     assert run.chosen_by["data"] == "sst2 (recipe)"

@@ -5,11 +5,11 @@ import sys
 
 import pytest
 import yaml
-from support.configs import composed
+from support.composed import composed, composition
 
 from privlm import registry
 from privlm.cli import starting
-from privlm.cli.compose import Words, compose, composer
+from privlm.cli.compose import Words, compose, composer, expand
 from privlm.cli.when import read_lines, values_of
 from privlm.errors import UsageError
 
@@ -46,14 +46,14 @@ SETTINGS = {
 
 @pytest.mark.parametrize(("scale", "adapter"), [(scale, adapter) for scale in PRESETS for adapter in PRESETS[scale]])
 def test_every_adapter_has_its_settings_at_every_scale(scale, adapter):
-    config = composed("task=ewtune", f"scale={scale}", f"adapter={adapter}").config
+    config = composed("task=ewtune", f"scale={scale}", f"adapter={adapter}")
     keys = ("optimizer", "learning_rate", "learning_rates", "steps", "epochs", "schedule", "micro_batch_size")
     assert (*(config.trainer[key] for key in keys), config.adapter.other_params) == PRESETS[scale][adapter]
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_published_setting_is_its_batch_and_budget(setting):
-    config = composed("task=ewtune", "scale=paper", f"task.setting={setting}").config
+    config = composed("task=ewtune", "scale=paper", f"task.setting={setting}")
     found = {**config.trainer, **config.privacy}
     assert {key: found[key] for key in SETTINGS[setting]} == SETTINGS[setting]
     assert config.privacy.epsilon == 8
@@ -64,11 +64,11 @@ def test_a_published_setting_is_its_batch_and_budget(setting):
     [(("scale=small",), None), (("scale=small", "data=sst2"), 4000), (("scale=smoke", "data=sst2"), 512)],
 )
 def test_how_many_examples_train_depends_on_scale_and_data(words, examples):
-    assert composed("task=ewtune", *words).config.data.max_train_examples == examples
+    assert composed("task=ewtune", *words).data.max_train_examples == examples
 
 
 def test_the_lines_that_apply_are_named_and_when_itself_is_gone(capsys, tmp_path):
-    run = composed("task=ewtune", "scale=paper", "task.setting=li", "adapter=full")
+    run = composition("task=ewtune", "scale=paper", "task.setting=li", "adapter=full")
     assert run.lines == ("adapter=full", "task.setting=li")
     assert "when" not in run.config
     starting._introduce(run, tmp_path, restarts=0)
@@ -76,10 +76,18 @@ def test_the_lines_that_apply_are_named_and_when_itself_is_gone(capsys, tmp_path
 
 
 def test_a_recipe_without_lines_says_nothing_of_them(capsys, tmp_path):
-    run = composed("task=causal")
+    run = composition("task=causal")
     assert run.lines is None
     starting._introduce(run, tmp_path, restarts=0)
     assert "when" not in capsys.readouterr().err
+
+
+def test_each_run_of_a_sweep_has_the_lines_of_its_own_choice():
+    runs = [compose(words) for words in expand(Words(("task=ewtune", "scale=smoke", "adapter=head,lora")))]
+    assert [(run.lines, run.config.trainer.learning_rate) for run in runs] == [
+        (("adapter=head",), 0.5),
+        (("adapter=lora",), 3e-3),
+    ]
 
 
 def test_hydra_prints_what_the_lines_set_and_not_the_lines():
@@ -163,7 +171,7 @@ def test_a_key_that_the_run_does_not_have_does_not_hold(with_when):
     ],
 )
 def test_what_a_line_may_not_say_is_named(lines, message):
-    config = composed("task=ewtune", "scale=smoke").config
+    config = composed("task=ewtune", "scale=smoke")
     with composer(), pytest.raises(UsageError, match=message):
         values_of(read_lines(lines, config))
 

@@ -1,7 +1,7 @@
 """The tables of EW-Tune that runs fill: what each cell runs, and where its published figure is from."""
 
 import pytest
-from support.configs import composed
+from support.composed import composed
 
 from privlm.config import configs_dir
 from privlm.report.table_file import parse_table, read_yaml
@@ -14,7 +14,7 @@ def table(name):
 
 
 def config_of(cell):
-    return composed(*cell.run).config
+    return composed(*cell.run)
 
 
 def test_accuracy_is_that_of_the_published_setting():

@@ -8,7 +8,7 @@ import json
 import pytest
 import yaml
 from omegaconf import OmegaConf
-from support.configs import composed
+from support.composed import composed
 
 from privlm import config as core
 from privlm.cli import compare, show, tables
@@ -34,7 +34,7 @@ def run_of_before(make_run, tmp_path):
     """A run directory of WORDS and a seed as it was written before, on another machine."""
 
     def write(seed):
-        config = OmegaConf.to_container(composed(*WORDS).config, resolve=True)
+        config = OmegaConf.to_container(composed(*WORDS), resolve=True)
         for group, keys in CAME_LATER.items():
             config[group] = {key: value for key, value in config[group].items() if key not in keys}
         del config["federated"]
