@@ -21,6 +21,7 @@ PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 """trainer.precision -> accelerate's mixed_precision."""
 
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+MPS = torch.device("mps")  # Apple's GPUs, on which accelerate scales no losses
 
 
 def make_accelerator(config: Any) -> Accelerator:
@@ -30,13 +31,13 @@ def make_accelerator(config: Any) -> Accelerator:
     CPU, PrivLMError when the world is not the one that the config asks for (accelerate itself falls back to one process
     without a word).
     """
-    if config.precision == "fp16" and not torch.accelerator.is_available():
-        raise UsageError("trainer.precision=fp16 needs a GPU, and there is none: use trainer.precision=bf16 or fp32")
-    if config.deterministic:
-        _set_cublas_workspace()
     # Without an accelerator accelerate must be told to use the CPU, else it ignores the other processes.
     cpu = not torch.accelerator.is_available()
     keywords = {"mixed_precision": PRECISION[config.precision], "cpu": cpu} | dict(config.accelerate)
+    if keywords["mixed_precision"] == "fp16" and (keywords["cpu"] or torch.accelerator.current_accelerator() == MPS):
+        raise UsageError("trainer.precision=fp16 needs a CUDA GPU: use trainer.precision=bf16 or fp32")
+    if config.deterministic:
+        _set_cublas_workspace()
     try:
         inspect.signature(Accelerator).bind(**keywords)
     except TypeError as error:

@@ -22,7 +22,7 @@ CPU_ONLY = pytest.mark.skipif(torch.accelerator.is_available(), reason="for mach
 
 @CPU_ONLY
 def test_half_precision_without_a_gpu_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"precision=fp16 needs a GPU, .* use trainer\.precision=bf16 or fp32"):
+    with pytest.raises(UsageError, match=r"precision=fp16 needs a CUDA GPU: use trainer\.precision=bf16 or fp32"):
         trained(config=settings(precision="fp16"))
 
 
