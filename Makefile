@@ -5,9 +5,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 WORKERS ?= 2
-# One thread each, so that the workers do not take turns. Tests of a group stay with one worker: what they share is
-# made once.
-PYTEST_OPTIONS := -n $(WORKERS) --dist loadgroup --durations=10
+# One thread each, so that the workers do not take turns. A file stays with one worker, so that what its tests share, a
+# finished run or a server, is made once. (loadgroup of xdist 3.8 groups nothing under pytest 9.2.)
+PYTEST_OPTIONS := -n $(WORKERS) --dist loadfile --durations=10
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 .DEFAULT_GOAL := help

@@ -41,14 +41,6 @@ PRIVACY = {
 }
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a module that run commands stay with one worker (--dist loadgroup): they share finished runs."""
-    for item in items:
-        if "zygote" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 @pytest.fixture(scope="session")
 def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
     """Runs many short commands without importing torch for each."""

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("packaging")  # a wheel and an environment are made once
-
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -9,7 +9,7 @@ from support import outside
 
 from privlm.cli import main
 
-pytestmark = [pytest.mark.medium, pytest.mark.xdist_group("trained")]
+pytestmark = pytest.mark.medium
 
 HAM = 901 / 1040
 """Of the embedded test messages."""

@@ -20,7 +20,7 @@ from privlm.llm.endpoint.backend import EndpointBackend
 from privlm.llm.record import CallRecord
 from privlm.llm.types import GenerateRequest, Message, Sampling
 
-pytestmark = [pytest.mark.medium, pytest.mark.xdist_group("server")]
+pytestmark = pytest.mark.medium
 
 PACKAGE = Path(__file__).resolve().parents[2] / "fixtures" / "asking_task"
 
