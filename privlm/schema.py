@@ -33,6 +33,7 @@ class Rule:
     options: tuple[str, ...] = ()
     same_cell: bool = False
     same_run: bool = False
+    instead_of: str | None = None
 
     def problems(self, name: str, value: Any) -> list[str]:
         """What is wrong with `value`, with an element of a list or with a value of a mapping; null is always right."""
@@ -66,15 +67,17 @@ def setting(
     options: Iterable[str] = (),
     same_cell: bool = False,
     same_run: bool = False,
+    instead_of: str | None = None,
     default: Any = MISSING,
 ) -> Any:
     """A field of a schema and its rules. Of a list or mapping they hold for each element.
 
     above, at_least, below, at_most: bounds of a finite number. options: the names that it takes.
     same_cell: another value is another run of the same table cell. same_run: it is the same run.
+    instead_of: the field of the same schema that is null where a user names this one alone.
     default: only for a field that no YAML has to name.
     """
-    rule = Rule(above, at_least, below, at_most, tuple(options), same_cell, same_run)
+    rule = Rule(above, at_least, below, at_most, tuple(options), same_cell, same_run, instead_of)
     return dataclasses.field(default=default, metadata={"rule": rule})
 
 

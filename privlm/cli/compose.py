@@ -31,7 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from privlm import config as core
 from privlm import identity, registry
 from privlm.cli.explain import explain, no_key
-from privlm.cli.schemas import schemas
+from privlm.cli.schemas import schemas, stood_in_for
 from privlm.cli.when import Line, read_lines, values_of
 from privlm.errors import UsageError
 from privlm.schema import configs_dir, marked
@@ -190,7 +190,14 @@ def _with_recipe(words: Words) -> tuple[DictConfig, Words]:
     """What the words compose alone, and the words with the recipe that belongs to that."""
     _require_task(words.overrides)
     first = _compose(words)
-    return first, words.with_overrides([*words.overrides, *_recipe(first, words.overrides)])
+    return first, words.with_overrides([*words.overrides, *_recipe(first, words.overrides), *_put_out(words.overrides)])
+
+
+def _put_out(overrides: Sequence[str]) -> list[str]:
+    """Of two fields that stand for one another the user has named one: the recipe's value of the other is put out."""
+    given = dict(word.lstrip("+").partition("=")[::2] for word in overrides)
+    others = [stood_in_for(key) for key, value in given.items() if value != "null"]
+    return [f"{other}=null" for other in others if other is not None and other not in given]
 
 
 def _recipe(config: DictConfig, overrides: Sequence[str]) -> list[str]:

@@ -28,6 +28,12 @@ def options_of(key: str) -> list[str]:
     return sorted({option for rule in _rules(key) for option in rule.options})
 
 
+def stood_in_for(key: str) -> str | None:
+    """The dotted key that the one at `key` is given instead of (trainer.steps instead of trainer.epochs), or None."""
+    other = next((rule.instead_of for rule in _rules(key) if rule.instead_of), None)
+    return None if other is None else f"{key.rpartition('.')[0]}.{other}"
+
+
 def _rules(key: str) -> Iterator[Rule]:
     group, _, path = key.partition(".")
     candidates = schemas().get(group, {}).values() if path else [config.Config]

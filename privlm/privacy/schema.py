@@ -37,9 +37,9 @@ class PrivacyConfig:
     """The privacy mechanism and its accountant (configs/privacy)."""
 
     mechanism: str = setting(options=("none", "dp_sgd"))
-    epsilon: float | None = MISSING
+    epsilon: float | None = setting(instead_of="noise_multiplier")
     delta: Any = MISSING  # a number, or the text 1/2N
-    noise_multiplier: float | None = setting(above=0)
+    noise_multiplier: float | None = setting(above=0, instead_of="epsilon")
     clipping_norm: float = setting(above=0)
     clipping: str = setting(options=("flat", "per_layer", "automatic"))
     sampling: str = setting(options=("poisson",))

@@ -151,3 +151,15 @@ def test_a_sweep_expands_to_its_product():
 def test_composing_twice_gives_the_same():
     words = Words(("task=ewtune", "model=tiny"))
     assert compose(words).config == compose(words).config
+
+
+@pytest.mark.parametrize(
+    ("given", "other"),
+    [("trainer.steps=2", "trainer.epochs"), ("trainer.epochs=2", "trainer.steps"),
+     ("privacy.noise_multiplier=1.0", "privacy.epsilon"), ("privacy.epsilon=1", "privacy.noise_multiplier")],
+)  # fmt: skip
+def test_of_two_fields_that_stand_for_one_another_the_one_given_puts_out_that_of_the_recipe(given, other):
+    for model in ("roberta", "minilm"):  # recipes of epochs and of steps
+        words = composition("task=ewtune", f"model={model}", given)
+        assert OmegaConf.select(words.config, other) is None
+        assert f"{other}=null" in words.words.overrides

@@ -32,11 +32,12 @@ class Finished:
 
 
 class Zygote:
-    """The waiting parent process; `run` forks it."""
+    """The waiting parent process; `run` forks it. packages: a folder of packages that are installed for it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, packages: Path | None = None) -> None:
         self.folder = folder
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(_TESTS)}
+        paths = os.pathsep.join(map(str, [_TESTS, *([packages] if packages else [])]))
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "support.zygote"],
             stdin=subprocess.PIPE,
