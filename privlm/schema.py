@@ -215,4 +215,5 @@ def _chain(group: str, name: str) -> list[Any]:
     """A YAML and the ones of its own group that it starts from, the most special first."""
     content: Any = OmegaConf.load(configs_dir() / group / f"{name}.yaml")
     bases = [base for base in content.pop("defaults") if isinstance(base, str) and base != "_self_"]
+    content = content.get(group, content)  # a YAML of the package _global_ holds its group under its name
     return [content, *(source for base in bases for source in _chain(group, base))]

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from privlm.data.causal_lm import NOT_PREDICTED
-from privlm.training.objective import Batch, ExampleRandom, PerExample
+from privlm.training.objective import Batch, ExampleRandom, Objective, PerExample
 
 
-class NextToken:
+class NextToken(Objective):
     """The objective for batches {input_ids, attention_mask, position_ids, labels, token_weights?} of a CausalSplit."""
 
     def losses(self, model: nn.Module, batch: Batch, rng: ExampleRandom) -> PerExample:
