@@ -28,12 +28,13 @@ class NextToken(Objective):
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
         output = model(**_understood(model, inputs))
         logits_BTV = getattr(output, "logits", output)
-        return PerExample(_mean_losses(logits_BTV, batch["labels"], batch.get("token_weights")))
+        follows_BT = batch["attention_mask"][:, :-1].bool()  # a first token behind padding is predicted from nothing
+        labels_BT = batch["labels"][:, 1:].masked_fill(~follows_BT, NOT_PREDICTED)
+        return PerExample(_mean_losses(logits_BTV[:, :-1], labels_BT, batch.get("token_weights")))
 
 
 def _mean_losses(logits_BTV: Tensor, labels_BT: Tensor, weights_BT: Tensor | None) -> Tensor:
-    """[B]. The logits at a position speak of the token after it."""
-    logits_BTV, labels_BT = logits_BTV[:, :-1], labels_BT[:, 1:]
+    """[B]. logits_BTV and labels_BT: of the same tokens, from the second position on."""
     loss_BT = nn.functional.cross_entropy(
         logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=NOT_PREDICTED, reduction="none"
     ).view_as(labels_BT)

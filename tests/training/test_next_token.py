@@ -179,3 +179,18 @@ def test_any_module_that_gives_logits_is_a_language_model() -> None:
     with torch.no_grad():
         model = Bigram()
         torch.testing.assert_close(losses_of(model, data, 8), losses_of(model, data, 1))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_first_token_is_not_predicted_from_the_padding_before_it(family: str) -> None:
+    """Also where the data labels every token: a collator of one's own may."""
+    model, ids = model_of(family), torch.randint(5, 900, (3, 9), generator=torch.Generator().manual_seed(0))
+    alone = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+
+    def losses(batch: dict[str, Tensor]) -> Tensor:
+        positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        return _losses(model, batch | {"position_ids": positions})
+
+    values = {"input_ids": 0, "attention_mask": 0, "labels": -100}
+    padded = {name: nn.functional.pad(alone[name], (4, 0), value=value) for name, value in values.items()}
+    torch.testing.assert_close(losses(padded), losses(alone), atol=1e-5, rtol=1e-5)
