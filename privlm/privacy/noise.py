@@ -12,7 +12,7 @@ the accounting is that of the ideal, continuous Gaussian.
 import math
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,12 +25,15 @@ from privlm.privacy import keyed_random
 _CHUNK = 1 << 15  # pairs drawn at a time: work space that stays in cache
 
 
+Shape = tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Draw:
     """What the noise of one release depends on, besides its source and the rank that draws it."""
 
     step: int
-    shapes: tuple[tuple[int, ...], ...]  # of its tensors
+    shapes: tuple[Shape, ...]  # of its tensors
     world_size: int
     device: str  # as device_name gives it: devices draw different numbers for one seed
 
@@ -79,8 +82,7 @@ class ReproducibleNoise:
                 drawn = bits.random_raw(num_pairs).view(np.uint32).astype(np.float32)
                 return torch.from_numpy(drawn).add_(0.5).mul_(2.0**-32)
 
-            for shape in draw.shapes:
-                yield _normal(shape, uniform).to(device)
+            yield from _normal(draw.shapes, uniform, device)
 
     def noise_id(self, draw: Draw) -> str:
         return f"{keyed_random.key_bits('noise id', *self._key(draw)):032x}"
@@ -100,8 +102,7 @@ class SecureNoise:
             random_bits = np.frombuffer(os.urandom(16 * num_pairs), dtype=np.uint64)
             return torch.from_numpy(((random_bits >> np.uint64(11)) + 0.5) * 2.0**-53)
 
-        for shape in draw.shapes:
-            yield _normal(shape, uniform).to(device)
+        return _normal(draw.shapes, uniform, device)
 
     def noise_id(self, draw: Draw) -> str:
         return secrets.token_hex(16)
@@ -112,17 +113,30 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _normal(shape: tuple[int, ...], uniform: Callable[[int], Tensor]) -> Tensor:
+def _normal(shapes: Iterable[Shape], uniform: Callable[[int], Tensor], device: torch.device) -> Iterator[Tensor]:
     """Independent N(0, 1) numbers, float32, by the Box-Muller transform in the precision of `uniform`.
 
     uniform: gives twice as many independent numbers of (0, 1] as it is asked for pairs.
     """
-    noise = torch.empty(math.prod(shape))
-    for piece in noise.split(2 * _CHUNK):
-        num_pairs = (len(piece) + 1) // 2
-        radius, angle = uniform(num_pairs).view(2, num_pairs)
-        radius.log_().mul_(-2).sqrt_()
-        angle.mul_(2 * math.pi)
-        piece[:num_pairs] = torch.cos(angle).mul_(radius)
-        piece[num_pairs:] = angle.sin_().mul_(radius)[: len(piece) - num_pairs]
-    return noise.view(shape)
+    for together in _groups(shapes):
+        sizes = list(map(math.prod, together))
+        noise = torch.empty(sum(sizes))
+        for piece in noise.split(2 * _CHUNK):
+            num_pairs = (len(piece) + 1) // 2
+            radius, angle = uniform(num_pairs).view(2, num_pairs)
+            radius.log_().mul_(-2).sqrt_()
+            angle.mul_(2 * math.pi)
+            piece[:num_pairs] = torch.cos(angle).mul_(radius)
+            piece[num_pairs:] = angle.sin_().mul_(radius)[: len(piece) - num_pairs]
+        yield from (part.view(shape) for part, shape in zip(noise.to(device).split(sizes), together, strict=True))
+
+
+def _groups(shapes: Iterable[Shape]) -> Iterator[list[Shape]]:
+    """Small tensors that fit into one piece are drawn together, a large one alone."""
+    group: list[Shape] = []
+    for shape in shapes:
+        if group and sum(map(math.prod, [*group, shape])) > 2 * _CHUNK:
+            yield group
+            group = []
+        group.append(shape)
+    yield group

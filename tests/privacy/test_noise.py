@@ -49,6 +49,16 @@ def test_scalars_odd_and_empty_sizes(noise: Noise) -> None:
     assert len(z.unique()) > 0.98 * len(z)
 
 
+@pytest.mark.parametrize("noise", [ReproducibleNoise(0), SecureNoise()], ids=["reproducible", "secure"])
+def test_small_and_large_tensors_of_one_release(noise: Noise) -> None:
+    shapes = ((3,), (2, 2), (2 * CHUNK - 1,), (), (5,), (3 * CHUNK,), (2,))
+    drawn = list(noise.sample(place(*shapes), 0, torch.device("cpu")))
+    assert [tuple(z.shape) for z in drawn] == list(shapes)
+    together = torch.cat([z.flatten() for z in drawn])
+    assert stats.kstest(together.numpy(), "norm").pvalue > 1e-6
+    assert len(together.unique()) > 0.98 * len(together)
+
+
 def test_reproducible_noise_is_a_function_of_its_key() -> None:
     def drawn(seed: int, step: int, rank: int) -> list[torch.Tensor]:
         return list(ReproducibleNoise(seed).sample(place((50,), (50,), step=step), rank, torch.device("cpu")))
