@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -35,13 +35,8 @@ class Private:
     def allows_one_more(self) -> bool:
         """Whether the certified epsilon of all releases so far and one more stays within the budget."""
         plan = self.plan
-        if math.isinf(plan.budget):
+        if math.isinf(plan.budget) or plan.covers([*self.ledger.segments(), plan.step]):
             return True
-        spent = self.ledger.segments()
-        if sum(segment.steps for segment in spent) < plan.steps and all(
-            replace(segment, steps=1) == plan.step for segment in spent
-        ):
-            return True  # a part of the plan, which is within the budget
         return self.ledger.budget_allows(
             plan.step, target_epsilon=plan.budget, delta=plan.delta, adjacency=plan.adjacency
         )

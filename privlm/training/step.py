@@ -105,7 +105,7 @@ class Stepper:
         """torch's global generator as a function of purpose and step, and then as it was before."""
         device = self.examples.accelerator.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(keyed_random.key_bits(purpose, self.examples.seed, step) >> 65)
+            torch.manual_seed(keyed_random.key_bits("global generator", purpose, self.examples.seed, step) >> 65)
             yield
 
     def _watch(self, step: int, totals: Totals) -> None:
