@@ -6,7 +6,7 @@ What a run saves is trusted for years; what saving loses (a head, a buffer, a ti
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from privlm.errors import PrivLMError
+from privlm.models.evaluation_mode import evaluation_mode
 from privlm.training.objective import ExampleRandom, Objective
 
 NUM_EXAMPLES = 32
@@ -94,7 +95,7 @@ class ProofLosses:
         indices = np.unique(np.linspace(0, len(self.data) - 1, NUM_EXAMPLES).round().astype(np.int64))
         device = next(model.parameters()).device
         pieces = []
-        with _evaluating(model):
+        with evaluation_mode(model):
             for start in range(0, len(indices), self.micro_batch_size):
                 piece = indices[start : start + self.micro_batch_size]
                 batch = {name: tensor.to(device) for name, tensor in self.data.batch(piece).items()}
@@ -115,17 +116,6 @@ def compare_evaluation(found: Mapping[str, float], logged: Mapping[str, float], 
 def state(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name; a tied one under each of its names."""
     return {name: value.detach() for name, value in model.state_dict(keep_vars=True).items()}
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _same_bytes(a: Tensor, b: Tensor) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from privlm.data.encoding import EncodedSplit
 from privlm.models.encoder import EncoderClassifier
+from privlm.models.evaluation_mode import evaluation_mode
 
 _NUM_REMEMBERED = 2  # a training and a test split
 _remembered: dict[str, Tensor] = {}
@@ -80,16 +81,14 @@ def compute_features(
     Args:
         progress: called with the number of examples done after each micro-batch.
     """
-    was_training = model.training
-    model.eval()
     device = next(model.parameters()).device
     order = np.argsort(split.lengths, kind="stable")
     pieces = []
-    for start in range(0, len(order), micro_batch_size):
-        batch = split.batch(order[start : start + micro_batch_size], device)
-        del batch["labels"]
-        pieces.append(model.features(**batch).float().cpu())
-        progress(min(start + micro_batch_size, len(order)))
-    model.train(was_training)
+    with evaluation_mode(model):
+        for start in range(0, len(order), micro_batch_size):
+            batch = split.batch(order[start : start + micro_batch_size], device)
+            del batch["labels"]
+            pieces.append(model.features(**batch).float().cpu())
+            progress(min(start + micro_batch_size, len(order)))
     features = torch.cat(pieces)
     return features[np.argsort(order)].clone()

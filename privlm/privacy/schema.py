@@ -67,6 +67,8 @@ class PrivacyConfig:
         else:
             problems += positive("privacy.epsilon", self.epsilon)
         problems += _check_delta(self.delta)
+        if config.trainer.precision == "fp16":
+            problems.append("trainer.precision=fp16 scales gradients, which privacy=dp_sgd clips: use bf16 or fp32")
         if config.trainer.max_grad_norm is not None:
             problems.append("trainer.max_grad_norm has no place under privacy: set privacy.clipping_norm instead")
         return problems

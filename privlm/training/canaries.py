@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from privlm import files
 from privlm.errors import UsageError
+from privlm.models.evaluation_mode import evaluation_mode
 from privlm.privacy import keyed_random
 from privlm.training.batches import Indices, TrainingData
-from privlm.training.modes import evaluation_mode
 from privlm.training.objective import Batch, ExampleRandom, PerExample
 
 Losses = Callable[[nn.Module, Batch, ExampleRandom], PerExample]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from privlm.training.modes import evaluation_mode
+from privlm.models.evaluation_mode import evaluation_mode
 from privlm.training.objective import Batch, ExampleRandom, Objective, PerExample
 
 

@@ -1,22 +1,8 @@
-"""Train and evaluation mode of a model's modules: what the caller has set is kept, and given back at the end."""
+"""Modes of a model's modules while it trains: what the caller has set is kept, and given back at the end."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 from torch import nn
-
-
-@contextlib.contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Everything in evaluation mode; afterwards each module has its own mode again."""
-    modes = _modes(model)
-    model.eval()
-    try:
-        yield
-    finally:
-        _set(modes)
 
 
 class TrainingModes:

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from privlm.errors import PrivLMError, UsageError
+from privlm.models.evaluation_mode import evaluation_mode
 from privlm.signals import Interrupted
 from privlm.training.accelerator import deterministic, make_accelerator
 from privlm.training.batches import Batches, ShuffledBatches, TrainingData
@@ -23,7 +24,7 @@ from privlm.training.canaries import MODULE, Canaries, Losses
 from privlm.training.checkpoint import Checkpoint, CheckpointStore
 from privlm.training.evaluation import Best, Evaluation
 from privlm.training.gradients import Examples, Gradient
-from privlm.training.modes import TrainingModes, evaluation_mode
+from privlm.training.modes import TrainingModes
 from privlm.training.objective import Objective
 from privlm.training.private import Private
 from privlm.training.processes import agree_on_signal, broadcast

@@ -9,8 +9,9 @@ import torch
 from support.regression import Squares, plan, private, settings, trained
 from torch import Tensor, nn
 
+from privlm.models.evaluation_mode import evaluation_mode
 from privlm.training.evaluation import Evaluation
-from privlm.training.modes import TrainingModes, evaluation_mode
+from privlm.training.modes import TrainingModes
 from privlm.training.objective import ExampleRandom, PerExample
 
 
