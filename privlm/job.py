@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from privlm import files, rundir
 from privlm.progress import progress
-from privlm.records import Records
+from privlm.records import METRIC_FIELDS, Records
 from privlm.signals import Interrupted, StopFlag
 from privlm.stage import Row, Stage
 
@@ -37,7 +37,6 @@ Listener = Callable[[str, int, str, Mapping[str, Any], Mapping[str, float]], Non
 """listener(stage, step, split, series, values): told each metrics row."""
 
 LEDGER = "privacy_ledger.jsonl"
-METRIC_FIELDS = frozenset({"stage", "step", "split", "name", "value", "time"})
 
 
 class StoppedAfter(Exception):
@@ -195,9 +194,11 @@ class Job:
 
         A stage that has stopped leaves the run interrupted, its results those of a part: the same command goes on.
         """
-        stages = [self.records.status["stages"][name] for name in self._opened] if self.is_main else []
         if not self.is_main:
             return
+        if (until := OmegaConf.select(self.config, "task.until")) is not None:  # else the run would have stopped there
+            self.say(f"warning: task.until={until} named no stage of this run ({', '.join(self._opened)})")
+        stages = [self.records.status["stages"][name] for name in self._opened]
         stopped = next((stage["stopped"] for stage in stages if stage.get("stopped")), None)
         ended = next((stage["ended"] for stage in stages if stage.get("ended", "done") != "done"), "done")
         status = stopped["reason"] if stopped else ended

@@ -11,6 +11,8 @@ from typing import Any
 from privlm import files
 
 HEARTBEAT_SECONDS = 10.0
+METRIC_FIELDS = frozenset({"stage", "step", "split", "name", "value", "time"})
+"""Of a line of metrics.jsonl; what else it holds labels its series."""
 
 
 class Records:

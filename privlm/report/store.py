@@ -21,15 +21,13 @@ from privlm import files
 from privlm.errors import UsageError
 from privlm.identity import Roles, cell_hash, roles_of
 from privlm.masking import mask_secrets
+from privlm.records import METRIC_FIELDS
 from privlm.results import Result
 
 SCHEMA = 1
 """Newest schema of status.json and result.json that is understood here."""
 
 RUN_MARKERS = frozenset({"status.json", "result.json"})
-METRIC_FIELDS = frozenset({"stage", "step", "split", "name", "value", "time"})
-"""Of a line of metrics.jsonl; what else it holds labels its series."""
-
 SILENT_AFTER = 300.0
 """Seconds without a heartbeat after which a running run is called silent."""
 

@@ -138,17 +138,13 @@ class InMemory:
     def asked(self) -> Iterator[None]:
         import torch
 
-        training = [module for module in self.model.modules() if module.training]
-        self.model.eval()
-        try:
-            with contextlib.ExitStack() as stack:
-                if self._dtype is not None:
-                    dtype = getattr(torch, self._dtype)
-                    stack.enter_context(torch.autocast(self.model.device.type, dtype))
-                yield
-        finally:
-            for module in training:
-                module.training = True
+        from privlm.models.evaluation_mode import evaluation_mode
+
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(evaluation_mode(self.model))
+            if self._dtype is not None:
+                stack.enter_context(torch.autocast(self.model.device.type, getattr(torch, self._dtype)))
+            yield
 
     def close(self) -> None: ...
 
