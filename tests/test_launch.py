@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support import forked
 from support.runs import only_run, outcome, tiny_run
 
 pytestmark = pytest.mark.medium
@@ -21,28 +22,41 @@ TWO = ("trainer=ddp", "trainer.processes=2")
 PRIVATE = ("privacy.rng=reproducible",)
 NON_PRIVATE = ("privacy=none",)
 
+Start = Callable[[list[str]], forked.Command]
+Run = Callable[[list[str]], str]
 
-def start(words: list[str], launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *launcher, "-m", "privlm", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+
+VARIABLES = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture
+def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
+    """Starts a command in a process that imports nothing again; what it spawns does."""
+    return lambda words: forked.start(words, tmp_path_factory.mktemp("command"), **VARIABLES)
+
+
+@pytest.fixture
+def run(start: Start) -> Run:
+    """Runs to the end; returns what was printed on stderr."""
+
+    def to_the_end(words: list[str]) -> str:
+        status, _, errors = start(words).wait()
+        assert status == 0, errors
+        return errors
+
+    return to_the_end
+
+
+def torchrun(words: list[str]) -> subprocess.CompletedProcess[str]:
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "privlm")
+    return subprocess.run(
+        [sys.executable, *launcher, *words], capture_output=True, text=True, check=False, env=os.environ | VARIABLES
     )
 
 
-def run(words: list[str], launcher: tuple[str, ...] = ()) -> str:
-    """Runs to the end; returns what was printed on stderr."""
-    process = start(words, launcher)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
-    return errors
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_for(condition: Callable[[], bool], command: forked.Command) -> None:
     while not condition():
-        assert process.poll() is None, process.communicate()[1]
+        assert command.process.is_alive(), command.wait()[2]
         time.sleep(0.01)
 
 
@@ -56,9 +70,18 @@ def losses(runs: Path) -> list[float]:
     return [row["value"] for row in rows if row["name"] == "loss"]
 
 
-def workers_of(parent: int) -> list[int]:
+def workers_of(command: forked.Command) -> list[int]:
+    parent = command.process.pid
     stats = [path.read_text() for path in Path("/proc").glob("[0-9]*/stat") if _is_readable(path)]
     return [int(stat.split()[0]) for stat in stats if int(stat.rpartition(")")[2].split()[1]) == parent]
+
+
+def wait_until_gone(workers: list[int]) -> None:
+    """They end with their parent, at once, but nobody waits for them."""
+    end = time.monotonic() + 60
+    while any(_is_readable(Path(f"/proc/{pid}/cmdline")) for pid in workers):
+        assert time.monotonic() < end, "a worker outlived the run"
+        time.sleep(0.01)
 
 
 def _is_readable(path: Path) -> bool:
@@ -68,19 +91,19 @@ def _is_readable(path: Path) -> bool:
         return False
 
 
-def test_one_process_two_and_torchrun_agree(messages: Path, tmp_path: Path) -> None:
+def test_one_process_two_and_torchrun_agree(run: Run, messages: Path, tmp_path: Path) -> None:
     short = (*NON_PRIVATE, "adapter=lora", "trainer.log_every=1", "trainer.micro_batch_size=4")
-    one, two, torchrun = tmp_path / "one", tmp_path / "two", tmp_path / "torchrun"
+    one, two, launched = tmp_path / "one", tmp_path / "two", tmp_path / "torchrun"
     run(tiny_run(messages, one, *short))
     run(tiny_run(messages, two, *short, *TWO))
-    run(tiny_run(messages, torchrun, *short), ("-m", "torch.distributed.run", "--nproc-per-node", "2"))
+    assert torchrun(tiny_run(messages, launched, *short)).returncode == 0
     assert len(losses(one)) == 6
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
-    assert losses(torchrun) == losses(two)
-    assert only_run(torchrun).name == only_run(two).name  # the same run: it would be resumed, or skipped
+    assert losses(launched) == losses(two)
+    assert only_run(launched).name == only_run(two).name  # the same run: it would be resumed, or skipped
 
 
-def test_two_processes_spend_the_same_epsilon(messages: Path, tmp_path: Path) -> None:
+def test_two_processes_spend_the_same_epsilon(run: Run, messages: Path, tmp_path: Path) -> None:
     spent = {}
     for name, trainer in {"one": (), "two": TWO}.items():
         run(tiny_run(messages, tmp_path / name, *PRIVATE, *trainer))
@@ -93,18 +116,23 @@ def test_two_processes_spend_the_same_epsilon(messages: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("privacy", [PRIVATE, NON_PRIVATE], ids=["private", "non-private"])
 @pytest.mark.parametrize("trainer", [(), TWO], ids=["one process", "two processes"])
 def test_killed_in_the_middle_of_training(
-    privacy: tuple[str, ...], trainer: tuple[str, ...], messages: Path, tmp_path: Path
+    privacy: tuple[str, ...],
+    trainer: tuple[str, ...],
+    start: Start,
+    run: Run,
+    messages: Path,
+    tmp_path: Path,
 ) -> None:
     settings = (*LONG, *privacy, *trainer, "adapter=lora")
     progress = "privacy_ledger.jsonl" if privacy == PRIVATE else "metrics.jsonl"
     run(tiny_run(messages, tmp_path / "whole", *settings))
     words = tiny_run(messages, tmp_path / "killed", *settings)
-    process = start(words)
-    wait_for(lambda: num_lines(tmp_path / "killed", progress) > 60, process)
-    workers = workers_of(process.pid)
-    process.kill()
-    process.communicate()
-    assert not [pid for pid in workers if _is_readable(Path(f"/proc/{pid}/cmdline"))], "a worker outlived the run"
+    command = start(words)
+    wait_for(lambda: num_lines(tmp_path / "killed", progress) > 60, command)
+    workers = workers_of(command)
+    command.signal(signal.SIGKILL)
+    assert command.wait()[0] == -signal.SIGKILL
+    wait_until_gone(workers)
     assert num_lines(tmp_path / "killed", progress) < 200
     assert "resuming" in run(words)
     assert outcome(only_run(tmp_path / "killed")) == outcome(only_run(tmp_path / "whole"))
@@ -113,14 +141,20 @@ def test_killed_in_the_middle_of_training(
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("trainer", [(), TWO], ids=["one process", "two processes"])
 def test_signal_saves_at_the_step_boundary(
-    signum: int, status: int, trainer: tuple[str, ...], messages: Path, tmp_path: Path
+    signum: int,
+    status: int,
+    trainer: tuple[str, ...],
+    start: Start,
+    run: Run,
+    messages: Path,
+    tmp_path: Path,
 ) -> None:
     words = tiny_run(messages, tmp_path, *LONG, *PRIVATE, *trainer, "trainer.checkpoint_every=0")
-    process = start(words)
-    wait_for(lambda: num_lines(tmp_path, "privacy_ledger.jsonl") > 20, process)
-    process.send_signal(signum)
-    _, errors = process.communicate()
-    assert process.returncode == status, errors
+    command = start(words)
+    wait_for(lambda: num_lines(tmp_path, "privacy_ledger.jsonl") > 20, command)
+    command.signal(signum)
+    found, _, errors = command.wait()
+    assert found == status, errors
     directory = only_run(tmp_path)
     state = json.loads((directory / "status.json").read_text())
     assert (state["state"], state["reason"]) == ("interrupted", signal.Signals(signum).name)
@@ -132,38 +166,36 @@ def test_signal_saves_at_the_step_boundary(
     assert num_lines(tmp_path, "privacy_ledger.jsonl") == 200  # and none was made twice
 
 
-def test_lost_process_is_named_and_nothing_is_left_behind(messages: Path, tmp_path: Path) -> None:
-    process = start(tiny_run(messages, tmp_path, *LONG, *PRIVATE, *TWO))
-    wait_for(lambda: num_lines(tmp_path, "privacy_ledger.jsonl") > 20, process)
-    workers = [pid for pid in workers_of(process.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+def test_lost_process_is_named_and_nothing_is_left_behind(start: Start, messages: Path, tmp_path: Path) -> None:
+    command = start(tiny_run(messages, tmp_path, *LONG, *PRIVATE, *TWO))
+    wait_for(lambda: num_lines(tmp_path, "privacy_ledger.jsonl") > 20, command)
+    workers = [pid for pid in workers_of(command) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert len(workers) == 2
     os.kill(max(workers), signal.SIGKILL)
-    _, errors = process.communicate()
-    assert process.returncode in (1, 137)
+    status, _, errors = command.wait()
+    assert status in (1, 137)
     assert "Traceback" not in errors
     assert "signal 9" in errors.splitlines()[-1]
     assert not [pid for pid in workers if _is_readable(Path(f"/proc/{pid}/cmdline"))]
     assert json.loads((only_run(tmp_path) / "status.json").read_text())["state"] == "failed"
 
 
-def test_second_process_on_a_run_is_told_who_has_it(messages: Path, tmp_path: Path) -> None:
+def test_second_process_on_a_run_is_told_who_has_it(start: Start, messages: Path, tmp_path: Path) -> None:
     words = tiny_run(messages, tmp_path, *LONG, *PRIVATE)
     first = start(words)
     wait_for(lambda: num_lines(tmp_path, "privacy_ledger.jsonl") > 0, first)
-    first.send_signal(signal.SIGSTOP)  # else it may be done before the second has started
-    second = start(words)
-    _, errors = second.communicate()
-    assert second.returncode == 1
-    assert f"process {first.pid} on" in errors
-    first.terminate()
-    first.send_signal(signal.SIGCONT)
-    assert first.wait() == 143
+    first.signal(signal.SIGSTOP)  # else it may be done before the second has started
+    status, _, errors = start(words).wait()
+    assert status == 1
+    assert f"process {first.process.pid} on" in errors
+    first.signal(signal.SIGTERM)
+    first.signal(signal.SIGCONT)
+    assert first.wait()[0] == 143
 
 
 def test_outer_launcher_must_start_what_the_config_asks_for(messages: Path, tmp_path: Path) -> None:
     words = tiny_run(messages, tmp_path, "trainer=ddp", "trainer.processes=3")
-    process = start(words, ("-m", "torch.distributed.run", "--nproc-per-node", "2"))
-    _, errors = process.communicate()
-    assert process.returncode != 0
-    assert "trainer.processes=3, but the outer launcher started 2" in errors
+    done = torchrun(words)
+    assert done.returncode != 0
+    assert "trainer.processes=3, but the outer launcher started 2" in done.stderr
     assert not (tmp_path / "ewtune").exists()

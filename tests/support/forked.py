@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-PRELOADED = ["privlm.cli.starting", "privlm.launch", "privlm.llm.endpoint.backend", "openai", "tokenizers"]
+from support import zygote
+
+PRELOADED = [
+    "privlm.cli.starting", "privlm.launch", "privlm.llm.endpoint.backend", "openai", "tokenizers", *zygote.PRELOADED
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
