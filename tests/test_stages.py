@@ -13,7 +13,7 @@ import pytest
 from dp_accounting.pld import PLDAccountant
 from support.zygote import Finished, Zygote
 
-pytestmark = [pytest.mark.medium, pytest.mark.xdist_group("stages")]
+pytestmark = pytest.mark.medium
 
 PACKAGE = Path(__file__).parent / "fixtures" / "staged_task"
 NUM_POINTS = 6  # of the writes at which the medium tier kills; the slow tier takes all
