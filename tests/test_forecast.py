@@ -14,7 +14,7 @@ LLAMA = {"model_type": "llama", "hidden_size": 192, "intermediate_size": 512, "n
 GPT2 = {"model_type": "gpt2", "n_embd": 128, "n_layer": 3, "n_head": 4, "n_positions": 256}
 STILL = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
 TARGETS = {"llama": ["q_proj", "v_proj"], "gpt2": ["c_attn"]}
-NUM_EXAMPLES, LENGTH = 8, 128
+NUM_EXAMPLES = 4
 
 
 def causal_lm(architecture, adapter):
@@ -50,11 +50,16 @@ def peak_bytes(function):
 @pytest.mark.parametrize("private", [False, True])
 @pytest.mark.parametrize("adapter", ["full", "lora"])
 @pytest.mark.parametrize(
-    "architecture",
-    [LLAMA | {"vocab_size": 400}, GPT2 | STILL | {"vocab_size": 3000}, GPT2 | {"vocab_size": 400}],
-    ids=["llama", "gpt2", "gpt2 with dropout"],
+    ("architecture", "length"),
+    [
+        (LLAMA | {"vocab_size": 400}, 64),
+        (LLAMA | {"vocab_size": 400}, 256),  # long enough that gradients of single records are formed
+        (GPT2 | STILL | {"vocab_size": 3000}, 128),
+        (GPT2 | {"vocab_size": 400}, 128),
+    ],
+    ids=["llama", "llama, long", "gpt2", "gpt2 with dropout"],
 )
-def test_the_activations_of_a_causal_lm_are_those_that_torch_holds(architecture, adapter, private):
+def test_the_activations_of_a_causal_lm_are_those_that_torch_holds(architecture, length, adapter, private):
     """Within a tenth; gradients of parameters are there before, as the formula counts them apart."""
     import torch
     from torch.nn import functional as F
@@ -63,9 +68,9 @@ def test_the_activations_of_a_causal_lm_are_those_that_torch_holds(architecture,
 
     model = causal_lm(architecture, adapter)
     engine = PrivacyEngine(model, clipping_norm=1.0) if private else None
-    ids = torch.randint(3, architecture["vocab_size"], (NUM_EXAMPLES, LENGTH))
+    ids = torch.randint(3, architecture["vocab_size"], (NUM_EXAMPLES, length))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids),
-             "position_ids": torch.arange(LENGTH).expand_as(ids)}  # fmt: skip
+             "position_ids": torch.arange(length).expand_as(ids)}  # fmt: skip
 
     def losses():
         logits = model(**batch, use_cache=False).logits
@@ -80,7 +85,7 @@ def test_the_activations_of_a_causal_lm_are_those_that_torch_holds(architecture,
 
     step()
     expected = causal_lm_activations(
-        architecture, adapter=adapter, num_examples=NUM_EXAMPLES, length=LENGTH, private=private
+        architecture, adapter=adapter, num_examples=NUM_EXAMPLES, length=length, private=private
     )
     assert peak_bytes(step) == pytest.approx(expected, rel=0.1)
 

@@ -11,7 +11,7 @@ Measured runs lay within 13 % of the estimate.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from privlm.adapters.estimate import ParameterCount
 
@@ -67,37 +67,57 @@ def causal_lm_activations(
 
     Of each token and layer autograd keeps what `_llama_layer` and `_gpt2_layer` count. The last norm keeps 3 H, and
     three tables of the vocabulary's size V exist at once: the log-probabilities, their gradients, those of the logits.
-    Under privacy a layer's inputs and the gradients of its outputs stay until the norms are known, so the peak may come
-    late, when one of the three is left.
+    Under privacy a layer's inputs and the gradients of its outputs stay until the norms are known, and beside them the
+    gradients of single records where these are the smaller form (privlm.privacy.clipping.gradients): the peak may come
+    late, when one of the three tables is left.
 
     architecture: as config.json has it. length: T, tokens of each of the num_examples.
     """
-    layer = CAUSAL_LMS[architecture["model_type"]]
+    count = CAUSAL_LMS[architecture["model_type"]]
     num_layers = _size(architecture, "num_hidden_layers", "n_layer")
-    kept, needed, gradients = layer(architecture, trains_all=adapter in ("full", "rgp"), length=length)
+    layer = count(architecture, trains_all=adapter in ("full", "rgp"), length=length)
     ends, table = 3 * _size(architecture, "hidden_size", "n_embd"), architecture["vocab_size"]
-    peak = num_layers * kept + ends + 3 * table
+    peak = num_layers * layer.kept + ends + 3 * table
     if private:
-        peak = max(peak, num_layers * max(kept, needed + gradients) + gradients + ends + table)
+        factors = layer.inputs + layer.gradients
+        midway = num_layers * max(layer.kept, factors) + layer.gradients + ends + table
+        at_the_end = num_layers * (factors + layer.formed(length)) + ends + table
+        peak = max(peak, midway, at_the_end)
     return value_bytes * num_examples * length * peak
 
 
-def _llama_layer(architecture: Mapping[str, Any], *, trains_all: bool, length: int) -> tuple[int, int, int]:
+class _Layer(NamedTuple):
     """Numbers of a token: kept by autograd; inputs of the trained layers; gradients of their outputs.
 
-    With H hidden_size, I intermediate_size and K of the keys: two norms (3 H each), queries and attention's output
+    weights: shapes (m, n) of the matrices that train.
+    """
+
+    kept: int
+    inputs: int
+    gradients: int
+    weights: tuple[tuple[int, int], ...] = ()
+
+    def formed(self, length: int) -> int:
+        """Of the gradients of single records, where a matrix holds no more numbers than its factors."""
+        return sum(m * n for m, n in self.weights if m * n <= length * (m + n)) // length
+
+
+def _llama_layer(architecture: Mapping[str, Any], *, trains_all: bool, length: int) -> _Layer:
+    """With H hidden_size, I intermediate_size and K of the keys: two norms (3 H each), queries and attention's output
     (2 H), keys and values (2 K), the gated layer (4 I). Frozen layers keep no input, but LoRA's own on queries and
     values.
     """
     hidden, inner = architecture["hidden_size"], architecture["intermediate_size"]
     heads = architecture["num_attention_heads"]
     keys = (architecture.get("num_key_value_heads") or heads) * (architecture.get("head_dim") or hidden // heads)
-    if trains_all:
-        return 8 * hidden + 2 * keys + 4 * inner, 5 * hidden + inner, 5 * hidden + 2 * keys + 2 * inner
-    return 5 * hidden + 2 * keys + 3 * inner, hidden, hidden + keys
+    if not trains_all:
+        return _Layer(5 * hidden + 2 * keys + 3 * inner, hidden, hidden + keys)
+    weights = (*[(hidden, hidden)] * 2, *[(keys, hidden)] * 2, *[(inner, hidden)] * 3)
+    gradients = 5 * hidden + 2 * keys + 2 * inner
+    return _Layer(8 * hidden + 2 * keys + 4 * inner, 5 * hidden + inner, gradients, weights)
 
 
-def _gpt2_layer(architecture: Mapping[str, Any], *, trains_all: bool, length: int) -> tuple[int, int, int]:
+def _gpt2_layer(architecture: Mapping[str, Any], *, trains_all: bool, length: int) -> _Layer:
     """As `_llama_layer`: two norms (2 H each), queries, keys, values (3 H) and attention's output (H), the wide layer
     with its steps of GELU (5 I). Dropout keeps two masked outputs (2 H) and three tables of attention weights (3 A T).
     """
@@ -106,9 +126,10 @@ def _gpt2_layer(architecture: Mapping[str, Any], *, trains_all: bool, length: in
     masked = 0
     if architecture.get("resid_pdrop", 0.1) or architecture.get("attn_pdrop", 0.1):
         masked = 2 * hidden + 3 * _size(architecture, "num_attention_heads", "n_head") * length
-    if trains_all:
-        return 8 * hidden + 5 * inner + masked, 5 * hidden + inner, 7 * hidden + inner
-    return 7 * hidden + 4 * inner + masked, hidden, 3 * hidden
+    if not trains_all:
+        return _Layer(7 * hidden + 4 * inner + masked, hidden, 3 * hidden)
+    weights = ((hidden, 3 * hidden), (hidden, hidden), (hidden, inner), (inner, hidden))
+    return _Layer(8 * hidden + 5 * inner + masked, 5 * hidden + inner, 7 * hidden + inner, weights)
 
 
 CAUSAL_LMS = {"llama": _llama_layer, "gpt2": _gpt2_layer}
