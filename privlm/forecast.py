@@ -9,7 +9,7 @@ from privlm.adapters.estimate import estimate_parameters, held_in_memory
 from privlm.config import is_private
 from privlm.llm.budget import Spent
 from privlm.models.architecture import read_architecture
-from privlm.models.files import locate_model
+from privlm.models.locate import locate_model
 from privlm.privacy.plan import make_plan
 from privlm.training.memory import CAUSAL_LMS, causal_lm_activations, encoder_activations, peak_memory
 

@@ -12,7 +12,6 @@ from privlm.data.locate import EMBEDDED_DOLLY, locate_instructions
 from privlm.data.schema import InstructionData
 from privlm.data.text_classification import load
 from privlm.errors import UsageError
-from privlm.schema import options_of
 
 pytestmark = pytest.mark.torch_free
 
@@ -142,10 +141,6 @@ def test_templates_differ_by_the_context_alone(name):
         (True, False, False),
         (True, True, False),
     ]
-
-
-def test_the_options_of_the_template_are_its_table():
-    assert options_of(InstructionData, ["template"]) == tuple(TEMPLATES)
 
 
 def test_max_train_examples_keeps_the_first_and_says_so(tmp_path):

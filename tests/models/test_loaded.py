@@ -16,12 +16,13 @@ from transformers import GPT2LMHeadModel, PreTrainedModel
 
 from privlm import hub
 from privlm.adapters.adapter import apply_adapter
+from privlm.adapters.load import load_causal_lm, load_encoder_classifier
 from privlm.config import AdapterConfig, ModelConfig, defaults
 from privlm.errors import UsageError
 from privlm.models import locate
 from privlm.models.byte_level import byte_tokenizer
 from privlm.models.causal import random_causal_lm
-from privlm.models.loaded import Loaded, load_causal_lm, load_encoder_classifier
+from privlm.models.loaded import Loaded
 from privlm.models.schema import CausalLMConfig
 from privlm.privacy.rgp import Reparametrization
 

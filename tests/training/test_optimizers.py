@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from support.regression import settings, trained
 from torch import nn
 
-from privlm.config import CHOICES
 from privlm.errors import UsageError
-from privlm.training.accelerator import PRECISION
-from privlm.training.optimizers import OPTIMIZERS, make_optimizer
+from privlm.training.optimizers import make_optimizer
 from privlm.training.schedule import SCHEDULES, learning_rate_factor
 
 NAMES = [
@@ -75,11 +72,6 @@ def test_onecycle_is_that_of_torch() -> None:
 def test_schedules_of_few_steps_stay_in_range(schedule: str, steps: int, warmup: int) -> None:
     config = SimpleNamespace(schedule=schedule, warmup_steps=warmup, warmup_share=None, final_learning_rate=None)
     assert all(0 < learning_rate_factor(config, step, steps) <= 1 for step in range(1, steps + 1))
-
-
-def test_options_of_the_config_are_the_keys_of_these_tables() -> None:
-    tables: dict[str, Any] = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": PRECISION}
-    assert {name: CHOICES[f"trainer.{name}"] for name in tables} == {name: tuple(keys) for name, keys in tables.items()}
 
 
 def test_speed_and_memory_are_told_beside_the_metrics() -> None:

@@ -45,7 +45,7 @@ def test_an_item_without_answer_is_asked_again_alone_and_no_file_holds_the_key(t
         assert status == 3, said
         assert "no_cot: 1 of 60 items got no answer (step 'no_cot': server_error" in said
         (directory,) = (tmp_path / "runs" / "llm_programs").iterdir()
-        assert len((directory / "results" / "no_cot.jsonl").read_text().splitlines()) == 59
+        assert len((directory / "stages" / "no_cot" / "no_cot.jsonl").read_text().splitlines()) == 59
         server.calls.clear()
         server.always(None)
         status, said = run(server, tmp_path)
