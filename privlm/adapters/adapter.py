@@ -81,6 +81,7 @@ def _with_lora(base: Any, config: AdapterConfig, seed: int, head: nn.Module | No
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out")  # of Linear beside Conv1D: peft sets it for each
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # which peft asks transformers for
         torch.manual_seed(seed)
         return get_peft_model(base, lora)
 

@@ -191,3 +191,40 @@ def test_sweep_runs_every_combination_and_shows_the_mean(zygote: Zygote, message
     wrong = zygote.run("sweep", *words[1:], "privacy.delta=1e-3,7")
     assert wrong.status == 2
     assert "privacy.delta" in wrong.output
+
+
+@pytest.mark.parametrize("adapter", ["head", "lora", "rgp", "full"])
+def test_a_finished_run_predicts_is_measured_and_exported(
+    adapter: str, zygote: Zygote, messages: Path, tmp_path: Path
+) -> None:
+    finished = zygote.run(*tiny_run(messages, tmp_path / "runs", "privacy=none", f"adapter={adapter}"))
+    assert finished.status == 0, finished.output
+    run = only_run(tmp_path / "runs")
+    (tmp_path / "rows.csv").write_text('text\n"win cash, now"\nlorem ipsum\n')
+    said = zygote.run("predict", str(run), str(tmp_path / "rows.csv"))
+    answers = [json.loads(line) for line in said.output.splitlines()]
+    assert [set(answer["probabilities"]) for answer in answers] == [{"ham", "spam"}] * 2
+    assert all(answer["probabilities"][answer["label"]] >= 0.5 for answer in answers)
+    measured = json.loads(zygote.run("evaluate", str(run), "--json").output)
+    assert measured["test"]["accuracy"]["value"] == result(run)["accuracy"]
+    exported = zygote.run("export", str(run), str(tmp_path / "exported"))
+    assert exported.status == 0, exported.output
+    assert {path.name for path in (tmp_path / "exported").iterdir()} == {
+        "encoder",
+        "head.safetensors",
+        "classifier.json",
+    }
+
+
+def test_a_row_without_text_and_a_damaged_model_are_named(zygote: Zygote, messages: Path, tmp_path: Path) -> None:
+    assert zygote.run(*tiny_run(messages, tmp_path / "runs", "privacy=none", "adapter=head")).status == 0
+    run = only_run(tmp_path / "runs")
+    (tmp_path / "rows.jsonl").write_text('{"message": "hello"}\n')
+    said = zygote.run("predict", str(run), str(tmp_path / "rows.jsonl"))
+    assert (said.status, said.output.count("\n")) == (2, 1)
+    assert "row 1: no text in column 'text'; the columns are message" in said.output
+    weights = run / "stages" / "train" / "model" / "trained.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
+    said = zygote.run("predict", str(run), str(tmp_path / "rows.jsonl"))
+    assert said.status == 2
+    assert "trained.safetensors is absent or has changed since it was saved" in said.output
