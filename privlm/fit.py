@@ -13,12 +13,11 @@ from typing import Any
 
 from privlm import files, reload_proof
 from privlm.errors import UsageError
-from privlm.job import Job
+from privlm.job import Stage
 from privlm.models.loaded import Loaded
 from privlm.privacy.plan import PrivacyPlan, account, make_plan
 from privlm.privacy.schema import is_private
 from privlm.reload_proof import Proof, ProofLosses
-from privlm.stage import Stage
 from privlm.training.batches import Batches, TrainingData, num_steps
 from privlm.training.checkpoint import CheckpointStore
 from privlm.training.objective import Objective
@@ -72,8 +71,7 @@ def fit(
 
     Raises UsageError as `plan_of` and the Trainer, NotReproducedError where the saved model is not the trained one.
     """
-    job: Job = stage.job
-    config = stage.config
+    job, config = stage.job, stage.config
     folder = stage.folder / MODEL if stage.is_kept else None
     if not stage.needed:
         assert folder is not None

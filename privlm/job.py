@@ -1,4 +1,4 @@
-"""One run: its stages, what they report, and its end. A runner receives a Job and its Stages besides its config.
+"""One run and its stages: the only objects that a runner receives besides its config.
 
 A Job makes the promise that a run can be killed at any moment and is finished by the same command: finished stages are
 skipped and their reports read back, the running one goes on from its own progress.
@@ -18,29 +18,221 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from privlm import files, rundir
+from privlm import files, identity, rows, rundir
+from privlm.errors import UsageError
+from privlm.privacy import keyed_random
+from privlm.privacy.schema import PrivacyConfig
 from privlm.progress import progress
 from privlm.records import METRIC_FIELDS, Records
+from privlm.results import Measured, Result, content
+from privlm.rows import Item, Row
+from privlm.schema import defaults
 from privlm.signals import Interrupted, StopFlag
-from privlm.stage import Row, Stage
+from privlm.world import World
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from matplotlib.figure import Figure
     from omegaconf import DictConfig
 
     from privlm.privacy.ledger import Ledger
     from privlm.privacy.plan import PrivacyPlan
+    from privlm.training.canaries import Canaries
 
 logger = logging.getLogger("privlm")
 
 Listener = Callable[[str, int, str, Mapping[str, Any], Mapping[str, float]], None]
 """listener(stage, step, split, series, values): told each metrics row."""
 
+PICTURES = "pictures"
 LEDGER = "privacy_ledger.jsonl"
 
 
 class StoppedAfter(Exception):
     """`task.until` named the stage that has just ended."""
+
+
+class Stage:
+    """A unit of work inside a run, with its own files, seeds and progress.
+
+    needed: False when an earlier try of this run has finished the stage and its outputs are as they were left. Then
+        reports and logs are those of before, and what the body reports again is not heard.
+    folder: for its files. checkpoints: for those of training.
+    """
+
+    def __init__(self, job: Job, name: str, needed: bool) -> None:
+        self.job = job
+        self.name = name
+        self.needed = needed
+        self.config = job.config
+        self._outputs: dict[str, str] = {}
+        self._reports: list[Result] = []
+        self._ended = "done"
+        self._stopped: Row | None = None
+
+    @classmethod
+    @contextlib.contextmanager
+    def at(
+        cls, folder: Path, *, trainer: Any, privacy: Any = None, seed: int = 0, name: str = "train"
+    ) -> Iterator[Stage]:
+        """A stage for library users, kept in `folder`, which `privlm show` reads as well: the same call resumes it.
+
+        trainer, privacy: a TrainerConfig and a PrivacyConfig, None for no privacy.
+
+        Raises UsageError where the folder holds a stage of other settings.
+        """
+        config = _library_config(trainer, privacy, seed)
+        digest = identity.digest(OmegaConf.to_container(config))
+        with rundir.locked(folder):
+            earlier = files.read_json(folder / "status.json")
+            if earlier is not None and earlier["run_hash"] != digest:
+                raise UsageError(f"{folder} holds a stage of other settings: give another folder, or remove it")
+            rundir.create(folder, config, [], run_hash=digest, cell_hash=digest, roles=identity.Roles(), inputs={})
+            job = Job(folder)
+            try:
+                with job.stage(name) as stage:
+                    yield stage
+            except BaseException as error:
+                job.pause("interrupted", type(error).__name__)
+                raise
+            job.finish()
+
+    @classmethod
+    @contextlib.contextmanager
+    def in_memory(cls, *, trainer: Any, privacy: Any = None, seed: int = 0, name: str = "train") -> Iterator[Stage]:
+        """A stage for library users that leaves nothing behind: no checkpoints, no saved model, a ledger in memory."""
+        with Job(None, config=_library_config(trainer, privacy, seed)).stage(name) as stage:
+            yield stage
+
+    @property
+    def folder(self) -> Path:
+        folder = self.job.directory / "stages" / self.name
+        if self.job.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.job.directory / "checkpoints" / self.name
+
+    @property
+    def is_kept(self) -> bool:
+        """False for a stage in memory, which has no files."""
+        return self.job.is_kept
+
+    def seed(self, series: Mapping[str, Any] | None = None) -> int:
+        """63 bits that are a function of the run's seed, the stage's name and the series ({"client": 3}): no two
+        stages, and no two clients, draw the same batches, dropout or noise.
+        """
+        labels = sorted((series or {}).items())
+        return keyed_random.key_bits("stage", self.config.seed, self.name, repr(labels)) >> 65
+
+    def ledger(self) -> Ledger:
+        """What the releases of this stage enter: the part of the run's one ledger that is its own."""
+        return self.job.ledger.of(self.name)
+
+    def canaries(self) -> Canaries | None:
+        """What an audited run hands to its Trainer; None for an ordinary run."""
+        from privlm.training.canaries import make_canaries
+
+        privacy = self.config.privacy
+        folder = self.folder / "audit" if self.is_kept and self.job.is_main else None
+        return make_canaries(privacy.audit, clipping_norm=privacy.clipping_norm, folder=folder)
+
+    def output(self, *paths: Path) -> None:
+        """Records finished files of this stage by their content, so that a resumed run can trust them."""
+        for path in paths:
+            self._outputs[str(path.relative_to(self.job.directory))] = files.sha256_file(path)
+
+    def log(self, step: int, split: str, series: Mapping[str, Any] | None = None, **values: float) -> None:
+        """Writes one metrics row per value. Numbers only: text of the data never reaches a run directory.
+
+        step: within the stage. split: the data that the value was computed on (train, dev, test, or run).
+        series: tells apart what shares a name and a split: {"client": 3}.
+        """
+        if self.needed:
+            self.job.log(self.name, step, split, series or {}, values)
+
+    def rewind(self, step: int) -> None:
+        """Forgets this stage's metrics after `step`: they belong to steps that will be taken again."""
+        self.job.records.drop_metrics(self.name, step)
+
+    def report(
+        self,
+        *results: Result,
+        split: str | None = None,
+        unit: str = "fraction",
+        n: int | None = None,
+        **numbers: float | Measured,
+    ) -> None:
+        """Rows of result.json: ready ones, or numbers and estimates by their names.
+
+        n: sample size behind plain numbers; estimates bring their own.
+        """
+        self._reports += results
+        self._reports += [Result.of(name, number, unit=unit, split=split, n=n) for name, number in numbers.items()]
+
+    def rows(
+        self,
+        path: str,
+        items: Mapping[str, Item],
+        answer: rows.Answer[Item],
+        *,
+        interruptible: bool = True,
+    ) -> list[Row]:
+        """Answers to `items`, kept as JSON lines in `path` of the stage's folder; each is on disk as soon as it comes.
+
+        items: id -> what is asked. answer(open, keep): works on the items that no earlier try has answered, and calls
+            keep(id, fields) for each, in any order; an item that it keeps nothing of stays open.
+        interruptible: a request to stop is honoured between two items; False where `answer` honours it itself.
+
+        Returns the lines {"item": id, **fields} in the order of `items`, those of earlier tries included.
+        """
+        file = self.folder / path
+        if self.job.is_main and self.needed:
+            title = f"{self.name}: {file.stem}" if file.stem != self.name else self.name
+            start = len(rows.answered(file, items))
+            with self.job.progress(title, len(items), start=start, interruptible=interruptible) as show:
+
+                def tick(done: int) -> None:
+                    self.job.records.beat()
+                    show(done)
+
+                rows.answer_open(file, items, answer, tick)
+            if file.exists():
+                self.output(file)
+        self.job.wait_for_everyone()
+        return list(rows.answered(file, items).values())
+
+    def picture(self, name: str, figure: Figure) -> None:
+        """Keeps a matplotlib figure as a PNG that the page of the run shows, titled by its name."""
+        if not (self.job.is_main and self.is_kept and self.needed):
+            return
+        path = self.job.directory / PICTURES / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        files.write_file(path, lambda file: figure.savefig(file, format="png", metadata={"Software": None}))
+
+    def ended(self, status: str) -> None:
+        """The work has ended, but not as planned: budget_reached (of privacy), early_stop. The stage is done."""
+        self._ended = status
+
+    def stop(self, reason: str, done: int, total: int) -> None:
+        """Asking has ended early (`budget_exhausted`): the stage stays undone, what it reports is of a part.
+
+        done, total: items of the run.
+        """
+        self._stopped = {"reason": reason, "done": done, "total": total}
+
+    def record(self, seconds: float) -> Row:
+        """What status.json keeps of the stage."""
+        return {
+            "state": "done" if self._stopped is None else "stopped",
+            "seconds": seconds,
+            "outputs": self._outputs,
+            "ended": self._ended,
+            "stopped": self._stopped,
+            "reports": [asdict(result) for result in self._reports],
+        }
 
 
 class Job:
@@ -58,6 +250,7 @@ class Job:
         OmegaConf.set_readonly(self.config, True)
         self.stop = StopFlag()
         self.listeners: list[Listener] = []
+        self.world = World(self.config, rank)
         self.records = Records(directory, writes=self.is_main)
         self._notes: list[str] = []
         self._marks: list[str] = []
@@ -89,13 +282,6 @@ class Job:
     @property
     def marks(self) -> list[str]:
         return self._marks
-
-    @cached_property
-    def accelerator(self) -> Accelerator:
-        """Device, precision and processes of this run; made once, its world verified."""
-        from privlm.training.accelerator import make_accelerator
-
-        return make_accelerator(self.config.trainer)
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -130,7 +316,7 @@ class Job:
         """
         assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=-]*", name), f"a stage's name is part of a path: {name!r}"
         assert name not in self._opened, f"stage {name} has been opened already"
-        stage = Stage(self, name, needed=self._decide(lambda: self._is_needed(name)))
+        stage = Stage(self, name, needed=self.world.decide(lambda: not self.records.is_finished(name)))
         self._opened.append(name)
         self._temporary += [name] * temporary
         if stage.needed:
@@ -147,7 +333,7 @@ class Job:
             record = self.records.stage(stage.name)
             if record is not None and record["state"] == "done":
                 logger.warning("the outputs of stage %s have changed since it finished: it is done again", stage.name)
-            self._forget_after(stage.name)
+            self.records.forget_after(stage.name, keep=self._opened)
         if not self.is_kept or not stage.checkpoints.exists():
             stage.rewind(-1)
         started = time.monotonic()
@@ -202,8 +388,11 @@ class Job:
         stopped = next((stage["stopped"] for stage in stages if stage.get("stopped")), None)
         ended = next((stage["ended"] for stage in stages if stage.get("ended", "done") != "done"), "done")
         status = stopped["reason"] if stopped else ended
-        rows = [row | {"provenance": self._provenance()} for stage in stages for row in stage.get("reports", ())]
-        self.records.write_json("result.json", self._result(status, rows + self._price()))
+        found = [row for stage in stages for row in stage.get("reports", ())] + self._price()
+        self.records.write_json(
+            "result.json",
+            content(self.config, self.records, status=status, rows=found, notes=self._notes, marks=self._marks),
+        )
         if stopped:
             self.pause("interrupted", f"{status}: {stopped['done']}/{stopped['total']} items done")
         else:
@@ -215,24 +404,6 @@ class Job:
             for name in self._temporary:
                 files.remove(self.directory / "stages" / name)
 
-    def _result(self, status: str, rows: list[Row]) -> Row:
-        config = self.config
-        known = self.records.status
-        return {
-            "schema": rundir.SCHEMA,
-            "task": config.task.name,
-            "scale": config.scale,
-            "status": status,
-            "seed": config.seed,
-            "run_hash": known["run_hash"],
-            "cell_hash": known["cell_hash"],
-            **self.records.used(),
-            "finished": time.time(),
-            "rows": rows,
-            "notes": self._notes,
-            "marks": self._marks,
-        }
-
     def _price(self) -> list[Row]:
         """What all private stages together have spent."""
         privacy = self.records.read_json("privacy.json")
@@ -240,63 +411,31 @@ class Job:
             return []
         from privlm.privacy.plan import price_rows
 
-        return [asdict(row) | {"provenance": self._provenance()} for row in price_rows(privacy)]
+        return [asdict(row) for row in price_rows(privacy)]
 
-    def _provenance(self) -> str:
-        """What every figure of this run is."""
-        if OmegaConf.select(self.config, "privacy.audit.canaries", default="none") != "none":
-            return "audited"  # canaries stand in place of training records
-        if self.config.scale == "smoke":
-            return "smoke"
-        return "replayed" if OmegaConf.select(self.config, "llm.backend") == "replay" else "measured"
+    @property
+    def accelerator(self) -> Accelerator:
+        """Device, precision and processes of this run; made once, its world verified."""
+        return self.world.accelerator
+
+    def wait_for_everyone(self) -> None:
+        """A point that all processes of the run reach before one goes on."""
+        self.world.wait()
 
     def pause(self, state: str, reason: str) -> None:
         """Records why the run stopped before its end, and the time it has used so far."""
         if self.is_main:
             self.records.update(state=state, reason=reason, **self.records.used())
 
-    def wait_for_everyone(self) -> None:
-        """A point that all processes of the run reach before one goes on."""
-        if self._num_processes > 1:
-            self.accelerator.wait_for_everyone()
 
-    def close(self) -> None:
-        """Leaves the world of processes, if one was joined."""
-        if "accelerator" in self.__dict__:
-            from privlm.training.accelerator import leave_world
-
-            leave_world()
-
-    @property
-    def _num_processes(self) -> int:
-        return OmegaConf.select(self.config, "trainer.processes", default=1)
-
-    def _decide(self, question: Callable[[], bool]) -> bool:
-        """The main process's answer, in all processes: they must take the same way."""
-        if self._num_processes == 1:
-            return question()
-        from accelerate.utils import broadcast_object_list
-
-        assert self.accelerator is not None  # joins the world
-        return broadcast_object_list([question() if self.is_main else None])[0]
-
-    def _is_needed(self, name: str) -> bool:
-        record = self.records.stage(name)
-        if record is None or record["state"] != "done":
-            return True
-        if not self.is_kept:
-            return False
-        paths = {self.directory / path: digest for path, digest in record["outputs"].items()}
-        return not all(path.is_file() and files.sha256_file(path) == digest for path, digest in paths.items())
-
-    def _forget_after(self, name: str) -> None:
-        """Later stages were made from what this one is about to make again."""
-        later = [stage for stage in self.records.stages_after(name) if stage not in self._opened]
-        if not later:
-            return
-        for stage in later:
-            self.records.drop_metrics(stage, -1)
-            if self.is_main and self.is_kept:
-                for folder in ("stages", "checkpoints"):
-                    files.remove(self.directory / folder / stage)
-        self.records.forget_stages(later)
+def _library_config(trainer: Any, privacy: Any, seed: int) -> DictConfig:
+    privacy = privacy or defaults(PrivacyConfig, "privacy", "none")
+    return OmegaConf.create(
+        {
+            "scale": "small",
+            "seed": seed,
+            "task": {"name": "library"},
+            "privacy": OmegaConf.structured(privacy),
+            "trainer": OmegaConf.structured(trainer),
+        }
+    )

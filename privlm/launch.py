@@ -126,7 +126,7 @@ def work(directory: Path, rank: int) -> int:
         except Exception as error:
             return _failed(job, error)
         finally:
-            job.close()
+            job.world.leave()
     return 0
 
 

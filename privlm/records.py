@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +62,30 @@ class Records:
         self.status["stages"][name] = record
         self.update()
 
-    def stages_after(self, name: str) -> list[str]:
-        """The stages that were first opened after `name`."""
-        names = list(self.status["stages"])
-        return names[names.index(name) + 1 :] if name in names else []
+    def is_finished(self, stage: str) -> bool:
+        """Whether a stage is done and its outputs are as they were left."""
+        record = self.stage(stage)
+        if record is None or record["state"] != "done":
+            return False
+        if self.directory is None:
+            return True
+        paths = {self.directory / path: digest for path, digest in record["outputs"].items()}
+        return all(path.is_file() and files.sha256_file(path) == digest for path, digest in paths.items())
 
-    def forget_stages(self, names: Sequence[str]) -> None:
-        for name in names:
+    def forget_after(self, stage: str, *, keep: Collection[str]) -> None:
+        """Forgets the stages that were first opened after `stage`, with their files: they were made from what it is
+        about to make again. keep: stages that stay.
+        """
+        names = list(self.status["stages"])
+        later = [name for name in names[names.index(stage) + 1 :] if name not in keep] if stage in names else []
+        for name in later:
+            self.drop_metrics(name, -1)
+            if self.writes and self.directory is not None:
+                for folder in ("stages", "checkpoints"):
+                    files.remove(self.directory / folder / name)
             del self.status["stages"][name]
-        self.update()
+        if later:
+            self.update()
 
     # --- metrics ----------------------------------------------------------------------------------------------------
 

@@ -1,9 +1,16 @@
-"""Rows of result.json: what a run has measured, as runners report it and as readers of run directories see it."""
+"""result.json: what a run has measured, as runners report it and as readers of run directories see it."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from omegaconf import OmegaConf
+
+from privlm import rundir
+from privlm.records import Records
 
 
 class Measured(Protocol):
@@ -56,3 +63,39 @@ class Result:
             split=row.get("split"),
             provenance=row["provenance"],
         )
+
+
+def content(
+    config: Any,
+    records: Records,
+    *,
+    status: str,
+    rows: Sequence[dict[str, Any]],
+    notes: Sequence[str],
+    marks: Sequence[str],
+) -> dict[str, Any]:
+    """The content of result.json. Every row says what it is: measured, replayed, smoke or audited."""
+    kind = _provenance(config)
+    return {
+        "schema": rundir.SCHEMA,
+        "task": config.task.name,
+        "scale": config.scale,
+        "status": status,
+        "seed": config.seed,
+        "run_hash": records.status["run_hash"],
+        "cell_hash": records.status["cell_hash"],
+        **records.used(),
+        "finished": time.time(),
+        "rows": [row | {"provenance": kind} for row in rows],
+        "notes": list(notes),
+        "marks": list(marks),
+    }
+
+
+def _provenance(config: Any) -> str:
+    """What every figure of a run is."""
+    if OmegaConf.select(config, "privacy.audit.canaries", default="none") != "none":
+        return "audited"  # canaries stand in place of training records
+    if config.scale == "smoke":
+        return "smoke"
+    return "replayed" if OmegaConf.select(config, "llm.backend") == "replay" else "measured"

@@ -17,8 +17,8 @@ from privlm.errors import PrivLMError, UsageError
 from privlm.identity import Roles
 from privlm.job import Job, StoppedAfter
 from privlm.metrics.classification import Estimate
+from privlm.rows import Keep
 from privlm.signals import Interrupted
-from privlm.stage import Keep
 
 pytestmark = pytest.mark.torch_free
 

@@ -25,7 +25,7 @@ FLOORS = (
     ("federated",),
     ("registry",),
     ("config",),
-    ("job", "stage"),
+    ("job", "world"),
     ("diffusion",),
     ("training",),
     ("llm",),
@@ -33,8 +33,8 @@ FLOORS = (
     ("data",),
     ("models",),
     ("privacy", "report"),  # a table of noise multipliers computes what it shows
-    ("tracking", "identity", "rundir", "records", "schema", "results", "predictor", "metrics", "hub", "errors", "files",
-     "progress", "environment", "signals", "masking"),
+    ("tracking", "identity", "rundir", "records", "rows", "schema", "results", "predictor", "metrics", "hub", "errors",
+     "files", "progress", "environment", "signals", "masking"),
 )  # fmt: skip
 """The parts of privlm from the top floor down; a module imports from its own floor and from those below."""
 

@@ -12,12 +12,11 @@ from typing import Any
 
 from privlm import files
 from privlm.config import Config
-from privlm.job import Job
+from privlm.job import Job, Stage
 from privlm.llm.client import LanguageModel
 from privlm.llm.opening import open_llm
 from privlm.llm.program import Trace
 from privlm.llm.program.trace import TRACE_FILE
-from privlm.stage import Stage
 
 from . import arctic, discovery, drawing, neuropathic, numeric
 from .asking import Asked, Interview, Manner, consult

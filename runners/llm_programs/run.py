@@ -25,7 +25,7 @@ from privlm.llm.program import ItemResult, Trace, run_programs
 from privlm.llm.program.trace import TRACE_FILE
 from privlm.metrics.classification import Estimate, accuracy, majority_class
 from privlm.results import Result
-from privlm.stage import Keep
+from privlm.rows import Keep
 
 from .config import TREE_ROWS, scoring_parts
 from .parts import Part, make_parts
