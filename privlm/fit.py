@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from privlm import files, reload_proof
-from privlm.errors import UsageError
+from privlm.errors import PrivLMError, UsageError
 from privlm.job import Stage
 from privlm.models.loaded import Loaded
 from privlm.privacy.plan import PrivacyPlan, account, make_plan
@@ -77,7 +77,7 @@ def fit(
         assert folder is not None
         outcome = load_trained(loaded, folder)
         loaded.model.to(job.accelerator.device)
-        _remember_price(stage, folder, outcome.steps)
+        _tell_price_again(stage, folder, outcome.steps)
         return outcome
     steps = num_steps(config.trainer, len(data)) if steps is None else steps
     private = None if public else _private(stage, plan, len(data), steps)
@@ -154,15 +154,23 @@ def _tell_price(stage: Stage, plan: PrivacyPlan, *, steps: int) -> None:
         job.records.write_json("privacy.json", account(plans, job.ledger, steps=taken, flags=_flags(stage)))
 
 
-def _remember_price(stage: Stage, folder: Path, steps: int) -> None:
-    """That of a stage of an earlier try, for what later stages tell of the whole run."""
-    kept = files.read_json(folder / TRAINING)["plan"]
-    if kept is None:
-        stage.job.public_stages.append(stage.name)
-    else:
-        known = {field.name for field in fields(PrivacyPlan)}
-        plan = PrivacyPlan(**{name: value for name, value in kept.items() if name in known})
-        stage.job.private_stages[stage.name] = plan, steps
+def _tell_price_again(stage: Stage, folder: Path, steps: int) -> None:
+    """That of a stage that an earlier try has finished, from the ledger as it is now.
+
+    Raises PrivLMError where the ledger has lost releases of the stage.
+    """
+    kept = files.read_json(folder / TRAINING)
+    if kept["plan"] is None:
+        stage.job.trains_without_privacy(stage.name)
+        return
+    if stage.job.is_main and len(stage.ledger()) < kept["releases"]:
+        raise PrivLMError(
+            f"the privacy ledger holds fewer releases than stage {stage.name} has made: the privacy spent is unknown, "
+            "so the run cannot go on; restore privacy_ledger.jsonl, or start again with --force"
+        )
+    known = {field.name for field in fields(PrivacyPlan)}
+    plan = PrivacyPlan(**{name: value for name, value in kept["plan"].items() if name in known})
+    _tell_price(stage, plan, steps=steps)
 
 
 def _flags(stage: Stage) -> list[str]:
@@ -185,8 +193,8 @@ def _save(loaded: Loaded, outcome: Outcome, private: Private | None, folder: Pat
         loaded.save(loaded.model, temporary)
         names = sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file())
         digests = {name: files.sha256_file(temporary / name) for name in names}
-        plan = None if private is None else private.plan.to_dict()
-        content = {"outcome": asdict(outcome), "plan": plan, "files": digests}
+        price = {"plan": None} if private is None else {"plan": private.plan.to_dict(), "releases": len(private.ledger)}
+        content = {"outcome": asdict(outcome), **price, "files": digests}
         (temporary / TRAINING).write_text(json.dumps(files.finite(content), indent=2), encoding="utf-8")
 
     files.write_directory(folder, fill)

@@ -89,6 +89,18 @@ def test_the_price_is_in_privacy_json_and_the_rows(tmp_path: Path) -> None:
     assert {row["metric"]: row["value"] for row in result["rows"]}["epsilon"] == privacy["epsilon"] > 0
 
 
+def test_a_finished_stage_tells_its_price_again_from_a_whole_ledger_alone(tmp_path: Path) -> None:
+    fitted(tmp_path, linear(), privacy=PRIVACY)
+    told = json.loads((tmp_path / "privacy.json").read_text())
+    (tmp_path / "privacy.json").unlink()
+    fitted(tmp_path, linear(), privacy=PRIVACY)
+    assert json.loads((tmp_path / "privacy.json").read_text()) == told
+    ledger = tmp_path / "privacy_ledger.jsonl"
+    ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(PrivLMError, match="holds fewer releases than stage train has made"):
+        fitted(tmp_path, linear(), privacy=PRIVACY)
+
+
 def test_a_batch_larger_than_the_data_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"trainer\.batch_size=51 is larger than the training set"):
         fitted(tmp_path, linear(), replace(CONFIG, batch_size=51), privacy=PRIVACY)
