@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Records:
             self.status = files.read_json(directory / "status.json")
             if writes:
                 files.cut_torn_line(directory / "metrics.jsonl")
+        self._earlier = set(map(_point, self.metrics()))  # of earlier tries
 
     # --- status -----------------------------------------------------------------------------------------------------
 
@@ -90,6 +91,9 @@ class Records:
     # --- metrics ----------------------------------------------------------------------------------------------------
 
     def append_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Adds rows; they take the place of what an earlier try has logged at the same point."""
+        if again := self._earlier & set(map(_point, rows)):
+            self._keep_metrics(lambda row: _point(row) not in again)
         if self.directory is None:
             self._metrics += map(dict, rows)
         elif self.writes:
@@ -100,7 +104,11 @@ class Records:
 
     def drop_metrics(self, stage: str, after: int) -> None:
         """Drops the metrics of `stage` after a step, and a line that a kill has cut short."""
-        kept = [row for row in self.metrics() if row["stage"] != stage or row["step"] <= after]
+        self._keep_metrics(lambda row: row["stage"] != stage or row["step"] <= after)
+
+    def _keep_metrics(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
+        kept = [row for row in self.metrics() if wanted(row)]
+        self._earlier &= set(map(_point, kept))
         if self.directory is None:
             self._metrics = kept
         elif self.writes and (self.directory / "metrics.jsonl").exists():
@@ -117,3 +125,8 @@ class Records:
 
     def read_json(self, name: str) -> Any:
         return self._in_memory.get(name) if self.directory is None else files.read_json(self.directory / name)
+
+
+def _point(row: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """What tells a row of metrics from others."""
+    return tuple(sorted((key, value) for key, value in row.items() if key not in ("value", "time")))

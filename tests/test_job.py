@@ -83,6 +83,18 @@ def test_rewind_drops_later_steps_of_its_stage_alone(tmp_path: Path) -> None:
     assert rows(job) == [("other", 9, 0.5), ("train", 1, 1.0), ("train", 2, 2.0)]
 
 
+def test_a_point_that_is_logged_again_after_a_kill_is_there_once(tmp_path: Path) -> None:
+    for value in (0.5, 0.75):
+        job = open_job(tmp_path)
+        with pytest.raises(RuntimeError), job.stage("train") as stage:
+            stage.checkpoints.mkdir(parents=True, exist_ok=True)  # it goes on: what was logged before it stays
+            stage.log(1, "train", loss=value)
+            stage.log(4, "dev", series={"client": 1}, accuracy=value)
+            stage.log(4, "dev", series={"client": 2}, accuracy=value)
+            raise RuntimeError
+    assert rows(job) == [("train", 1, 0.75), ("train", 4, 0.75), ("train", 4, 0.75)]
+
+
 def test_line_cut_short_by_a_kill_is_removed(tmp_path: Path) -> None:
     with open_job(tmp_path).stage("first") as stage:
         stage.log(1, "train", loss=1.0)
