@@ -89,15 +89,24 @@ def append_durably(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         os.fsync(file.fileno())
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
+def read_json_lines(path: Path, left_out: list[int] | None = None) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file.
 
     A last line cut short by a kill is left out; a broken earlier one is an error.
+
+    left_out: takes the numbers of broken lines, which then are no error.
     """
     if not path.exists():
         return []
-    complete = path.read_text(encoding="utf-8").rpartition("\n")[0]
-    return [json.loads(line) for line in complete.split("\n") if line]
+    objects = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            objects += [json.loads(line)] if line else []
+        except ValueError:
+            if left_out is None:
+                raise
+            left_out.append(number)
+    return objects
 
 
 def cut_torn_line(path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from privlm import files
+
+logger = logging.getLogger("privlm")
 
 HEARTBEAT_SECONDS = 10.0
 METRIC_FIELDS = frozenset({"stage", "step", "split", "name", "value", "time"})
@@ -100,7 +103,14 @@ class Records:
             files.append_json_lines(self.directory / "metrics.jsonl", [dict(row) for row in rows])
 
     def metrics(self) -> list[dict[str, Any]]:
-        return self._metrics if self.directory is None else files.read_json_lines(self.directory / "metrics.jsonl")
+        """All rows; a line that the disk has damaged is left out, which is told."""
+        if self.directory is None:
+            return self._metrics
+        damaged: list[int] = []
+        rows = files.read_json_lines(self.directory / "metrics.jsonl", left_out=damaged)
+        if damaged:
+            logger.warning("metrics.jsonl: damaged lines are left out: %s", ", ".join(map(str, damaged)))
+        return rows
 
     def drop_metrics(self, stage: str, after: int) -> None:
         """Drops the metrics of `stage` after a step, and a line that a kill has cut short."""
