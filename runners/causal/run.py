@@ -7,10 +7,8 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from privlm import files
 from privlm.config import Config
 from privlm.job import Job, Stage
 from privlm.llm.client import LanguageModel
@@ -19,14 +17,12 @@ from privlm.llm.program import Trace
 from privlm.llm.program.trace import TRACE_FILE
 
 from . import arctic, discovery, drawing, neuropathic, numeric
+from .answers_file import ANSWERS, write_answers
 from .asking import Asked, Interview, Manner, consult
 from .config import suite_names
 from .sources import Sources
-from .suite import Grading, Reply, Settings, Suite
+from .suite import Grading, Settings, Suite
 from .suites import load_all
-
-ANSWERS = "answers.jsonl"
-"""One line an answer: item, status, what both parsers read, the truth. No text of prompts or answers."""
 
 
 def run(config: Config, job: Job) -> None:
@@ -51,7 +47,8 @@ def run(config: Config, job: Job) -> None:
                 job.note(*_notes(suite, asked, task))
                 if exhausted:
                     break
-    _write_answers(job, gradings)
+    if job.is_main:
+        write_answers(job.directory / ANSWERS, gradings)
     if exhausted:
         return
     if task.discovery.num_nodes:
@@ -132,26 +129,3 @@ def _notes(suite: Suite, asked: Asked, task: Any) -> list[str]:
     if suite.system is not None and not task.chat:
         notes.append(f"{suite.name}: its system message was left out (task.chat=false)")
     return notes
-
-
-def _write_answers(job: Job, gradings: list[Grading]) -> None:
-    lines: list[dict[str, Any]] = []
-    for grading in gradings:
-        for swapped, replies in ((False, grading.replies), (True, grading.swapped)):
-            lines += [_line(grading, reply, swapped) for reply in replies]
-    if job.is_main:
-        files.write_text(job.directory / ANSWERS, "".join(json.dumps(line) + "\n" for line in lines))
-
-
-def _line(grading: Grading, reply: Reply, swapped: bool) -> dict[str, Any]:
-    return {
-        "suite": grading.suite.name,
-        "item": reply.item.id,
-        "sample": reply.sample,
-        "swapped": swapped,
-        "status": reply.status,
-        "finish_reason": reply.finish_reason,
-        "truth": reply.question.truth,
-        **{parser: grading.label(reply, parser) for parser in ("strict", "upstream")},
-        "credit": grading.credit(reply),
-    }
