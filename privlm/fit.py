@@ -7,6 +7,7 @@ stage resumable, and what is saved is read back and compared with what was train
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from privlm import files, reload_proof
 from privlm.errors import PrivLMError, UsageError
 from privlm.job import Stage
 from privlm.models.loaded import Loaded
+from privlm.privacy.accounting import Segment
 from privlm.privacy.plan import PrivacyPlan, account, make_plan
 from privlm.privacy.schema import is_private
 from privlm.reload_proof import Proof, ProofLosses
@@ -29,12 +31,19 @@ TRAINING = "training.json"
 
 
 def plan_of(
-    config: Any, num_examples: int, steps: int | None = None, *, compare: bool = False, spent: Any = ()
+    config: Any,
+    num_examples: int,
+    steps: int | None = None,
+    *,
+    compare: bool = False,
+    spent: Sequence[Segment] = (),
+    share: float = 1.0,
 ) -> PrivacyPlan | None:
     """The noise and the price of training on `num_examples`; None without privacy.
 
     A runner that works long before it trains makes the plan first, so that what cannot be is refused at once, and hands
-    it to `fit`. compare: also the noise that the other accountants would ask for. spent: segments of earlier stages.
+    it to `fit`. compare: also the noise that the other accountants would ask for. spent: by earlier stages.
+    share: of privacy.epsilon that may be spent when this stage ends.
 
     Raises UsageError for a batch larger than the data, a delta that protects nobody, or a budget that is out of reach.
     """
@@ -47,6 +56,7 @@ def plan_of(
         steps=num_steps(config.trainer, num_examples) if steps is None else steps,
         compare=compare,
         spent=spent,
+        share=share,
     )
 
 
@@ -60,6 +70,7 @@ def fit(
     batches: Batches | None = None,
     evaluation: Evaluation | None = None,
     plan: PrivacyPlan | None = None,
+    share: float = 1.0,
     public: bool = False,
 ) -> Outcome:
     """Trains `loaded.model` in place, by trainer and privacy of the stage's configuration; saves it in stage.folder.
@@ -67,7 +78,9 @@ def fit(
     A stage that is done loads the model instead; one that was interrupted goes on from its last checkpoint.
 
     steps: null: trainer.steps or trainer.epochs. batches: which examples each step sees, where not shuffled ones.
-    plan: of `plan_of`; made here where it is not given. public: the data needs no protection: without privacy.
+    plan: of `plan_of`; made here where it is not given. share: of privacy.epsilon that may be spent when this stage
+        ends; a task of several private stages leaves a rest to the later ones.
+    public: the data needs no protection, and trains without privacy.
 
     Raises UsageError as `plan_of` and the Trainer, NotReproducedError where the saved model is not the trained one.
     """
@@ -80,7 +93,7 @@ def fit(
         _tell_price_again(stage, folder, outcome.steps)
         return outcome
     steps = num_steps(config.trainer, len(data)) if steps is None else steps
-    private = None if public else _private(stage, plan, len(data), steps)
+    private = None if public else _private(stage, plan, len(data), steps, share)
     if private is None:
         job.trains_without_privacy(stage.name)
     store = (
@@ -130,11 +143,11 @@ def load_trained(loaded: Loaded, folder: Path) -> Outcome:
     return Outcome(**kept["outcome"])
 
 
-def _private(stage: Stage, plan: PrivacyPlan | None, num_examples: int, steps: int) -> Private | None:
+def _private(stage: Stage, plan: PrivacyPlan | None, num_examples: int, steps: int, share: float) -> Private | None:
     """The noise for the budget, told to the user before training, and the ledger of earlier tries of this stage."""
     config, ledger = stage.config, stage.ledger()
     of_earlier_stages = ledger.segments(through_step=0)
-    plan = plan or plan_of(config, num_examples, steps, spent=of_earlier_stages)
+    plan = plan or plan_of(config, num_examples, steps, spent=of_earlier_stages, share=share)
     if plan is None:
         return None
     _tell_price(stage, plan, steps=0)

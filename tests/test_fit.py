@@ -101,6 +101,20 @@ def test_a_finished_stage_tells_its_price_again_from_a_whole_ledger_alone(tmp_pa
         fitted(tmp_path, linear(), privacy=PRIVACY)
 
 
+def test_private_stages_share_one_budget_as_they_are_told_to(tmp_path: Path) -> None:
+    with Stage.at(tmp_path, trainer=CONFIG, privacy=replace(PRIVACY, epsilon=2.0, noise_multiplier=None)) as stage:
+        spent = []
+        fit(stage, linear(), Squares(), Points(), share=0.5)
+        spent.append(stage.job.ledger.epsilon(1e-3).epsilon)
+        with stage.job.stage("second") as second:
+            fit(second, linear(), Squares(), Points())
+        spent.append(stage.job.ledger.epsilon(1e-3).epsilon)
+        with stage.job.stage("third") as third, pytest.raises(UsageError, match="earlier releases have spent"):
+            fit(third, linear(), Squares(), Points())
+    assert 0.9 < spent[0] <= 1.0
+    assert 1.9 < spent[1] <= 2.0
+
+
 def test_a_batch_larger_than_the_data_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"trainer\.batch_size=51 is larger than the training set"):
         fitted(tmp_path, linear(), replace(CONFIG, batch_size=51), privacy=PRIVACY)

@@ -203,6 +203,7 @@ def make_plan(
     steps: int,
     compare: bool = True,
     spent: Sequence[Segment] = (),
+    share: float = 1.0,
 ) -> PrivacyPlan:
     """The plan of a run, or of one private stage of it.
 
@@ -210,6 +211,7 @@ def make_plan(
     batch_size: the expected size of a Poisson batch, so that the sampling rate is batch_size / dataset_size.
     compare: whether to find the noise that every accountant would ask for, or only that which is used.
     spent: what earlier stages have released; with this stage it must stay within privacy.epsilon.
+    share: of privacy.epsilon that may be spent when this stage ends; the rest is for later ones.
 
     Raises UsageError for a batch larger than the data set, a delta that protects nobody, a target out of reach, or a
     budget that is spent.
@@ -218,13 +220,14 @@ def make_plan(
         raise UsageError(
             f"trainer.batch_size={batch_size} is larger than the training set ({dataset_size} records): lower it"
         )
+    target: Any = None if privacy.epsilon is None else share * privacy.epsilon
     delta = accounting.resolve_delta(privacy.delta, dataset_size)
     warnings = accounting.check_delta(delta, dataset_size, privacy.allow_large_delta)
     sampling_rate = batch_size / dataset_size
 
     def multiplier(accountant: str) -> float:
         return accounting.noise_multiplier(
-            target_epsilon=privacy.epsilon,
+            target_epsilon=target,
             delta=delta,
             sampling_rate=sampling_rate,
             steps=steps,
@@ -264,7 +267,7 @@ def make_plan(
         clipping=privacy.clipping,
         clipping_norm=privacy.clipping_norm,
         delta=delta,
-        target_epsilon=privacy.epsilon,
+        target_epsilon=target,
         epsilon=price("pld"),
         accountant=privacy.accountant,
         order=privacy.order,
