@@ -39,16 +39,17 @@ class Plot:
 def plots_of(run: RunRecord) -> list[Plot]:
     """Up to six panels: the reported fractions together, the privacy spent, then every other metric by itself.
 
-    A metric that was told once, at the end, is a result and no curve.
+    A metric that was told once, at the end, is a result and no curve. Those of the split `run` (speed, memory) tell of
+    the machine.
     """
-    points = [point for point in run.metrics() if not point.series]
+    points = [point for point in run.metrics() if not point.series and point.split != "run"]
     fractions = {row.metric for row in run.results if row.unit == "fraction"}
     evaluation = _curves([point for point in points if point.name in fractions])
     spent = _curves([point for point in points if point.name == "epsilon"])
     others = dict.fromkeys(point.name for point in points if point.name not in fractions | {"epsilon"})
     plots = [
         Plot("Evaluation", evaluation, _baseline(run)),
-        Plot("Privacy spent: certified ε", [_spent(curve) for curve in spent], _target(run), starts_at_zero=True),
+        Plot("Privacy spent: certified ε", _spent(spent), _target(run), starts_at_zero=True),
         *(Plot(name, _curves([point for point in points if point.name == name])) for name in others),
     ]
     return [plot for plot in plots if any(len(curve.steps) > 1 for curve in plot.curves)][:MAX_PLOTS]
@@ -70,9 +71,13 @@ def _curves(points: Sequence[Metric]) -> list[Curve]:
     return curves[: len(SERIES)]
 
 
-def _spent(curve: Curve) -> Curve:
-    """Nothing is spent before the first step."""
-    return Curve("spent", [0, *curve.steps], [0.0, *curve.values])
+def _spent(curves: list[Curve]) -> list[Curve]:
+    """Each from what is spent before its first step: nothing, or what earlier stages have spent."""
+    before = [0.0, *(curve.values[-1] for curve in curves)]
+    return [
+        Curve(curve.label if len(curves) > 1 else "spent", [0, *curve.steps], [start, *curve.values])
+        for start, curve in zip(before, curves, strict=False)
+    ]
 
 
 def _baseline(run: RunRecord) -> tuple[str, float] | None:

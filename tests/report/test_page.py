@@ -177,3 +177,19 @@ def test_masking():
     }
     assert mask_secrets({"api_key": None}) == {"api_key": None}
     assert mask_command("run a.secret=1 seed=2") == "run a.secret=*** seed=2"
+
+
+def test_a_later_private_stage_begins_with_what_the_earlier_ones_have_spent(make_run, tmp_path):
+    path = make_run(tmp_path)
+    spent = {"pretrain": (0.5, 1.0), "train": (1.5, 2.0)}
+    points = [
+        {"stage": stage, "step": step, "split": "train", "name": "epsilon", "value": value, "time": 0.0}
+        for stage, values in spent.items()
+        for step, value in enumerate(values, start=1)
+    ]
+    points += [{**point, "split": "run", "name": "peak_memory"} for point in points]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
+    (plot,) = plots_of(read_run(path))
+    assert [(curve.label, curve.values) for curve in plot.curves] == [
+        ("pretrain", [0.0, 0.5, 1.0]), ("train", [1.0, 1.5, 2.0])
+    ]  # fmt: skip
