@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from privlm.training.objective import ExampleRandom, Objective, PerExample
 
-diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed (the extra `diffusion`)")
+diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 NUM_IMAGES, SIZE, NUM_TIMES = 32, 8, 100
 
