@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from privlm.errors import UsageError
+from privlm.models.schema import is_causal_lm
 from privlm.schema import TaskConfig, setting
 
 FEATURE_BATCH = 32
@@ -23,11 +25,12 @@ def inputs(config: Any) -> dict[str, str]:
 
     Raises UsageError for what is not at hand, model and data in one message.
     """
-
     from privlm.data.locate import locate
     from privlm.models.locate import locate_model
     from privlm.schema import all_found
 
+    if is_causal_lm(config.model):
+        raise UsageError(f"model={config.model.name} is a causal language model, and task=ewtune trains an encoder")
     return all_found(
         lambda: {"model": locate_model(config.model).fingerprint},
         lambda: {"data": locate(config.data).fingerprint},

@@ -228,3 +228,9 @@ def test_a_row_without_text_and_a_damaged_model_are_named(zygote: Zygote, messag
     said = zygote.run("predict", str(run), str(tmp_path / "rows.jsonl"))
     assert said.status == 2
     assert "trained.safetensors is absent or has changed since it was saved" in said.output
+
+
+def test_a_language_model_is_refused_before_anything_is_written(zygote: Zygote, tmp_path: Path) -> None:
+    refused = zygote.run("run", "task=ewtune", "model=tiny_lm", f"runs={tmp_path}")
+    assert (refused.status, list(tmp_path.iterdir())) == (2, [])
+    assert "model=tiny_lm is a causal language model, and task=ewtune trains an encoder" in refused.output
