@@ -138,7 +138,7 @@ def load_trained(loaded: Loaded, folder: Path) -> Outcome:
     for name, digest in kept["files"].items():
         path = folder / name
         if not path.is_file() or files.sha256_file(path) != digest:
-            raise UsageError(f"{path} is absent or has changed since it was saved: run the command of the run again")
+            raise UsageError(f"{path} is absent or has changed since it was saved: make the run again, with --force")
     loaded.load(loaded.model, folder)
     return Outcome(**kept["outcome"])
 

@@ -39,7 +39,7 @@ def run_of_before(make_run, tmp_path):
             config[group] = {key: value for key, value in config[group].items() if key not in keys}
         del config["federated"]
         config["task"] |= MENUS
-        config |= {"seed": seed, "runs": "/home/somebody/runs"}
+        config |= {"seed": seed, "runs": "elsewhere/runs"}
         path = make_run(tmp_path, seed=seed, scale="smoke", overrides=WORDS, values={"accuracy": 0.9 + seed / 100})
         (path / "config.yaml").write_text(yaml.safe_dump(config))
         status = json.loads((path / "status.json").read_text()) | {"cell_hash": "0" * 64}
