@@ -28,16 +28,19 @@ from privlm.privacy import clipping as clip
 from privlm.privacy.inspection import (
     UnsupportedModuleError,
     find_rules,
+    layer_names,
     mixing_modes,
     number_layers,
     trainable_parameters,
 )
 from privlm.privacy.ledger import Ledger, Setting
+from privlm.privacy.neighbours import Losses, NeighbourCheck, RandomState, Seen, Subset, row_norms
 from privlm.privacy.noise import Noise
 from privlm.privacy.release import World, release
 from privlm.privacy.watch import ReleaseCheck
 
 _ATTACHED: WeakSet[nn.Module] = WeakSet()
+_Gradients = dict[nn.Parameter, list[clip.PerRecordGradient]]
 
 
 @dataclass(frozen=True)
@@ -62,13 +65,12 @@ class PrivacyEngine:
     """Clips, sums and noises the gradients of the trainable parameters of `model`.
 
         engine = PrivacyEngine(model, clipping_norm=1.0)
-        for indices in sampler.micro_batches:                   # none at all is fine
-            with engine.recording():
-                engine.backward(per_record_losses(model, indices))
+        for batch in micro_batches:                             # none at all is fine
+            engine.backward(losses, batch)                      # losses(model, batch) -> [B]
         engine.release(noise, ...)                              # once per logical step
         optimizer.step()
 
-    The model keeps its class and its methods; outside `recording` it behaves as if nothing was attached,
+    The model keeps its class and its methods; outside `backward` it behaves as if nothing was attached,
     except that an ordinary backward into its parameters is an error.
     """
 
@@ -95,12 +97,13 @@ class PrivacyEngine:
         self._is_recording = False
         self._is_taping = False
         self._batch_size: int | None = None  # of the forward pass under way
-        self._independence_checked = False
+        self._shared: dict[str, str] = {}  # layers whose one row was taken for all records in it
         self._num_records = 0  # in the sums
         self._check = ReleaseCheck(clipping_norm)
 
         self._names = {module: name for name, module in model.named_modules()}
         self._layer_of = number_layers(self._parameters)
+        self._neighbours = NeighbourCheck(model, list(layer_names(self._parameters)), clipping_norm)
         self._handles: list[Any] = [model.register_forward_pre_hook(self._see_batch, with_kwargs=True)]
         for module in self._rules:
             self._handles.append(module.register_forward_pre_hook(self._before, with_kwargs=True))
@@ -116,13 +119,37 @@ class PrivacyEngine:
         for module in self.model.modules():
             _ATTACHED.discard(module)
 
-    @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Around the forward pass of one micro-batch and its `backward`.
+    def backward(self, losses: Losses, batch: Any, *, subset: Subset | None = None) -> ClippingStatistics:
+        """One forward and one backward pass; adds the clipped gradients of the records to the running sum.
 
-        Raises UsageError where a trainable parameter was added, removed or replaced since the engine was
-        attached.
+        Args:
+            losses: losses(model, batch) -> one loss per record, [B]; row i must depend on record i alone. The
+                neighbour check (privlm.privacy.neighbours) looks whether it does, by calls of its own with records
+                of the batch replaced and left out. An autocast is best put around `backward`.
+            batch: what `losses` reads: tensors with a row per record, or mappings and tuples of them.
+            subset: subset(positions) -> the batch of these records as the data would pad them; by default their rows
+                without the columns that the attention mask has for none.
+
+        A record whose gradient is not finite (or whose squared norm overflows float32) contributes nothing.
+
+        Raises UnsupportedModuleError for what cannot be clipped exactly, records that depend on each other included:
+        the running sum is then gone. UsageError where a trainable parameter was added, removed or replaced since the
+        engine was attached; ValueError for losses of another shape.
         """
+        start = RandomState(self.model) if self._neighbours.is_due else None
+        with self._recording():
+            loss_B = self._losses(losses, batch)
+            seen, gradients = self._differentiate(loss_B)
+            statistics = self._accumulate(seen, gradients)
+        del gradients, loss_B
+        self._neighbours.count()
+        if start is not None and len(seen.loss_B) > 1:
+            self._look(losses, batch, subset, start, seen)
+        return statistics
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        """Around a forward pass and what is made of it."""
         self._refuse_changed_parameters()
         if problems := mixing_modes(self.model):
             raise UnsupportedModuleError(problems)
@@ -133,43 +160,84 @@ class PrivacyEngine:
             self._is_recording = self._is_taping = False
             self._calls = []
             self._batch_size = None
+            self._shared = {}
             self._require_gradients()
 
-    def backward(self, loss_B: Tensor) -> ClippingStatistics:
-        """One backward pass; adds the clipped gradients of the records to the running sum.
-
-        Args:
-            loss_B: one loss per record; row i must depend on record i alone. The first micro-batch of two or
-            more records is checked for that.
-
-        A record whose gradient is not finite (or whose squared norm overflows float32) contributes nothing.
-        """
+    def _losses(self, losses: Losses, batch: Any) -> Tensor:
+        try:
+            loss_B = losses(self.model, batch)
+        except (RuntimeError, ValueError, IndexError) as error:
+            if self._shared and not isinstance(error, (UsageError, torch.OutOfMemoryError)):
+                raise UnsupportedModuleError(self._shared) from error
+            raise
+        self._is_taping = False
         if loss_B.ndim != 1:
             raise ValueError(f"expected one loss per record, shape [B], got shape {list(loss_B.shape)}")
         if not self._calls:
-            raise ValueError("no forward pass was recorded: call backward inside recording(), after the forward pass")
-        self._is_taping = False
+            raise ValueError("no trained layer ran for these losses: call the attached model inside them")
         self._refuse_batch_free_calls(len(loss_B))
+        return loss_B
+
+    def _differentiate(self, loss_B: Tensor, weight_B: Tensor | None = None) -> tuple[Seen, _Gradients]:
+        """Norms [L, B] of what each layer contributes to the records' gradients, and these; of weighted losses."""
         with torch.autocast(loss_B.device.type, enabled=False):
-            if not self._independence_checked and len(loss_B) > 1:
-                self._refuse_dependent_records(loss_B)
-                self._require_gradients()
-                self._independence_checked = True
-            gradients = self._per_record_gradients(loss_B)
-            norm_LB = self._layer_norms(gradients, loss_B)
-            norm_B = torch.linalg.vector_norm(norm_LB, dim=0)
-            nonfinite_B = ~norm_B.isfinite()
-            factor_LB = self._clip_factors(norm_LB, self.clipping_norm).masked_fill(nonfinite_B, 0.0)
-            num_nonfinite = int(nonfinite_B.sum())
+            if not self._neighbours.has_looked:
+                self._refuse_dependent_modules()
+            entering = self._entering(len(loss_B))
+            gradients = self._per_record_gradients(loss_B if weight_B is None else loss_B * weight_B)
+            return Seen(loss_B.detach(), self._layer_norms(gradients, loss_B), entering), gradients
+
+    def _entering(self, size: int) -> list[tuple[str, Tensor | None]]:
+        """For the neighbour check alone, which names places by it."""
+        if not self._neighbours.is_due:
+            return []
+        return [(self._names[call.module], row_norms(call.input, size)) for call in self._calls]
+
+    def _accumulate(self, seen: Seen, gradients: _Gradients) -> ClippingStatistics:
+        norm_LB = seen.norm_LB
+        assert norm_LB is not None
+        norm_B = torch.linalg.vector_norm(norm_LB, dim=0)
+        nonfinite_B = ~norm_B.isfinite()
+        factor_LB = self._clip_factors(norm_LB, self.clipping_norm).masked_fill(nonfinite_B, 0.0)
+        num_nonfinite = int(nonfinite_B.sum())
+        with torch.autocast(norm_B.device.type, enabled=False):
             for parameter, parts in gradients.items():
                 kept = clip.without_records(parts, nonfinite_B) if num_nonfinite else parts
                 clip.accumulate(kept, self._sum_of(parameter), factor_LB[self._layer_of[parameter]])
-            self._num_records += len(loss_B)
+        self._num_records += len(norm_B)
         return ClippingStatistics(
             norms=norm_B,
             num_clipped=int((~nonfinite_B & (factor_LB < 1).any(0)).sum()),
             num_nonfinite=num_nonfinite,
         )
+
+    @property
+    def is_look_due(self) -> bool:
+        """Whether the neighbour check waits for a batch of two or more records."""
+        return self._neighbours.is_due
+
+    def look(self, losses: Losses, batch: Any, *, subset: Subset | None = None) -> None:
+        """The neighbour check alone, on two or more records; for those whose micro-batches hold one. See `backward`."""
+        self._look(losses, batch, subset, RandomState(self.model), None)
+
+    def _look(self, losses: Losses, batch: Any, subset: Subset | None, start: RandomState, seen: Seen | None) -> None:
+        def run(batch: Any, weight_B: Tensor | None = None, gradients: bool = True) -> Seen:
+            with self._recording():
+                loss_B = self._losses(losses, batch)
+                return self._differentiate(loss_B, weight_B)[0] if gradients else Seen(loss_B.detach(), None, self._entering(len(loss_B)))
+
+        device_type = next(iter(self._parameters.values())).device.type
+        end = RandomState(self.model)
+        start.restore()
+        try:
+            is_mixed = torch.is_autocast_enabled(device_type)
+            with torch.autocast(device_type, enabled=False):
+                self._neighbours.look(run, losses, batch, None if is_mixed else seen, subset)
+        except BaseException:
+            self._sums, self._num_records = {}, 0
+            raise
+        finally:
+            end.restore()
 
     def release(
         self,
@@ -219,7 +287,7 @@ class PrivacyEngine:
             self._sums[parameter] = torch.zeros(parameter.shape, dtype=torch.float32, device=parameter.device)
         return self._sums[parameter]
 
-    def _per_record_gradients(self, loss_B: Tensor) -> dict[nn.Parameter, list[clip.PerRecordGradient]]:
+    def _per_record_gradients(self, loss_B: Tensor) -> _Gradients:
         edges = [call.output_edge for call in self._calls]
         inputs: list[Any] = [*edges, *self._parameters.values()]
         gradients = torch.autograd.grad(loss_B.sum(), inputs, allow_unused=True)
@@ -244,7 +312,7 @@ class PrivacyEngine:
         self._calls = []
         return {parameter: clip.merge(parameter_parts) for parameter, parameter_parts in parts.items()}
 
-    def _layer_norms(self, gradients: dict[nn.Parameter, list[clip.PerRecordGradient]], loss_B: Tensor) -> Tensor:
+    def _layer_norms(self, gradients: _Gradients, loss_B: Tensor) -> Tensor:
         """Norms [L, B] of what each layer contributes to the records' gradients."""
         num_layers = 1 + max(self._layer_of.values())
         squared_LB = torch.zeros(num_layers, len(loss_B), device=loss_B.device)
@@ -273,6 +341,8 @@ class PrivacyEngine:
             raise UnsupportedModuleError({self._names[module]: "its input is a single number: give one row per record"})
         if self._batch_size is not None and len(x) == 1:  # such as position ids that all records share
             x = x.expand(self._batch_size, *x.shape[1:])
+            if self._batch_size > 1:
+                self._shared[self._names[module]] = "one row is read for all records, which no rule can share out"
         return (x,), {}
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
@@ -314,20 +384,14 @@ class PrivacyEngine:
         if problems:
             raise UnsupportedModuleError(problems)
 
-    def _refuse_dependent_records(self, loss_B: Tensor) -> None:
-        """The losses of every other record must not reach the rows of the records between them."""
-        edges = [call.output_edge for call in self._calls]
-        gradients = torch.autograd.grad(loss_B[::2].sum(), edges, retain_graph=True, allow_unused=True)
+    def _refuse_dependent_modules(self) -> None:
         problems = {
-            self._names[call.module]: "the loss of one record depends on the rows of others here"
-            for call, gradient in zip(self._calls, gradients, strict=True)
-            if gradient is not None and gradient[1::2].nan_to_num(0.0, 0.0, 0.0).any()
+            self._names[call.module]: "its output for a record depends on other records or on chance"
+            for call in self._calls
+            if len(call.input) > 1
+            and any(map(clip.is_general, self._rules[call.module].values()))
+            and clip.depends_on_others(call.module, call.input)
         }
-        for call in self._calls:
-            if any(map(clip.is_general, self._rules[call.module].values())) and clip.depends_on_others(
-                call.module, call.input
-            ):
-                problems[self._names[call.module]] = "its output for a record depends on other records or on chance"
         if problems:
             raise UnsupportedModuleError(problems)
 
@@ -336,6 +400,6 @@ def _refuse_raw_gradient(parameter: Tensor) -> None:
     parameter.grad = None
     raise UsageError(
         "an ordinary backward() reached a model with a privacy engine attached; its gradient is neither clipped "
-        "nor noised. Use engine.recording() and engine.backward(), torch.autograd.grad for a term that reads no "
+        "nor noised. Use engine.backward(), torch.autograd.grad for a term that reads no "
         "private record, or engine.detach()"
     )
