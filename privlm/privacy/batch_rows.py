@@ -16,6 +16,7 @@ from torch import Tensor
 from privlm.errors import UsageError
 
 MASK = "attention_mask"
+NOT_PREDICTED = -100  # a label of transformers
 
 
 def take(batch: Any, positions: Sequence[int], size: int) -> Any:
@@ -44,25 +45,28 @@ def refuse_without_rows(batch: Any, size: int) -> None:
         )
 
 
-def cut_padding(batch: Any) -> Any:
-    """Without the columns at either end that no record attends to, as a data set would have padded these records.
+def take_padded(batch: Any, positions: Sequence[int], size: int) -> Any:
+    """The same, without the columns at either end that none of these records attends to.
 
-    A batch without an `attention_mask` [B, T], and one whose labels say something there, is left as it is.
+    Where every column of `batch` has a record that attends to it, the data pads to the longest of a batch and would
+    have padded these records so. A batch without an `attention_mask` [B, T], or with columns of padding alone, is not
+    cut, nor one whose labels say something in what would go.
     """
+    rows = take(batch, positions, size)
     mask_BT = batch.get(MASK) if isinstance(batch, Mapping) else None
     if not isinstance(mask_BT, Tensor) or mask_BT.ndim != 2 or "decoder_input_ids" in batch:
-        return batch
-    attended = mask_BT.bool().any(0).nonzero().flatten()
-    if len(attended) == 0:
-        return batch
+        return rows
+    attended = rows[MASK].bool().any(0).nonzero().flatten()
+    if not mask_BT.bool().any(0).all() or len(attended) == 0:
+        return rows
     kept = slice(int(attended[0]), int(attended[-1]) + 1)
-    labels_BT = batch.get("labels")
-    if isinstance(labels_BT, Tensor) and labels_BT.shape == mask_BT.shape:
-        outside_BT = labels_BT.clone()
-        outside_BT[:, kept] = -100
-        if (outside_BT != -100).any():
-            return batch
-    return {name: value[:, kept] if _is_padded(value, mask_BT) else value for name, value in batch.items()}
+    labels_BT = rows.get("labels")
+    if isinstance(labels_BT, Tensor) and labels_BT.shape == rows[MASK].shape:
+        cut_BT = labels_BT.clone()
+        cut_BT[:, kept] = NOT_PREDICTED
+        if (cut_BT != NOT_PREDICTED).any():
+            return rows
+    return {name: value[:, kept] if _is_padded(value, rows[MASK]) else value for name, value in rows.items()}
 
 
 def _has_rows(batch: Any, size: int) -> bool:

@@ -8,7 +8,7 @@ records must stay what they were, and so must their gradients. The losses are we
 record: the gradient norms of a record in every layer must then scale by its own weight, or another record's loss has
 reached its rows. This sees detached, frozen and integer paths as well as those that autograd follows.
 
-Drop: a record leaves. The losses of the others must stay within rounding, with the padding cut as for a batch without
+Drop: records leave. The losses of the others must stay within rounding, with the padding cut as for a batch without
 it: this sees a division by the number of records or tokens, and padding that counts.
 
 The first look takes every record in turn (of more than eight, random halves of the batch), and is repeated until it has
@@ -22,6 +22,7 @@ import contextlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 
 from privlm.errors import UsageError
 from privlm.privacy import keyed_random
-from privlm.privacy.batch_rows import cut_padding, refuse_without_rows, take
+from privlm.privacy.batch_rows import refuse_without_rows, take, take_padded
 from privlm.privacy.inspection import UnsupportedModuleError
 
 Losses = Callable[[nn.Module, Any], Tensor]
@@ -175,12 +176,13 @@ class NeighbourCheck:
         generator: np.random.Generator,
         is_first: bool,
     ) -> None:
-        chosen = sorted(generator.permutation(size)[:NUM_FIRST].tolist())
-        parts = subset or (lambda positions: cut_padding(take(batch, positions, size)))
+        """All but a few records leave, then of these one after the other (one alone in later looks)."""
+        few = sorted(generator.permutation(size)[:NUM_FIRST].tolist())
+        rows = subset or partial(take_padded, batch, size=size)
 
         def losses_of(positions: list[int], seed: int = 0) -> Tensor:
             torch.manual_seed(seed)
-            loss_B = losses(self.model, parts(positions))
+            loss_B = losses(self.model, rows(positions) if len(positions) < size else batch)
             if loss_B.shape != (len(positions),):
                 raise UsageError(
                     f"the losses of {len(positions)} of the batch's records have the shape {list(loss_B.shape)}, not "
@@ -190,16 +192,18 @@ class NeighbourCheck:
 
         with torch.no_grad(), torch.autocast(_device(self.model).type, enabled=False):
             if is_first:
-                self._drop_mode = self._mode_without_chance(lambda seed: losses_of(chosen, seed))
+                self._drop_mode = self._mode_without_chance(partial(losses_of, few))
             with MODES[self._drop_mode](self.model):
-                base_B = losses_of(chosen)
-                for place in range(len(chosen)) if is_first else generator.permutation(len(chosen))[:1].tolist():
-                    rest_B = losses_of(chosen[:place] + chosen[place + 1 :])
-                    before_B = torch.cat([base_B[:place], base_B[place + 1 :]])
-                    if not _equal(rest_B, before_B, DROP_TOLERANCE):
-                        raise UnsupportedModuleError(
-                            {"losses": f"{ON_OTHERS}: they change when one leaves (a mean over the batch, its padding?)"}
-                        )
+                few_B = losses_of(few)
+                pairs = [(few_B, losses_of(list(range(size)))[few])]
+                for i in range(len(few)) if is_first else generator.permutation(len(few))[:1].tolist():
+                    without_i = few[:i] + few[i + 1 :]
+                    if without_i:
+                        pairs.append((losses_of(without_i), torch.cat([few_B[:i], few_B[i + 1 :]])))
+        if not all(_equal(now_B, before_B, DROP_TOLERANCE) for now_B, before_B in pairs):
+            raise UnsupportedModuleError(
+                {"losses": f"{ON_OTHERS}: they change when records leave (a mean over the batch, its padding?)"}
+            )
 
     def _mode_without_chance(self, losses_of: Callable[[int], Tensor]) -> str:
         for name, mode in MODES.items():
