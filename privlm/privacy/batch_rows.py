@@ -22,26 +22,25 @@ NOT_PREDICTED = -100  # a label of transformers
 def take(batch: Any, positions: Sequence[int], size: int) -> Any:
     """The batch that has the records at `positions` of one of `size` records; a position may come twice."""
     if isinstance(batch, Tensor):
-        if batch.ndim == 0 or len(batch) != size:
-            return batch
-        return batch[torch.tensor(positions, dtype=torch.long, device=batch.device)]
+        chosen: Any = torch.tensor(positions, dtype=torch.long, device=batch.device)
+        return batch[chosen] if batch.ndim and len(batch) == size else batch
     if isinstance(batch, np.ndarray):
         return batch[list(positions)] if batch.ndim and len(batch) == size else batch
     if isinstance(batch, Mapping):
         return {name: take(value, positions, size) for name, value in batch.items()}
-    if isinstance(batch, (list, tuple)):
-        if any(isinstance(value, (Tensor, np.ndarray, Mapping)) for value in batch):
-            return type(batch)(take(value, positions, size) for value in batch)
-        return type(batch)(batch[i] for i in positions) if len(batch) == size else batch
-    return batch
+    if not isinstance(batch, (list, tuple)):
+        return batch
+    if any(isinstance(value, (Tensor, np.ndarray, Mapping)) for value in batch):
+        return type(batch)(take(value, positions, size) for value in batch)
+    return type(batch)(batch[i] for i in positions) if len(batch) == size else batch
 
 
 def refuse_without_rows(batch: Any, size: int) -> None:
     """Raises UsageError for a batch in which no row of a record is found."""
     if not _has_rows(batch, size):
         raise UsageError(
-            f"a batch of type {type(batch).__name__} shows no rows of its {size} records, so that nobody can see whether "
-            "their losses depend on each other: give tensors with one row per record, or a mapping or tuple of them"
+            f"a batch of type {type(batch).__name__} shows no rows of its {size} records, so that nobody can see "
+            "whether their losses depend on each other: give tensors with one row per record, or a mapping of them"
         )
 
 

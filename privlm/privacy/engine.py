@@ -224,7 +224,11 @@ class PrivacyEngine:
         def run(batch: Any, weight_B: Tensor | None = None, gradients: bool = True) -> Seen:
             with self._recording():
                 loss_B = self._losses(losses, batch)
-                return self._differentiate(loss_B, weight_B)[0] if gradients else Seen(loss_B.detach(), None, self._entering(len(loss_B)))
+                return (
+                    self._differentiate(loss_B, weight_B)[0]
+                    if gradients
+                    else Seen(loss_B.detach(), None, self._entering(len(loss_B)))
+                )
 
         device_type = next(iter(self._parameters.values())).device.type
         end = RandomState(self.model)

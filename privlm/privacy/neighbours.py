@@ -50,6 +50,7 @@ LOSS_TOLERANCE = 1e-5
 NORM_TOLERANCE = 1e-4  # of a record's whole gradient, since single layers may have one that is rounding alone
 DROP_TOLERANCE = 1e-4  # smaller batches are multiplied in another order
 
+NO_REPEAT = "they differ from one evaluation to the next, from one seed and in evaluation mode, too"
 ON_OTHERS = "the loss of one record depends on other records of the batch"
 
 
@@ -114,9 +115,7 @@ class NeighbourCheck:
                 start.restore()
                 base = run(batch)
                 if is_first and not self._repeats(run, start, batch, base):
-                    raise UnsupportedModuleError(
-                        {"losses": "they differ from one evaluation to the next, from one seed and in evaluation mode, too"}
-                    )
+                    raise UnsupportedModuleError({"losses": NO_REPEAT})
             is_conclusive = self._replace(run, start, batch, base, generator, is_first)
         self._drop(losses, batch, subset, size, generator, is_first)
         _refuse_changed_buffers(self.model, self._buffers)
@@ -124,7 +123,7 @@ class NeighbourCheck:
         self.is_due = not self.has_looked
 
     def _repeats(self, run: Run, start: RandomState, batch: Any, base: Seen) -> bool:
-        """Whether the same batch gives the same losses again; then its rows must be reached by their own losses alone."""
+        """Whether the same batch gives the same losses again; then a row must be reached by its own loss alone."""
         start.restore()
         weight_B = _weights(len(base.loss_B), keyed_random.generator("neighbours, weights"), base)
         again = run(batch, weight_B=weight_B)
@@ -164,7 +163,7 @@ class NeighbourCheck:
         if differs_L.any():
             layers = [name for name, differs in zip(self.layer_names, differs_L.tolist(), strict=True) if differs]
             raise UnsupportedModuleError(
-                {name: "the loss of one record depends on the rows of others here" for name in layers}
+                dict.fromkeys(layers, "the loss of one record depends on the rows of others here")
             )
 
     def _drop(
@@ -276,11 +275,9 @@ MODES: dict[str, Callable[[nn.Module], contextlib.AbstractContextManager[None]]]
 def _replacements(size: int, generator: np.random.Generator, number: int) -> Iterator[list[int]]:
     """Positions of batches in which some records have become copies of others: single ones, or about half of many."""
     everyone = np.arange(size)
-    for single in generator.permutation(size)[:number] if size <= NUM_FIRST else range(number):
-        if size <= NUM_FIRST:
-            replaced = everyone == single
-        else:
-            replaced = generator.permutation(size) < size // 2
+    singles = generator.permutation(size)
+    for turn in range(min(number, size)):
+        replaced = everyone == singles[turn] if size <= NUM_FIRST else generator.permutation(size) < size // 2
         positions = everyone.copy()
         # Copies of records that stay, so that sums and means over the batch change.
         positions[replaced] = generator.choice(everyone[~replaced], int(replaced.sum()))
@@ -316,7 +313,7 @@ def _refuse_changed_buffers(model: nn.Module, before: Mapping[str, tuple[int, in
     changed = [name for name, version in _versions(model).items() if before.get(name) != version]
     if changed:
         raise UnsupportedModuleError(
-            {name: "the forward pass changes this buffer, which would carry data past the noise" for name in changed}
+            dict.fromkeys(changed, "the forward pass changes this buffer, which would carry data past the noise")
         )
 
 

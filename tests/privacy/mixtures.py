@@ -259,7 +259,11 @@ def _padded_losses(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def _tokens() -> Batch:
-    return {"x": torch.ones(SIZE, WIDTH), "y": torch.zeros(SIZE, dtype=torch.long), "w": torch.tensor([11.0] + [1.0] * 11)}
+    return {
+        "x": torch.ones(SIZE, WIDTH),
+        "y": torch.zeros(SIZE, dtype=torch.long),
+        "w": torch.tensor([11.0] + [1.0] * 11),
+    }
 
 
 def _token_mean(model: nn.Module, batch: Batch) -> Tensor:
@@ -273,7 +277,9 @@ def ways() -> dict[str, Way]:
     found |= {f"{name}, odd batch": (Mixing(MIXES[name]), classify, records(11)) for name in ("the batch backwards",)}
     found |= {name: (_plain(), losses, records()) for name, losses in LOSSES.items()}
     found |= {name: (Shared(read), lambda m, b: 10 * m(b["x"]).sum(1), records()) for name, read in SHARED.items()}
-    found |= {f"packed into one row, {kind}": (Packed(kind == "row 0"), classify, records()) for kind in ("row 0", "all")}
+    found |= {
+        f"packed into one row, {kind}": (Packed(kind == "row 0"), classify, records()) for kind in ("row 0", "all")
+    }
     found |= {
         f"what the batch before left, {kind}": (Remembering(kind), classify, records())
         for kind in ("buffer", "attribute")

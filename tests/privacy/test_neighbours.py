@@ -4,14 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from mixtures import MIXES, Batch, Mixing, classify, records, ways
+from mixtures import Batch, ways
 from naive import release
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from privlm.errors import UsageError
 from privlm.privacy.engine import PrivacyEngine
-from privlm.privacy.inspection import UnsupportedModuleError
 from privlm.privacy.neighbours import NeighbourCheck
 
 WAYS = list(ways())
