@@ -21,8 +21,10 @@ def test_every_kind_of_rows_is_taken_and_what_all_share_stays() -> None:
     assert taken["x"].tolist() == [[4, 5], [0, 1], [4, 5]]
     assert taken["ids"].tolist() == [9, 7, 9]
     assert taken["texts"] == ["c", "a", "c"]
-    assert taken["pair"][0].tolist() == [3, 1, 3] and taken["pair"][1]["more"].tolist() == [6, 4, 6]
-    assert taken["positions"].shape == (1, 2) and taken["temperature"] == 2
+    assert taken["pair"][0].tolist() == [3, 1, 3]
+    assert taken["pair"][1]["more"].tolist() == [6, 4, 6]
+    assert taken["positions"].shape == (1, 2)
+    assert taken["temperature"] == 2
 
 
 def test_a_batch_of_which_no_row_is_seen_is_refused() -> None:
