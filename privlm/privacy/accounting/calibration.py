@@ -85,7 +85,7 @@ def noise_multiplier(
     if accountant in ESTIMATES:
         found = _solve(lambda sigma: certify(sigma).epsilon, target_epsilon, guess=1.0, tolerance=TOLERANCE / 1000)
         return Calibration(found, target_epsilon, certify(found))
-    guess = _edgeworth_guess(target_epsilon, delta, sampling_rate, steps, spent)
+    guess = _edgeworth_guess(target_epsilon, delta, sampling_rate, steps, adjacency, spent)
     if accountant == "pld":
         return _certified_by_pld(target_epsilon, certify, guess)
     found = _solve(lambda sigma: certify(sigma).epsilon, target_epsilon, guess)
@@ -123,7 +123,7 @@ def _refuse_spent_budget(target: float, spent: Guarantee, least: Guarantee) -> N
 
 
 def _edgeworth_guess(
-    target_epsilon: float, delta: float, sampling_rate: float, steps: int, spent: Sequence[Segment]
+    target_epsilon: float, delta: float, sampling_rate: float, steps: int, adjacency: str, spent: Sequence[Segment]
 ) -> float:
     try:
         return noise_multiplier(
@@ -132,6 +132,7 @@ def _edgeworth_guess(
             sampling_rate=sampling_rate,
             steps=steps,
             accountant="edgeworth",
+            adjacency=adjacency,
             spent=spent,
         ).noise_multiplier
     except UsageError:
