@@ -14,7 +14,7 @@ from typing import Any
 
 from privlm.errors import UsageError
 from privlm.privacy import accounting
-from privlm.privacy.accounting import Segment
+from privlm.privacy.accounting import Segment, pld
 from privlm.privacy.accounting.types import merge
 from privlm.privacy.ledger import Ledger
 from privlm.results import Result
@@ -228,8 +228,8 @@ def make_plan(
     target: Any = None if privacy.epsilon is None else share * privacy.epsilon
     delta = accounting.resolve_delta(privacy.delta, dataset_size)
     warnings = accounting.check_delta(delta, dataset_size, privacy.allow_large_delta)
-    certifier = _certifier(privacy.accountant, delta)
     sampling_rate = batch_size / dataset_size
+    certifier = _certifier(privacy.accountant, delta, [*spent, Segment(sampling_rate, 1.0, steps)])
 
     def multiplier(accountant: str) -> float:
         return accounting.noise_multiplier(
@@ -248,7 +248,7 @@ def make_plan(
     if noise is None:
         distrusted = privacy.strict and privacy.accountant in ("gdp", "edgeworth")
         used = (privacy.accountant, certifier) if distrusted else (privacy.accountant,)
-        askable = [name for name in accounting.ACCOUNTANTS if name != "pld" or accounting.certifies("pld", delta)]
+        askable = [name for name in accounting.ACCOUNTANTS if name != "pld" or certifier == "pld"]
         multipliers = {name: multiplier(name) for name in (askable if compare else used)}
         noise = multipliers[privacy.accountant]
         if distrusted:
@@ -292,15 +292,19 @@ def make_plan(
     )
 
 
-def _certifier(accountant: str, delta: float) -> str:
-    """Whose epsilon the run is told by. Raises UsageError where it would be none's."""
-    for name in ("pld", accountant):
-        if accounting.certifies(name, delta):
-            return name
-    least = accounting.MIN_CERTIFIED_DELTAS["pld"]
+def _certifier(accountant: str, delta: float, segments: Sequence[Segment]) -> str:
+    """Whose epsilon the run is told by. Raises UsageError where it would be none's.
+
+    pld keeps half of delta for steps that are taken again after a kill.
+    """
+    least = max(accounting.MIN_CERTIFIED_DELTAS["pld"], 2 * pld.round_off(segments))
+    if delta >= least:
+        return "pld"
+    if accountant == "rdp":
+        return "rdp"
     raise UsageError(
-        f"privacy.delta = {delta:.3g} is below {least:g}, where round-off leaves accountant pld no certificate: raise "
-        "privacy.delta, or take privacy.accountant=rdp, which certifies any delta"
+        f"privacy.delta = {delta:.3g} is below {least:.3g}, where round-off leaves accountant pld no certificate: "
+        "raise privacy.delta, or take privacy.accountant=rdp, which certifies any delta"
     )
 
 

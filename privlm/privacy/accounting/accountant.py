@@ -112,7 +112,8 @@ def _epsilon(
         raise UsageError(f"accountant {accountant} failed on these steps (epsilon {answer.epsilon}); take another")
     notes = []
     if accountant in ESTIMATES:
-        notes.append("estimate, not a guarantee: accountant pld certifies")
+        certifier = next(name for name in ("pld", "rdp") if certifies(name, delta))
+        notes.append(f"estimate, not a guarantee: accountant {certifier} certifies")
     if direction != "both":
         notes.append(f"bounds the direction {direction} only, not the other one")
     return Guarantee(
@@ -167,9 +168,10 @@ def _pld(segments: Sequence[Segment], delta: float, pair: str, discretization: f
         if readings[pld.COARSE] - readings[pld.FINE] > 0.01:
             readings[pld.FINEST] = at(pld.FINEST)
     interval = min(readings, key=lambda interval: readings[interval])
-    if certifies("pld", delta):
+    if certifies("pld", delta) and pld.round_off(segments) < delta:
         return _Answer(readings[interval], certified=True, discretization=interval)
-    note = f"not certified below delta {pld.MIN_CERTIFIED_DELTA:g}: FFT round-off; accountant rdp certifies there"
+    least = max(pld.MIN_CERTIFIED_DELTA, pld.round_off(segments))
+    note = f"not certified below delta {least:.3g}: FFT round-off; accountant rdp certifies there"
     return _Answer(readings[interval], certified=False, discretization=interval, notes=(note,))
 
 

@@ -115,7 +115,7 @@ def _certified_by_pld(target: float, certify: Callable[..., Guarantee], sigma: f
 
 def _refuse_spent_budget(target: float, spent: Guarantee, least: Guarantee) -> None:
     """least: the epsilon of what is spent and of the steps to come under the most noise there is."""
-    if least.epsilon > target - TOLERANCE:
+    if least.epsilon > target - min(TOLERANCE, target / 100):
         raise UsageError(
             f"privacy.epsilon={target:g}: earlier releases have spent {spent.epsilon:.4f} of it at delta "
             f"{spent.delta:g}, which leaves too little for more steps; raise privacy.epsilon, or spend less before"
@@ -125,7 +125,9 @@ def _refuse_spent_budget(target: float, spent: Guarantee, least: Guarantee) -> N
 def _edgeworth_guess(
     target_epsilon: float, delta: float, sampling_rate: float, steps: int, adjacency: str, spent: Sequence[Segment]
 ) -> float:
-    try:
+    """Replacing a record takes at least the noise of removing it, and its own estimate is the worse of the two."""
+
+    def ask(adjacency: str) -> float:
         return noise_multiplier(
             target_epsilon=target_epsilon,
             delta=delta,
@@ -135,6 +137,9 @@ def _edgeworth_guess(
             adjacency=adjacency,
             spent=spent,
         ).noise_multiplier
+
+    try:
+        return max(map(ask, {"add_remove", adjacency}))
     except UsageError:
         return MAX_NOISE_MULTIPLIER  # only a place to start from, and all accountants are at their best there
 

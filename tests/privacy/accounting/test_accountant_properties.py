@@ -115,6 +115,17 @@ def test_deltas_below_the_round_off_of_the_fft_are_not_certified():
     assert "FFT" in below.notes[-1]
 
 
+@pytest.mark.parametrize("adjacency", ["add_remove", "replace_one"])
+def test_the_round_off_of_many_steps_is_paid_for(adjacency):
+    """At 1e-10 a certificate of 50,000 steps lies above the exact value by more than its grid explains."""
+    run = [Segment(1e-3, 2.0, 50_000)]
+    options = {"adjacency": adjacency}
+    certified = epsilon(run, 1e-10, **options)
+    assert certified.guarantee
+    assert certified.epsilon > epsilon(run, 1e-10, accountant="contour", **options).epsilon + 0.003
+    assert not epsilon([Segment(1e-3, 2.0, 10**6)], 1e-10, discretization=1e-3, **options).guarantee
+
+
 def test_dropped_renyi_orders_are_mentioned_once_and_not_printed(capfd):
     answer = epsilon([Segment(0.03, 0.4, 100)], 1e-5, accountant="rdp")
     assert math.isfinite(answer.epsilon)
