@@ -62,8 +62,9 @@ def test_mixed_segments_lie_between_the_bounds_of_dp_accounting():
 
 
 @pytest.mark.slow
-def test_three_hundred_mixed_segments_lie_between_the_bounds_of_dp_accounting():
-    check(range(300), 1e-3)
+@pytest.mark.parametrize("first", range(0, 300, 20))
+def test_three_hundred_mixed_segments_lie_between_the_bounds_of_dp_accounting(first):
+    check(range(first, first + 20), 1e-3)
 
 
 @pytest.mark.parametrize("adjacency", RELATIONS)
