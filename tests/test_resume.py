@@ -153,11 +153,17 @@ FLIPPED = (
 
 
 @pytest.fixture(scope="module")
-def cut(zygote: Zygote, messages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cut(
+    zygote: Zygote,
+    messages: Path,
+    uninterrupted: Callable[[str], Uninterrupted],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """The runs folder of a run that was killed when it had checkpoints of the steps 2 and 4."""
     runs = tmp_path_factory.mktemp("cut") / "runs"
     words = tiny_run(messages, runs, *SETTINGS["private head"])
-    for write in range(60, 400, 4):
+    num_writes = uninterrupted("private head")[0].writes
+    for write in range(num_writes // 2, num_writes, 4):
         shutil.rmtree(runs, ignore_errors=True)
         assert zygote.run(*words, fault=("kill", write)).status == -9
         if (only_run(runs) / "checkpoints" / "train" / "step-4").exists():
