@@ -6,6 +6,7 @@ was sent.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from privlm.errors import UsageError
 from privlm.llm.endpoint.retry import CallFailure, retry_after
 from privlm.llm.types import Status
+from privlm.masking import MASK
 
 if TYPE_CHECKING:
     import openai
@@ -97,10 +99,15 @@ class Connection:
         except openai.APIConnectionError as error:
             raise _disconnected(error.__cause__ or error) from error
         try:
-            return response.json()
+            echoed = bool(self._key) and self._key in response.text
+            return json.loads(self._without_key(response.text)) if echoed else response.json()
         except ValueError as error:
             kind = response.headers.get("content-type", "no content type")
             raise CallFailure("malformed", f"the reply is not JSON ({kind})", http_status=200) from error
+
+    def _without_key(self, text: str) -> str:
+        """A reply may repeat the key that was sent, and replies are recorded."""
+        return text.replace(self._key, MASK) if self._key else text
 
     def message(self, body: Any, sent: Sequence[str]) -> str:
         """The message in a server's error object in one line, cut and without the key; "" where there is none, and
@@ -112,7 +119,7 @@ class Connection:
             return ""
         if any(part and part[:QUOTED] in body for part in sent):
             return ""
-        return " ".join((body.replace(self._key, "***") if self._key else body).split())[:MAX_MESSAGE]
+        return " ".join(self._without_key(body).split())[:MAX_MESSAGE]
 
     def close(self) -> None:
         if self._client is not None:

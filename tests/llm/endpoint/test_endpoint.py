@@ -104,6 +104,11 @@ def test_no_key_is_sent_where_none_is_needed(server, backend):
     assert server.keys == [None]
 
 
+def test_a_reply_that_repeats_the_key_comes_without_it(backend, monkeypatch):
+    monkeypatch.setenv("TEST_KEY", "CANARY-5F2B")
+    assert one(backend(), ask("what is canary-5f2b?")).text == "WHAT IS ***?"  # the server repeats in capitals
+
+
 def test_a_missing_key_is_named_before_any_call(server, backend, monkeypatch):
     monkeypatch.setenv("TEST_KEY", "")
     with pytest.raises(UsageError, match=r"llm.api_key_env: the environment variable TEST_KEY is not set"):
