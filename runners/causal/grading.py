@@ -64,6 +64,7 @@ def asked(grading: Grading, split: str) -> list[Result]:
         return Result(metric, float(sum(holds)), "answers", len(replies), split=split)
 
     rows = [
+        Result("answers", float(len(replies)), "answers", len(replies), split=split),
         count("unparsed", (grading.label(reply) is None for reply in replies)),
         count("unparsed_upstream", (grading.label(reply, "upstream") is None for reply in replies)),
         count("refused", (reply.status == "refused" for reply in replies)),
