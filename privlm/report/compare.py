@@ -95,8 +95,7 @@ def _figure(rows: Sequence[Result]) -> str:
         mean, sd = mean_and_sd([row.value for row in rows])
         return f"{spread_text(mean, sd, 4)} ({len(rows)} seeds)"
     row = rows[0]
-    interval = "" if row.ci_low is None else f" [{row.ci_low:.4g}, {row.ci_high:.4g}]"
-    return f"{figure(row)}{interval}"
+    return f"{figure(row)} {row.interval('.4g')}".rstrip()
 
 
 def _differences(
