@@ -12,7 +12,6 @@ from omegaconf import OmegaConf
 from privlm import rundir
 from privlm.records import Records
 
-
 TOO_FEW = "n too small"
 
 
@@ -55,9 +54,7 @@ class Result:
         if isinstance(number, int | float):
             return cls(metric, number, unit, n, split=split)
         reason = TOO_FEW if number.ci_low is None else None
-        return cls(
-            metric, number.value, unit, number.n, number.ci_low, number.ci_high, split, no_interval=reason
-        )
+        return cls(metric, number.value, unit, number.n, number.ci_low, number.ci_high, split, no_interval=reason)
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Result:
@@ -81,8 +78,11 @@ class Result:
 
 
 def interval_text(low: float | None, high: float | None, form: str) -> str:
-    """`[low, high]`, or nothing where there is no interval."""
-    return "" if low is None or high is None else f"[{low:{form}}, {high:{form}}]"
+    """`[low, high]`, or nothing where there is no interval; with more digits where `form` would make the ends equal."""
+    if low is None or high is None:
+        return ""
+    form = form if f"{low:{form}}" != f"{high:{form}}" else ".8g"
+    return f"[{low:{form}}, {high:{form}}]"
 
 
 def content(

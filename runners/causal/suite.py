@@ -83,6 +83,9 @@ class Grading:
             return self.suite.unparsed_credit if settings.credit == "upstream" else 0.0
         return float(label == reply.question.truth)
 
+    def credit_upstream(self, reply: Reply) -> float:
+        return self.credit(reply, UPSTREAM)
+
     def part(self, part: str) -> Grading:
         """The answers to one part of the suite."""
         replies, swapped = (
@@ -92,7 +95,7 @@ class Grading:
 
     @property
     def units(self) -> dict[str, list[Reply]]:
-        """Unit -> its answers: what is averaged first and resampled together."""
+        """Unit -> its answers: what is averaged first, and right or wrong together."""
         found: dict[str, list[Reply]] = {}
         for reply in self.replies:
             found.setdefault(reply.item.resampled_as, []).append(reply)

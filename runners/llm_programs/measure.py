@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from privlm.config import Config
-from privlm.metrics.classification import Estimate, accuracy, majority_class
+from privlm.metrics.classification import accuracy, majority_class
+from privlm.metrics.estimate import Estimate
 from privlm.results import Result
 
 from .config import TREE_ROWS
@@ -40,13 +41,15 @@ def measure(part: Part, lines: list[dict[str, Any]], config: Config) -> tuple[li
 def _accuracy(
     part: Part, lines: Sequence[dict[str, Any]], gold: dict[str, str], config: Config
 ) -> tuple[list[Result], str]:
-    """An answer that could not be read counts as wrong."""
+    """An answer that could not be read counts as wrong; what is asked about one question is one unit."""
     classes = {"no": 0, "yes": 1, None: -1}
     predictions = np.array([classes[line["answer"]] for line in lines])
     labels = np.array([classes[gold[line["item"]]] for line in lines])
     answer, share = majority_class(labels)
     unparsed = Result(f"unparsed_{part.name}", float(np.mean(predictions == -1)), n=len(lines), split=config.data.split)
-    measured = _result(f"accuracy_{part.name}", accuracy(predictions, labels), config)
+    items = [line["item"] for line in lines]
+    questions = [item.rpartition(":")[0] for item in items] if part.name == "relevance" else items
+    measured = _result(f"accuracy_{part.name}", accuracy(predictions, labels, questions), config)
     return [measured, unparsed], f"always {('no', 'yes')[answer]} {share:.3f}"
 
 
@@ -63,7 +66,7 @@ def _top_n(part: Part, lines: Sequence[dict[str, Any]], config: Config) -> list[
 
 
 def _result(metric: str, estimate: Estimate, config: Config) -> Result:
-    return Result(metric, estimate.value, "fraction", estimate.n, estimate.ci_low, estimate.ci_high, config.data.split)
+    return Result.of(metric, estimate, unit="fraction", split=config.data.split)
 
 
 def budget_in_words(config: Config) -> str:
