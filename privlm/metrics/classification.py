@@ -8,12 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from privlm.metrics.estimate import Estimate
-from privlm.metrics.shares import share, share_of_counts
-from privlm.metrics.statistic import statistic
-
-MIN_ERRORS = 10
-"""With fewer wrong (or right) examples, resampling them says nothing of macro-F1 and Matthews' coefficient."""
+from privlm.metrics.estimate import MIN_N, Estimate
+from privlm.metrics.shares import share, share_of_counts, wilson
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray, units: Any = None) -> Estimate:
@@ -58,41 +54,63 @@ def f1_of_counts(hits: Any, predicted: Any, actual: Any) -> Estimate:
 
 
 def macro_f1(predictions: np.ndarray, labels: np.ndarray) -> Estimate:
-    """Mean over the classes of the labels of their F1; BCa bootstrap, none with fewer than ten wrong or right."""
+    """Mean over the classes of the labels of their F1.
+
+    The intervals of the classes are added in squares (Zou and Donner, Statistics in Medicine 2008). An error is one of
+    two classes: two of them go together as far as their errors are the same ones, wholly where there are none.
+    """
+    _check(predictions, labels)
     classes = np.unique(labels)
-
-    def mean_f1(predicted: np.ndarray, actual: np.ndarray, axis: int) -> np.ndarray:
-        total = np.zeros(predicted.shape[:-1])
-        for one in classes:
-            hits = ((predicted == one) & (actual == one)).sum(axis)
-            total += 2 * hits / np.maximum((predicted == one).sum(axis) + (actual == one).sum(axis), 1)
-        return total / len(classes)
-
-    return _resampled(mean_f1, predictions, labels)
+    found = [f1(predictions, labels, one) for one in classes]
+    values, n = np.array([one.value for one in found]), len(labels)
+    if any(one.ci_low is None for one in found):
+        return Estimate(float(values.mean()), None, None, n)
+    wrong = predictions != labels
+    touched = np.stack([wrong & ((predictions == one) | (labels == one)) for one in classes]).astype(float)
+    shared, errors = touched @ touched.T, touched.sum(axis=1)
+    correlation = np.where(
+        shared + errors + errors[:, None] == 0, 1.0, shared / np.sqrt(np.outer(errors, errors) + 1e-9)
+    )
+    np.fill_diagonal(correlation, 1.0)
+    down, up = (values - [one.ci_low for one in found], [one.ci_high for one in found] - values)
+    low, high = (math.sqrt(side @ correlation @ side) / len(classes) for side in (down, up))
+    return Estimate(float(values.mean()), float(values.mean()) - low, float(values.mean()) + high, n)
 
 
 def matthews(predictions: np.ndarray, labels: np.ndarray) -> Estimate:
-    """Matthews' correlation of two classes, ids 0 and 1; BCa bootstrap, none with fewer than ten wrong or right."""
+    """Matthews' correlation of two classes, ids 0 and 1; NaN where either holds one class alone.
 
-    def correlation(predicted: np.ndarray, actual: np.ndarray, axis: int) -> np.ndarray:
-        p, q = predicted.mean(axis), actual.mean(axis)
-        return ((predicted * actual).mean(axis) - p * q) / np.sqrt(p * (1 - p) * q * (1 - q))
+    (1 + coefficient) / 2 takes the interval of a share, with the design effect that the variance of the coefficient
+    (Bishop, Fienberg and Holland, Discrete Multivariate Analysis, 1975, section 11.2) has over that of a share; half a
+    count is added to each of the four cells for it.
+    """
+    _check(predictions, labels)
+    n = len(labels)
+    counts = np.bincount(2 * labels + predictions, minlength=4).reshape(2, 2)
+    value, _ = _phi(counts)
+    if n < MIN_N or math.isnan(value):
+        return Estimate(value, None, None, n)
+    phi, variance = _phi(counts + 0.5)
+    low, high = wilson((1 + value) / 2, n * (1 - phi**2) / variance)
+    return Estimate(value, 2 * low - 1, 2 * high - 1, n)
 
-    return _resampled(correlation, predictions, labels)
+
+def _phi(counts: np.ndarray) -> tuple[float, float]:
+    """The correlation of a table of 2 x 2 counts, and n times its variance."""
+    cells = counts / counts.sum()
+    (p, q), (r, s) = cells.sum(axis=1), cells.sum(axis=0)
+    if not p * q * r * s > 0:
+        return math.nan, math.nan
+    phi = float((cells[0, 0] * cells[1, 1] - cells[0, 1] * cells[1, 0]) / math.sqrt(p * q * r * s))
+    skew_p, skew_r = (p - q) / math.sqrt(p * q), (r - s) / math.sqrt(r * s)
+    variance = 1 - phi**2 + phi * (1 + phi**2 / 2) * skew_p * skew_r - 0.75 * phi**2 * (skew_p**2 + skew_r**2)
+    return phi, float(variance)
 
 
 def majority_class(labels: np.ndarray) -> tuple[int, float]:
     """The most frequent class (the lowest of equals) and its share: what a constant prediction reaches."""
     counts = np.bincount(labels)
     return int(counts.argmax()), float(counts.max() / len(labels))
-
-
-def _resampled(function: Any, predictions: np.ndarray, labels: np.ndarray) -> Estimate:
-    _check(predictions, labels)
-    wrong = int((predictions != labels).sum())
-    if min(wrong, len(labels) - wrong) < MIN_ERRORS:
-        return Estimate(float(function(predictions, labels, axis=-1)), None, None, len(labels))
-    return statistic(function, predictions, labels)
 
 
 def _check(predictions: np.ndarray, labels: np.ndarray) -> None:

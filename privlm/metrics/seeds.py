@@ -17,12 +17,17 @@ def mean_over_seeds(values: Sequence[float]) -> Estimate:
     """
     n = len(values)
     mean = values[0] if len(set(values)) == 1 else sum(values) / n  # all infinite included
-    if n < MIN_N or len(set(values)) == 1 or not all(map(math.isfinite, values)):
+    if n < MIN_N or not all(map(math.isfinite, values)) or agree(values):
         return Estimate(mean, None, None, n)
     from scipy.special import stdtrit
 
     half = float(stdtrit(n - 1, 0.975)) * statistics.stdev(values) / math.sqrt(n)
     return Estimate(mean, mean - half, mean + half, n)
+
+
+def agree(values: Sequence[float]) -> bool:
+    """Whether all are equal but for rounding."""
+    return math.isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-12)
 
 
 def sign_flips(differences: Sequence[float]) -> float:

@@ -32,7 +32,8 @@ def share(correct: Any, units: Any = None, weights: Any = None, *, lowest: float
 
     Raises ValueError for no items, for values outside [lowest, 1] and for weights that are all 0.
     """
-    values = (np.asarray(correct, dtype=float) - lowest) / (1 - lowest)
+    earned = np.asarray(correct, dtype=float)
+    values = (earned - lowest) / (1 - lowest)
     weights = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=float)
     if not len(values) or not ((values >= 0) & (values <= 1)).all():
         raise ValueError(f"a share needs items, and values in [{lowest:g}, 1]")
@@ -40,12 +41,15 @@ def share(correct: Any, units: Any = None, weights: Any = None, *, lowest: float
         raise ValueError("a weighted mean needs a weight above 0")
     kept = weights > 0
     _, unit = np.unique(np.arange(len(values))[kept] if units is None else np.asarray(units)[kept], return_inverse=True)
-    values, weights = values[kept], weights[kept]
-    value, num_units = float(np.average(values, weights=weights)), int(unit.max()) + 1
-    low, high = None, None
-    if num_units >= MIN_N:
-        low, high = wilson(value, len(values) / design_effect(values, unit, weights))
-    return Estimate(value, low, high, num_units).mapped(lambda part: lowest + (1 - lowest) * part)
+    values, weights, num_units = values[kept], weights[kept], int(unit.max()) + 1
+    value = float(np.average(earned[kept], weights=weights))
+    if num_units < MIN_N:
+        return Estimate(value, None, None, num_units)
+    part = float(np.average(values, weights=weights))
+    low, high = (
+        lowest + (1 - lowest) * end for end in wilson(part, len(values) / design_effect(values, unit, weights))
+    )
+    return Estimate(value, low, high, num_units)
 
 
 def share_of_counts(successes: Any, sizes: Any) -> Estimate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +31,7 @@ def statistic(function: Callable[..., Any], *columns: Any, seed: int = 0) -> Est
     value, n = float(function(*arrays, axis=-1)), len(arrays[0])
     if n < MIN_UNITS or not math.isfinite(value):
         return Estimate(value, None, None, n)
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):  # said by an interval that is absent
         drawn = bootstrap(
             arrays, function, paired=True, vectorized=True, n_resamples=RESAMPLES, batch=max(1, 1_000_000 // n),
             method="BCa", rng=np.random.default_rng(seed),

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from privlm.metrics.estimate import MIN_N
-from privlm.metrics.seeds import mean_over_seeds, sign_flips
+from privlm.metrics.seeds import agree, mean_over_seeds, sign_flips
 from privlm.results import interval_text
 
 LEVEL = 0.05
@@ -44,7 +44,7 @@ def judge(higher: Mapping[int, float], than: Mapping[int, float]) -> Judgement:
     if found.ci_low is not None and found.ci_high is not None:
         verdict = "holds" if found.ci_low > 0 else "does not hold" if found.ci_high < 0 else "not decidable"
         return Judgement(verdict, found.n, found.value, found.ci_low, found.ci_high)
-    if found.n < MIN_N or len({round(difference, 12) for difference in differences}) > 1:
+    if found.n < MIN_N or not agree(differences):
         return Judgement("not decidable", found.n, found.value)
     p = sign_flips(differences)
     verdict = "not decidable" if p > LEVEL else "holds" if found.value > 0 else "does not hold"

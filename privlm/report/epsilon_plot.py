@@ -16,7 +16,7 @@ from privlm import files
 from privlm.errors import UsageError
 from privlm.metrics.seeds import mean_over_seeds
 from privlm.report.store import RunRecord
-from privlm.results import Measured, Result
+from privlm.results import Result
 
 METRIC = "accuracy"
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -120,7 +120,7 @@ def _point(runs: Sequence[RunRecord]) -> Point:
     epsilons = [row.value for run in runs if (row := _row(run, "epsilon"))]
     epsilon = sum(epsilons) / len(epsilons) if epsilons else None
     rows = [_accuracy(run) for run in runs]
-    found: Measured = rows[0] if len(rows) == 1 else mean_over_seeds([row.value for row in rows])
+    found = rows[0] if len(rows) == 1 else mean_over_seeds([row.value for row in rows])
     low, high = (found.value if bound is None else bound for bound in (found.ci_low, found.ci_high))
     return Point(epsilon, found.value, low, high, len(rows))
 
