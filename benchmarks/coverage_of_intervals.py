@@ -261,13 +261,14 @@ KINDS = (
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=500, help="experiments a cell")
+    parser.add_argument("--repeats", type=int, default=300, help="experiments a cell")
     parser.add_argument("--only", nargs="+", choices=[kind.__name__ for kind in KINDS], help="these kinds")
     arguments = parser.parse_args(argv)
     repeats = arguments.repeats
     start = time.process_time()
     summary: dict[str, list[Cell]] = {}
-    for kind in (kind for kind in KINDS if kind.__name__ in (arguments.only or kind.__name__)):
+    chosen = arguments.only or [kind.__name__ for kind in KINDS]
+    for kind in (kind for kind in KINDS if kind.__name__ in chosen):
         lines: dict[tuple[str, str], list[Cell]] = {}
         for cell in kind(repeats):
             lines.setdefault((cell.kind, cell.setting), []).append(cell)

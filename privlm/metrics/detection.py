@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from privlm.metrics.estimate import MIN_N, Z_95, Estimate
+from privlm.metrics.shares import wilson
 
 
 def auc(positive: Any, negative: Any) -> Estimate:
@@ -38,12 +39,16 @@ def auc(positive: Any, negative: Any) -> Estimate:
 
 
 def mean_of_rates(first: Estimate, second: Estimate) -> Estimate:
-    """The mean of two shares of independent sets, their intervals added in squares (Newcombe, Statistics in Medicine
-    1998, method 10): balanced accuracy from the rates of members and of non-members that are told right.
+    """The mean of two shares of different sets: balanced accuracy from the rates of members and of non-members that are
+    told right.
+
+    It has the interval of a share of as many items as give its variance, half a count being added to each side of both
+    rates; for equal rates of equal sets that is one share of all items.
     """
     value, n = (first.value + second.value) / 2, min(first.n, second.n)
-    if first.ci_low is None or first.ci_high is None or second.ci_low is None or second.ci_high is None:
+    if n < MIN_N:
         return Estimate(value, None, None, n)
-    down = math.hypot(first.value - first.ci_low, second.value - second.ci_low) / 2
-    up = math.hypot(first.ci_high - first.value, second.ci_high - second.value) / 2
-    return Estimate(value, value - down, value + up, n)
+    rates = [(one.n * one.value + 0.5) / (one.n + 1) for one in (first, second)]
+    variance = sum(rate * (1 - rate) / one.n for rate, one in zip(rates, (first, second), strict=True)) / 4
+    middle = sum(rates) / 2
+    return Estimate(value, *wilson(value, middle * (1 - middle) / variance), n)

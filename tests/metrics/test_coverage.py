@@ -9,7 +9,7 @@ import pytest
 pytestmark = pytest.mark.torch_free
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-REPEATS = 1000
+REPEATS = 300
 
 CONSERVATIVE = {"paired difference"}
 """Kinds that hold more than 95 % where nothing can hold 95 %: systems that differ on a few items at most."""
@@ -24,7 +24,8 @@ def coverage(monkeypatch):
 
 
 def of(cells):
-    return np.array([cell.coverage for cell in cells if not np.isnan(cell.coverage)])
+    """Coverage of the cells in which most experiments gave an interval."""
+    return np.array([cell.coverage for cell in cells if cell.withheld < 0.5])
 
 
 def test_shares_hold_93_percent_and_more_at_every_n(coverage):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from privlm.metrics.detection import auc, mean_of_rates
-from privlm.metrics.shares import share
+from privlm.metrics.shares import share, wilson
 from privlm.metrics.statistic import statistic
 
 pytestmark = pytest.mark.torch_free
@@ -30,12 +30,18 @@ def test_perfect_scores_are_not_certain(n):
     assert auc([1, 2], [0, 1, 2]).ci_low is None
 
 
-def test_rates_of_two_sets_are_added_in_squares():
-    first, second = share([1] * 45 + [0] * 15), share([1] * 30 + [0] * 30)
-    found = mean_of_rates(first, second)
-    assert found.value == pytest.approx(0.625)
-    down = ((first.value - first.ci_low) ** 2 + (second.value - second.ci_low) ** 2) ** 0.5 / 2
-    assert found.ci_low == pytest.approx(0.625 - down)
+def test_equal_rates_of_two_sets_are_one_share_of_all():
+    found = mean_of_rates(share([1] * 45 + [0] * 15), share([0] * 15 + [1] * 45))
+    assert (found.ci_low, found.ci_high) == pytest.approx(wilson(0.75, 120))
+    assert mean_of_rates(share([1] * 9), share([1] * 9)).ci_low == pytest.approx(wilson(1.0, 18)[0])
+
+
+def test_rates_of_two_sets_that_differ_have_the_variance_of_their_mean():
+    found = mean_of_rates(share([1] * 600 + [0] * 400), share([1] * 990 + [0] * 10))
+    half = 1.96 * (0.6 * 0.4 / 1000 + 0.99 * 0.01 / 1000) ** 0.5 / 2
+    assert found.value == pytest.approx(0.795)
+    assert (found.ci_low, found.ci_high) == pytest.approx((0.795 - half, 0.795 + half), abs=0.001)
+    assert mean_of_rates(share([1, 1]), share([1] * 5)).ci_low is None
 
 
 def mean(values, axis):
