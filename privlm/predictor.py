@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from privlm.metrics.classification import Estimate
+from privlm.metrics.estimate import Estimate
 
 Row = Mapping[str, Any]
 """Column -> value; of an answer, values that JSON can hold."""

@@ -12,6 +12,8 @@ from omegaconf import OmegaConf
 from privlm import rundir
 from privlm.records import Records
 
+TOO_FEW = "n too small"
+
 
 class Measured(Protocol):
     """A value with its sample size and its interval, such as an Estimate of privlm.metrics."""
@@ -20,10 +22,10 @@ class Measured(Protocol):
     def value(self) -> float: ...
 
     @property
-    def ci_low(self) -> float: ...
+    def ci_low(self) -> float | None: ...
 
     @property
-    def ci_high(self) -> float: ...
+    def ci_high(self) -> float | None: ...
 
     @property
     def n(self) -> int: ...
@@ -31,7 +33,10 @@ class Measured(Protocol):
 
 @dataclass(frozen=True)
 class Result:
-    """One row of result.json: a number with its unit, its sample size and its interval."""
+    """One row of result.json: a number with its unit, its sample size and its interval.
+
+    no_interval: why an estimate has none; None for a plain number, and in results of before the field.
+    """
 
     metric: str
     value: float
@@ -41,13 +46,15 @@ class Result:
     ci_high: float | None = None
     split: str | None = None
     provenance: str = "measured"
+    no_interval: str | None = None
 
     @classmethod
     def of(cls, metric: str, number: float | Measured, *, unit: str, split: str | None, n: int | None = None) -> Result:
         """The row of a plain number measured on `n` examples, or of an estimate with its own n and interval."""
         if isinstance(number, int | float):
             return cls(metric, number, unit, n, split=split)
-        return cls(metric, number.value, unit, number.n, number.ci_low, number.ci_high, split)
+        reason = TOO_FEW if number.ci_low is None else None
+        return cls(metric, number.value, unit, number.n, number.ci_low, number.ci_high, split, no_interval=reason)
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Result:
@@ -62,7 +69,20 @@ class Result:
             ci_high=None if high is None else float(high),
             split=row.get("split"),
             provenance=row["provenance"],
+            no_interval=row.get("no_interval"),
         )
+
+    def interval(self, form: str) -> str:
+        """`[low, high]` in a format such as .4f, why there is none, or nothing for a plain number."""
+        return interval_text(self.ci_low, self.ci_high, form) or self.no_interval or ""
+
+
+def interval_text(low: float | None, high: float | None, form: str) -> str:
+    """`[low, high]`, or nothing where there is no interval; with more digits where `form` would make the ends equal."""
+    if low is None or high is None:
+        return ""
+    form = form if f"{low:{form}}" != f"{high:{form}}" else ".8g"
+    return f"[{low:{form}}, {high:{form}}]"
 
 
 def content(

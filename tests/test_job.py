@@ -7,6 +7,7 @@ import json
 import math
 import signal
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from privlm import files, launch, leftovers, rundir
 from privlm.errors import PrivLMError, UsageError
 from privlm.identity import Roles
 from privlm.job import Job, StoppedAfter
-from privlm.metrics.classification import Estimate
+from privlm.metrics.estimate import Estimate
 from privlm.report import store
+from privlm.results import Result
 from privlm.rows import Keep, answer_open, answered
 from privlm.signals import Interrupted
 
@@ -182,10 +184,16 @@ def test_result_and_status_of_a_finished_run(tmp_path: Path) -> None:
     assert result["run_hash"] == status["run_hash"] == "a" * 64
     assert result["rows"] == [
         {"metric": "accuracy", "value": 0.9, "unit": "fraction", "n": 10, "ci_low": 0.8, "ci_high": 1.0,
-         "split": "test", "provenance": "measured"},
+         "split": "test", "provenance": "measured", "no_interval": None},
         {"metric": "parameters", "value": 3, "unit": "parameters", "n": None, "ci_low": None, "ci_high": None,
-         "split": None, "provenance": "measured"},
+         "split": None, "provenance": "measured", "no_interval": None},
     ]  # fmt: skip
+
+
+def test_an_estimate_of_too_few_says_why_it_has_no_interval() -> None:
+    row = Result.of("accuracy", Estimate(1.0, None, None, 2), unit="fraction", split="test")
+    assert (row.interval(".4f"), Result("edges", 3.0, "edges").interval(".4f")) == ("n too small", "")
+    assert Result.from_json(asdict(row)) == row
 
 
 def test_reports_of_a_finished_stage_are_read_back(tmp_path: Path) -> None:

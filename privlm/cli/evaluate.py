@@ -10,10 +10,11 @@ from omegaconf import DictConfig
 
 from privlm.cli.arguments import ArgumentParser, add_runs_option, runs_folder
 from privlm.errors import UsageError
-from privlm.metrics.classification import Estimate
+from privlm.metrics.estimate import Estimate
 from privlm.report.render import console, print_table, to_json
 from privlm.report.store import RunRecord, find_run
 from privlm.report.table import Table
+from privlm.results import TOO_FEW, interval_text
 
 EPILOG = """\
 examples:
@@ -21,7 +22,7 @@ examples:
   privlm evaluate 3f2a data.path=~/other_messages.tsv
   privlm evaluate 3f2a data=sst2 --json
 
-With --json: {split: {metric: {value, ci_low, ci_high, n}}}.
+With --json: {split: {metric: {value, ci_low, ci_high, n}}}; the ends are null where n is too small.
 """
 
 
@@ -77,4 +78,4 @@ def _json(value: Estimate | float) -> dict[str, Any]:
 def _texts(value: Estimate | float) -> list[str]:
     if not isinstance(value, Estimate):
         return [f"{value:.4g}", "", ""]
-    return [f"{value.value:.4f}", f"[{value.ci_low:.4f}, {value.ci_high:.4f}]", str(value.n)]
+    return [f"{value.value:.4f}", interval_text(value.ci_low, value.ci_high, ".4f") or TOO_FEW, str(value.n)]

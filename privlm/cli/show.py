@@ -95,7 +95,7 @@ def _results(run: RunRecord) -> Table:
             row.metric,
             figure(row),
             row.unit,
-            "" if row.ci_low is None else f"[{row.ci_low:.4g}, {row.ci_high:.4g}]",
+            row.interval(".4g"),
             "" if row.n is None else str(row.n),
             row.split or "",
             row.provenance,

@@ -117,7 +117,7 @@ def _print_results(directory: Path, as_json: bool) -> None:
         [
             row.metric,
             figure(row),
-            "" if row.ci_low is None else f"[{row.ci_low:.4f}, {row.ci_high:.4f}]",
+            row.interval(".4f"),
             row.unit,
             " ".join(filter(None, [row.split, f"n={row.n}" if row.n else ""])),
         ]

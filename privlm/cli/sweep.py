@@ -26,8 +26,8 @@ examples:
   privlm sweep task=ewtune privacy.epsilon=1,3,8 'seed=range(0,5)'
   privlm sweep task=ewtune adapter=head,lora --dry-run       the runs and which of them are done
 
-Results are shown as mean and standard deviation over seeds. Exit status: 0 all done, else that of the first run that
-failed.
+Results are shown as mean and standard deviation over seeds, with a 95 % interval from three on. Exit status: 0 all
+done, else that of the first run that failed.
 """
 
 

@@ -34,7 +34,8 @@ Marks follow the status: subset (fewer examples than the data set has), public-o
 data hold these texts).
 
 With --json: [{"name", "title", "columns", "rows", "values", "notes", "claims"}]; values repeats each row at full
-precision, claims holds what the table decides, with "verdict", "num_seeds", "difference", "ci_low", "ci_high".
+precision, claims holds what the table decides, with "verdict", "num_seeds", "difference", "ci_low", "ci_high", and
+"p" where all differences are equal.
 """
 
 

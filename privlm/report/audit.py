@@ -10,6 +10,7 @@ from typing import Any
 from privlm.report.card import rounded_up
 from privlm.report.plots import GRID, INK, SERIES, for_page
 from privlm.report.table import Table
+from privlm.results import TOO_FEW, interval_text
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ def lira_table(lira: dict[str, Any]) -> Table:
         if rate["value"] is None:
             rows.append([name, "not resolvable", ""])
         else:
-            rows.append([name, f"{rate['value']:.4f}", f"[{rate['ci_low']:.4f}, {rate['ci_high']:.4f}]"])
+            interval = interval_text(rate["ci_low"], rate["ci_high"], ".4f") or TOO_FEW
+            rows.append([name, f"{rate['value']:.4f}", interval])
     title = f"{lira['method']}: {lira['num_records']} canaries, {lira['num_shadow_runs']} shadow runs"
     return Table("lira", title, ["metric", "value", "95 % interval"], rows, [], [])
 

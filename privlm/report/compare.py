@@ -10,7 +10,7 @@ from privlm.identity import MENUS
 from privlm.report.card import figure
 from privlm.report.store import RunRecord
 from privlm.report.table import Table
-from privlm.report.tables import SPREAD_NOTE, mean_and_sd, spread_text
+from privlm.report.tables import SPREAD_NOTE, mean_and_sd, seeds_interval, spread_text
 from privlm.results import Result
 
 NOT_A_DIFFERENCE = ("command", *MENUS)
@@ -33,7 +33,7 @@ class Group:
 def compare(runs: Sequence[RunRecord], *, by_cell: bool = False) -> list[Table]:
     """Three tables: results, configuration, environment; the last two hold only keys that differ.
 
-    by_cell: runs of one cell become one column, mean ± sample sd over them.
+    by_cell: runs of one cell become one column, mean ± sample sd over them and its interval.
     """
     groups = _cells(runs) if by_cell else [Group(run.name, [run]) for run in runs]
     return [
@@ -92,11 +92,11 @@ def _figure(rows: Sequence[Result]) -> str:
     if len(rows) > 1 and len({row.value for row in rows}) == 1:
         return f"{figure(rows[0])} ({len(rows)} seeds)"
     if len(rows) > 1:
-        mean, sd = mean_and_sd([row.value for row in rows])
-        return f"{spread_text(mean, sd, 4)} ({len(rows)} seeds)"
+        numbers = [row.value for row in rows]
+        mean, sd = mean_and_sd(numbers)
+        return f"{spread_text(mean, sd, 4, seeds_interval(numbers))} ({len(rows)} seeds)"
     row = rows[0]
-    interval = "" if row.ci_low is None else f" [{row.ci_low:.4g}, {row.ci_high:.4g}]"
-    return f"{figure(row)}{interval}"
+    return f"{figure(row)} {row.interval('.4g')}".rstrip()
 
 
 def _differences(

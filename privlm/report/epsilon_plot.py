@@ -14,8 +14,8 @@ from typing import Any
 
 from privlm import files
 from privlm.errors import UsageError
+from privlm.metrics.seeds import mean_over_seeds
 from privlm.report.store import RunRecord
-from privlm.report.tables import mean_and_sd
 from privlm.results import Result
 
 METRIC = "accuracy"
@@ -32,7 +32,7 @@ class Point:
     """Runs of one line and one budget.
 
     epsilon: certified, their mean; None without privacy.
-    low, high: the 95 % interval of a single run (its value twice, if it has none), or mean ± sample sd of several.
+    low, high: the 95 % interval of a single run, or of the mean over seeds; the value twice where there is none.
     """
 
     epsilon: float | None
@@ -120,13 +120,9 @@ def _point(runs: Sequence[RunRecord]) -> Point:
     epsilons = [row.value for run in runs if (row := _row(run, "epsilon"))]
     epsilon = sum(epsilons) / len(epsilons) if epsilons else None
     rows = [_accuracy(run) for run in runs]
-    if len(rows) > 1:
-        mean, sd = mean_and_sd([row.value for row in rows])
-        assert sd is not None
-        return Point(epsilon, mean, mean - sd, mean + sd, len(rows))
-    (row,) = rows
-    low, high = (row.value if bound is None else bound for bound in (row.ci_low, row.ci_high))
-    return Point(epsilon, row.value, low, high, 1)
+    found = rows[0] if len(rows) == 1 else mean_over_seeds([row.value for row in rows])
+    low, high = (found.value if bound is None else bound for bound in (found.ci_low, found.ci_high))
+    return Point(epsilon, found.value, low, high, len(rows))
 
 
 def _budget(run: RunRecord) -> float | None:
@@ -195,6 +191,6 @@ def _draw_panel(axes: Any, panel: Panel, colours: dict[str, str]) -> dict[str, A
 def _caption(panels: Sequence[Panel]) -> str:
     points = [point for panel in panels for line in panel.lines.values() for point in line]
     parts = ["bars: 95 % interval of a single run"] if any(point.num_runs == 1 for point in points) else []
-    parts += ["bars: mean ± sd over seeds"] if any(point.num_runs > 1 for point in points) else []
+    parts += ["bars: 95 % t interval over 3 and more seeds"] if any(point.num_runs > 1 for point in points) else []
     parts += ["dotted: without privacy"] if any(point.epsilon is None for point in points) else []
     return "; ".join(parts)

@@ -148,7 +148,7 @@ def _privacy_tile(privacy: dict[str, Any] | None, card: Card) -> Tile:
 
 def _interval(row: Result) -> str:
     if row.ci_low is None or row.ci_high is None:
-        return ""
+        return row.no_interval or ""
     if row.unit == "fraction":
         return f"{100 * row.ci_low:.1f} – {row.ci_high:.1%}"
     return f"{row.ci_low:.4g} – {row.ci_high:.4g}"

@@ -16,18 +16,20 @@ from typing import Any
 
 from privlm.errors import UsageError
 from privlm.identity import Roles
+from privlm.metrics.seeds import mean_over_seeds
 from privlm.report.claims import in_words, judge
 from privlm.report.store import RunRecord, Store, nearest
 from privlm.report.table import Table
 from privlm.report.table_file import Cell, Column, TableFile
-from privlm.results import Result
+from privlm.results import Result, interval_text
 
 Resolve = Callable[[list[str]], str]
 """Overrides -> the cell hash of the configuration that they give."""
 
 SPREAD_NOTE = (
     "± is the sample standard deviation over seeds; — where there is one seed, nothing where all seeds agree exactly; "
-    "in brackets the 95 % interval that a single run reports"
+    "in brackets the 95 % interval: of one seed that of its run, over its items; of three and more the t interval of "
+    "their mean, which is about other seeds on the same items; none of two"
 )
 
 TO_FRACTION = {"fraction": 1.0, "percent": 0.01}
@@ -50,7 +52,7 @@ class Figure:
     """A cell of the printed table, at full precision. sd is the sample standard deviation, None for one run.
 
     marks: what must be said with the figure in a word (subset, public-overlap). by_seed: the values behind it.
-    interval: the 95 % interval that the run itself reports, of a figure of one seed.
+    interval: of 95 %; of a figure of one seed the one that the run itself reports.
     """
 
     cell: Cell
@@ -88,10 +90,7 @@ class Figure:
         if self.mean is None:
             return self.cell.column.absent or "" if self.has_runs else ""
         decimals = self.cell.column.decimals
-        if self.interval is None:
-            text = spread_text(self.mean, self.sd, decimals)
-        else:
-            text = "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(self.mean, *self.interval, d=decimals)
+        text = spread_text(self.mean, self.sd, decimals, self.interval)
         return f"{text} (replayed)" if self.replayed else text
 
 
@@ -229,11 +228,17 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
-def spread_text(mean: float, sd: float | None, decimals: int) -> str:
-    """`0.976 ± 0.002`; `0.976 ± —` for one seed; `0.976` where all seeds agree exactly (SPREAD_NOTE says so)."""
-    if sd == 0:
-        return f"{mean:.{decimals}f}"
-    return f"{mean:.{decimals}f} ± " + ("—" if sd is None else f"{sd:.{decimals}f}")
+def spread_text(mean: float, sd: float | None, decimals: int, interval: tuple[float, float] | None = None) -> str:
+    """`0.976 ± 0.002 [0.971, 0.981]`; `0.976 ± —` for one seed, or its run's interval; `0.976` where all seeds agree
+    exactly (SPREAD_NOTE says so).
+    """
+    form = f".{decimals}f"
+    text = f"{mean:{form}}"
+    if sd is not None and sd != 0:
+        text += f" ± {sd:{form}}"
+    if interval is not None:
+        return f"{text} {interval_text(*interval, form)}"
+    return f"{text} ± —" if sd is None else text
 
 
 def _status(cell: Cell, mean: float, scale: str, marks: Collection[str], *, complete: bool) -> str:
@@ -263,10 +268,19 @@ def _reported(run: RunRecord, cell: Cell) -> Result | None:
 
 
 def _interval(rows: Sequence[Result], column: Column) -> tuple[float, float] | None:
-    if len(rows) > 1 or rows[0].ci_low is None or rows[0].ci_high is None:
+    """In the unit of the column: the one that a single run reports, or that of the mean over seeds."""
+    factors = [_factor(row, column) for row in rows]
+    if len(rows) > 1:
+        return seeds_interval([row.value * factor for row, factor in zip(rows, factors, strict=True)])
+    if rows[0].ci_low is None or rows[0].ci_high is None:
         return None
-    factor = _factor(rows[0], column)
-    return rows[0].ci_low * factor, rows[0].ci_high * factor
+    return rows[0].ci_low * factors[0], rows[0].ci_high * factors[0]
+
+
+def seeds_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % interval of the mean over seeds; None where they are too few, or all equal."""
+    found = mean_over_seeds(values)
+    return None if found.ci_low is None or found.ci_high is None else (found.ci_low, found.ci_high)
 
 
 def _factor(row: Result, column: Column) -> float:
@@ -298,7 +312,7 @@ def _own_layout(file: TableFile, figures: Figures) -> Layout:
         rows.append([name, *texts, f"{num_seeds} of {file.seeds}", status])
         exact: dict[str, Any] = {"row": name, "seeds": num_seeds, "status": status}
         for key, figure in row.items():
-            exact |= {key: figure.mean, f"{key}_sd": figure.sd}
+            exact |= {key: figure.mean, f"{key}_sd": figure.sd, f"{key}_interval": figure.interval}
         values.append(exact)
     return columns, rows, values
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -11,9 +11,9 @@ import numpy as np
 from privlm.errors import UsageError
 from privlm.results import Result
 
-from . import estimates, graphs
+from . import graphs
 from .answers import ARCTIC
-from .grading import asked, row
+from .grading import asked
 from .items import Item, Question
 from .sources import KICIMAN, Sources, sent
 from .suite import Grading, Suite
@@ -113,19 +113,14 @@ def results(grading: Grading, truth: Truth) -> list[Result]:
 
 
 def graph_rows(truth: graphs.Adjacency, graph: graphs.Adjacency, suffix: str, split: str) -> list[Result]:
-    """All figures of one predicted graph, intervals over resampled pairs of nodes; undefined ones are left out."""
+    """All figures of one predicted graph; undefined ones are left out."""
     counts = graphs.pair_counts(truth, graph)
-
-    def metric(name: str) -> Callable[[np.ndarray], np.ndarray]:
-        return lambda sums: graphs.metrics(sums, len(truth))[name]
-
-    rows = []
-    for name in graphs.metrics(counts.sum(0), len(truth)):
-        found = estimates.estimate(counts, metric(name))
-        if not np.isnan(found.value):
-            rows.append(row(f"{name}{suffix}", found, split, UNITS.get(name, "fraction")))
+    figures = graphs.estimated(counts, len(truth))
     return [
-        *rows,
+        *(
+            Result.of(f"{name}{suffix}", figure, unit=UNITS.get(name, "fraction"), split=split, n=len(counts))
+            for name, figure in figures.items()
+        ),
         Result(f"two_way_pairs{suffix}", graphs.two_way_pairs(graph), "pairs", len(counts), split=split),
         Result(f"nodes_in_cycles{suffix}", graphs.nodes_in_cycles(graph), "nodes", len(graph), split=split),
         Result(f"self_loops{suffix}", graphs.self_loops(graph), "edges", len(graph), split=split),

@@ -1,4 +1,4 @@
-"""Values with 95 % intervals by resampling items (percentile bootstrap; Efron, 1979)."""
+"""The estimates of privlm.metrics over the answers of a suite."""
 
 from __future__ import annotations
 
@@ -6,34 +6,30 @@ from collections.abc import Callable
 
 import numpy as np
 
-from privlm.metrics.classification import Estimate
+from privlm.metrics.differences import paired_difference
+from privlm.metrics.estimate import Estimate
+from privlm.metrics.shares import share
 
-RESAMPLES = 5000
-SEED = 0
+from .suite import Grading, Reply
+
+Value = Callable[[Reply], float]
 
 
-def estimate(rows: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> Estimate:
-    """A statistic of the sums of `rows`, with the interval over resampled rows.
+def mean(grading: Grading, value: Value, *, weighted: bool = False, lowest: float = 0.0) -> Estimate:
+    """The mean over units of the mean value of their answers, which are right or wrong together.
 
-    Args:
-        rows: float [num_units, num_columns]; the columns of two systems in one row make the comparison paired.
-        statistic: sums [..., num_columns] -> values [...]; NaN where undefined.
+    weighted: by the weights of the units. lowest: the least value of an answer, where it lies below 0.
     """
-    num_units = len(rows)
-    counts = np.random.default_rng(SEED).multinomial(num_units, np.full(num_units, 1 / num_units), size=RESAMPLES)
-    resampled = statistic(counts @ rows)
-    low, high = np.nanquantile(resampled, (0.025, 0.975)) if not np.isnan(resampled).all() else (np.nan, np.nan)
-    return Estimate(float(statistic(rows.sum(0))), float(low), float(high), num_units)
+    units = grading.units
+    replies = [reply for members in units.values() for reply in members]
+    names = [name for name, members in units.items() for _ in members]
+    weights = [
+        (reply.item.weight if weighted else 1.0) / len(members) for members in units.values() for reply in members
+    ]
+    return share([value(reply) for reply in replies], names, weights, lowest=lowest)
 
 
-def mean(values: np.ndarray, weights: np.ndarray | None = None) -> Estimate:
-    """The (weighted) mean of values [num_units]. Raises ValueError if all weights are 0."""
-    weights = np.ones(len(values)) if weights is None else weights
-    if not weights.sum() > 0:
-        raise ValueError("a weighted mean needs a weight above 0")
-    return estimate(np.stack([values * weights, weights], axis=1), _ratio)
-
-
-def _ratio(sums: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return sums[..., 0] / sums[..., 1]
+def difference(grading: Grading, a: Value, b: Value | np.ndarray, *, lowest: float = 0.0) -> Estimate:
+    """The mean over units of a - b. b: values of answers, or of units in their order."""
+    of_b = b if isinstance(b, np.ndarray) else grading.mean_by_unit(b)
+    return paired_difference(grading.mean_by_unit(a), of_b, span=1 - lowest)

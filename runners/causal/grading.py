@@ -6,16 +6,17 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from privlm.metrics.classification import Estimate
+from privlm.metrics.estimate import Estimate
+from privlm.metrics.shares import share
 from privlm.results import Result
 
 from . import estimates
 from .items import Question
-from .suite import UPSTREAM, Grading, Reply
+from .suite import Grading, Reply
 
 
 def row(metric: str, estimate: Estimate, split: str, unit: str = "fraction") -> Result:
-    return Result(metric, estimate.value, unit, estimate.n, estimate.ci_low, estimate.ci_high, split)
+    return Result.of(metric, estimate, unit=unit, split=split)
 
 
 def accuracy(grading: Grading, split: str, constants: dict[str, np.ndarray] | None = None) -> list[Result]:
@@ -24,12 +25,15 @@ def accuracy(grading: Grading, split: str, constants: dict[str, np.ndarray] | No
 
     constants: credit by unit of each answer that ignores the question, the first option's first.
     """
-    ours = grading.mean_by_unit(grading.credit)
-    theirs = grading.mean_by_unit(lambda reply: grading.credit(reply, UPSTREAM))
+    lowest = min(0.0, grading.suite.unparsed_credit)
     rows = [
-        row("accuracy", estimates.mean(ours), split),
-        row("accuracy_upstream", estimates.mean(theirs), split),
-        row("upstream_minus_accuracy", estimates.mean(theirs - ours), split),
+        row("accuracy", estimates.mean(grading, grading.credit, lowest=lowest), split),
+        row("accuracy_upstream", estimates.mean(grading, grading.credit_upstream, lowest=lowest), split),
+        row(
+            "upstream_minus_accuracy",
+            estimates.difference(grading, grading.credit_upstream, grading.credit, lowest=lowest),
+            split,
+        ),
     ]
     constants = constants or constant_answers(grading)
     baselines = {
@@ -39,19 +43,13 @@ def accuracy(grading: Grading, split: str, constants: dict[str, np.ndarray] | No
     }
     for name, credits in baselines.items():
         rows.append(Result(f"baseline_{name}", float(credits.mean()), "fraction", len(credits), split=split))
-    rows.append(row("gain_over_majority", estimates.mean(ours - baselines["majority"]), split))
-    if len(parsed := credit_of_parsed(grading)):
-        rows.append(row("accuracy_filtered", estimates.mean(parsed), split))
+    gain = estimates.difference(grading, grading.credit, baselines["majority"], lowest=lowest)
+    rows.append(row("gain_over_majority", gain, split))
+    parsed = [reply for reply in grading.replies if grading.label(reply) is not None]
+    if parsed:
+        right = share([grading.credit(reply) for reply in parsed], [reply.item.resampled_as for reply in parsed])
+        rows.append(row("accuracy_filtered", right, split))
     return [*rows, *asked(grading, split)]
-
-
-def credit_of_parsed(grading: Grading) -> np.ndarray:
-    """Mean credit of each unit's answers that could be read; units without one are left out."""
-    credits = [
-        [grading.credit(reply) for reply in replies if grading.label(reply) is not None]
-        for replies in grading.units.values()
-    ]
-    return np.array([np.mean(read) for read in credits if read])
 
 
 def asked(grading: Grading, split: str) -> list[Result]:
@@ -88,12 +86,14 @@ def swap_consistency(grading: Grading) -> Estimate | None:
         label = grading.label(reply)
         return None if label is None else reply.question.content(label)
 
-    same = []
+    same, units = [], []
     for reply in grading.swapped:
         if (twin := straight.get((reply.item.id, reply.sample))) is not None:
             both = says(twin), says(reply)
-            same += [float(both[0] == both[1])] if None not in both else []
-    return estimates.mean(np.array(same)) if same else None
+            if None not in both:
+                same.append(both[0] == both[1])
+                units.append(reply.item.resampled_as)
+    return share(same, units) if same else None
 
 
 def constant_answers(grading: Grading) -> dict[str, np.ndarray]:

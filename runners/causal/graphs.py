@@ -11,6 +11,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from privlm.errors import UsageError
+from privlm.metrics.classification import f1_of_counts
+from privlm.metrics.estimate import Estimate
+from privlm.metrics.shares import share_of_counts
 
 Adjacency = np.ndarray
 """bool [m, m]."""
@@ -62,6 +65,26 @@ def metrics(sums: np.ndarray, num_nodes: int) -> dict[str, np.ndarray]:
             "shd": wrong_pairs,
             "edges": predicted,
         }
+
+
+def estimated(counts: np.ndarray, num_nodes: int) -> dict[str, float | Estimate]:
+    """The figures of `metrics` with their intervals over pairs of nodes; undefined ones are left out.
+
+    counts: of `pair_counts`, [num_pairs, 5]. Predicted edges and the baseline describe a graph: they estimate nothing.
+    """
+    hits, predicted, true, wrong, wrong_pairs = counts.T
+    num_pairs = len(counts)
+    f1 = f1_of_counts(hits, predicted, true)
+    known: dict[str, Estimate] = {
+        "nhd": share_of_counts(wrong, np.full(num_pairs, 2)).mapped(lambda part: part * 2 * num_pairs / num_nodes**2),
+        "nhd_ratio": f1.mapped(lambda value: 1 - value),
+        "precision": share_of_counts(hits, predicted),
+        "recall": share_of_counts(hits, true),
+        "f1": f1,
+        "shd": share_of_counts(wrong_pairs, np.ones(num_pairs)).mapped(lambda part: part * num_pairs),
+    }
+    plain = {name: float(value) for name, value in metrics(counts.sum(0), num_nodes).items()}
+    return {name: known.get(name, value) for name, value in plain.items() if not np.isnan(value)}
 
 
 def nodes_in_cycles(graph: Adjacency) -> int:

@@ -11,7 +11,7 @@ from .answers import LAST_TAG, AnswerFormat
 from .grading import asked, row
 from .items import Item, Question
 from .sources import Sources
-from .suite import Grading, Suite
+from .suite import Grading, Reply, Suite
 from .tuebingen import Pair, read_pairs
 
 PROMPT = (
@@ -55,16 +55,15 @@ def results(grading: Grading) -> list[Result]:
     """Share of exact cells and of exact rows (case and spaces aside), and what a guess of the direction would get."""
     split = "memorisation"
 
-    def exact_cells(said: str | None, truth: str) -> float:
-        pairs = zip((said or "|").split(" | "), truth.split(" | "), strict=False)
+    def exact_cells(reply: Reply) -> float:
+        said = grading.label(reply) or "|"
+        pairs = zip(said.split(" | "), reply.question.truth.split(" | "), strict=False)
         return sum(said_cell == cell for said_cell, cell in pairs) / 2
 
-    cells = grading.mean_by_unit(lambda reply: exact_cells(grading.label(reply), reply.question.truth))
-    rows = grading.mean_by_unit(grading.credit)
     forward = grading.mean_by_unit(lambda reply: float(reply.question.truth.endswith("->")))
     return [
-        row("exact_cells", estimates.mean(cells), split),
-        row("exact_rows", estimates.mean(rows), split),
+        row("exact_cells", estimates.mean(grading, exact_cells), split),
+        row("exact_rows", estimates.mean(grading, grading.credit), split),
         Result("baseline_majority", float(forward.mean()) / 2, "fraction", len(forward), split=split),
         *asked(grading, split),
     ]

@@ -10,9 +10,10 @@ from dataclasses import replace
 import numpy as np
 
 from privlm.errors import UsageError
+from privlm.metrics.classification import f1_of_counts
+from privlm.metrics.shares import share_of_counts
 from privlm.results import Result
 
-from . import estimates
 from .answers import NEUROPATHIC, YES_ANYWHERE
 from .grading import accuracy, row
 from .items import Item, Question
@@ -168,22 +169,11 @@ def graph100_results(grading: Grading) -> list[Result]:
         read = label is not None
         theirs.append([right and has_edge, read and (right if has_edge else not right), read and has_edge])
     for suffix, counts in (("", ours), ("_upstream", theirs)):
-        table = np.array(counts, dtype=float)
-        for name, statistic in EDGE_METRICS.items():
-            found = estimates.estimate(table, statistic)
-            if not np.isnan(found.value):
-                rows.append(row(f"{name}{suffix}", found, split))
+        hits, predicted, true = np.array(counts).T
+        found = {
+            "precision": share_of_counts(hits, predicted),
+            "recall": share_of_counts(hits, true),
+            "f1": f1_of_counts(hits, predicted, true),
+        }
+        rows += [row(f"{name}{suffix}", one, split) for name, one in found.items() if not np.isnan(one.value)]
     return rows
-
-
-def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return a / b
-
-
-EDGE_METRICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "precision": lambda sums: _divide(sums[..., 0], sums[..., 1]),
-    "recall": lambda sums: _divide(sums[..., 0], sums[..., 2]),
-    "f1": lambda sums: _divide(2 * sums[..., 0], sums[..., 1] + sums[..., 2]),
-}
-"""Of sums of (true positives, predicted edges, true edges)."""

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from privlm.errors import UsageError
+from privlm.metrics.shares import share
 from privlm.results import Result
 
-from . import estimates
 from .grading import row
 from .sources import Sources
 
@@ -170,9 +170,9 @@ def _rows(name: str, pairs: list[NumericPair], decisions: list[Decision]) -> lis
     )
     decided = np.array([decision.decided for decision in decisions])
     rows = [
-        row(f"{name}_accuracy", estimates.mean(right), SPLIT),
-        row(f"{name}_decided", estimates.mean(decided.astype(float)), SPLIT),
+        row(f"{name}_accuracy", share(right), SPLIT),
+        row(f"{name}_decided", share(decided), SPLIT),
     ]
     if decided.any():
-        rows.append(row(f"{name}_accuracy_decided", estimates.mean(right[decided]), SPLIT))
+        rows.append(row(f"{name}_accuracy_decided", share(right[decided]), SPLIT))
     return rows

@@ -8,9 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from privlm.metrics.differences import paired_difference
+from privlm.metrics.shares import share
 from privlm.results import Result
 
-from . import estimates, tuebingen
+from . import tuebingen
 from .grading import asked, row
 from .items import Item
 from .sources import Sources
@@ -60,15 +62,16 @@ def results(grading: Grading) -> list[Result]:
     pairs = [pair for pair, both in credits.items() if all(both)]
     rows: list[Result] = []
     if pairs:
+        lowest = min(0.0, grading.suite.unparsed_credit)
         table = np.array([[np.mean(credit) for credit in credits[pair]] for pair in pairs])
-        losses = table[:, 0] - table[:, 1]
         rows += [
-            row("accuracy", estimates.mean(table[:, 1]), "redaction"),
-            row("accuracy_whole", estimates.mean(table[:, 0]), "redaction"),
-            row("loss", estimates.mean(losses), "redaction"),
+            row("accuracy", share(table[:, 1], lowest=lowest), "redaction"),
+            row("accuracy_whole", share(table[:, 0], lowest=lowest), "redaction"),
+            row("loss", paired_difference(table[:, 0], table[:, 1], span=1 - lowest), "redaction"),
         ]
         for word in sorted(set(words.values())):
-            chosen = losses[[words[pair] == word for pair in pairs]]
+            chosen = table[[words[pair] == word for pair in pairs]]
             if len(chosen):
-                rows.append(row("loss", estimates.mean(chosen), f"redaction {word}"))
+                loss = paired_difference(chosen[:, 0], chosen[:, 1], span=1 - lowest)
+                rows.append(row("loss", loss, f"redaction {word}"))
     return [*rows, *asked(grading, "redaction")]

@@ -84,6 +84,9 @@ class Grading:
             return self.suite.unparsed_credit if settings.credit == "upstream" else 0.0
         return float(label == reply.question.truth)
 
+    def credit_upstream(self, reply: Reply) -> float:
+        return self.credit(reply, UPSTREAM)
+
     def vote(self, replies: Sequence[Reply], parser: str | None = None) -> str | None:
         """The most frequent reading of several samples of one question, the first of equals; None where most of them
         cannot be read.
@@ -99,7 +102,7 @@ class Grading:
 
     @property
     def units(self) -> dict[str, list[Reply]]:
-        """Unit -> its answers: what is averaged first and resampled together."""
+        """Unit -> its answers: what is averaged first, and right or wrong together."""
         found: dict[str, list[Reply]] = {}
         for reply in self.replies:
             found.setdefault(reply.item.resampled_as, []).append(reply)

@@ -20,7 +20,7 @@ from .answers import ONE_WORD, TWO_OPTIONS
 from .grading import accuracy, row
 from .items import Item, Question
 from .sources import KICIMAN, Sources, sent
-from .suite import UPSTREAM, Grading, Suite
+from .suite import Grading, Suite
 
 FOLDER = f"{KICIMAN}/tuebingen"
 SYSTEM = "You are a helpful assistant for causal reasoning."
@@ -181,13 +181,16 @@ def results(grading: Grading) -> list[Result]:
     split = grading.suite.name
     rows = accuracy(grading, split, constants)
     if weights.sum() > 0:
-        ours = grading.mean_by_unit(grading.credit)
-        theirs = grading.mean_by_unit(lambda reply: grading.credit(reply, UPSTREAM))
-        always_first = next(iter(constants.values()))
+        lowest = min(0.0, grading.suite.unparsed_credit)
+        ours, theirs = (
+            estimates.mean(grading, credit, weighted=True, lowest=lowest)
+            for credit in (grading.credit, grading.credit_upstream)
+        )
+        always_first = float(np.average(next(iter(constants.values())), weights=weights))
         rows += [
-            row("weighted_accuracy", estimates.mean(ours, weights), split),
-            row("weighted_accuracy_upstream", estimates.mean(theirs, weights), split),
-            Result("baseline_first_weighted", estimates.mean(always_first, weights).value, n=len(weights), split=split),
+            row("weighted_accuracy", ours, split),
+            row("weighted_accuracy_upstream", theirs, split),
+            Result("baseline_first_weighted", always_first, n=len(weights), split=split),
         ]
     return rows
 

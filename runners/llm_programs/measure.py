@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from privlm.config import Config
-from privlm.metrics.classification import Estimate, accuracy, majority_class
+from privlm.metrics.classification import accuracy, majority_class
+from privlm.metrics.estimate import Estimate
 from privlm.results import Result
 
 from .config import TREE_ROWS
@@ -41,17 +42,21 @@ def _accuracy(
     part: Part, lines: Sequence[dict[str, Any]], gold: dict[str, str], config: Config
 ) -> tuple[list[Result], str]:
     """Of all items, where an answer that could not be read earns nothing, and of those that could be read; beside them
-    the shares that could not be read, and that the model refused (which are among these).
+    the shares that could not be read, and that the model refused (which are among these). What is asked about one
+    question is one unit.
     """
     classes = {"no": 0, "yes": 1, None: -1}
     predictions = np.array([classes[line["answer"]] for line in lines])
     labels = np.array([classes[gold[line["item"]]] for line in lines])
     answer, share = majority_class(labels)
+    items = [line["item"] for line in lines]
+    questions = np.array([item.rpartition(":")[0] for item in items] if part.name == "relevance" else items)
     read = predictions != -1
     refused = np.array([line["status"] == "refused" for line in lines])
-    results = [_result(f"accuracy_{part.name}", accuracy(predictions, labels), config)]
+    results = [_result(f"accuracy_{part.name}", accuracy(predictions, labels, questions), config)]
     if read.any():
-        results.append(_result(f"accuracy_read_{part.name}", accuracy(predictions[read], labels[read]), config))
+        of_read = accuracy(predictions[read], labels[read], questions[read])
+        results.append(_result(f"accuracy_read_{part.name}", of_read, config))
     for name, holds in (("unparsed", ~read), ("refused", refused)):
         results.append(Result(f"{name}_{part.name}", float(holds.mean()), n=len(lines), split=config.data.split))
     return results, f"always {('no', 'yes')[answer]} {share:.3f}"
@@ -70,7 +75,7 @@ def _top_n(part: Part, lines: Sequence[dict[str, Any]], config: Config) -> list[
 
 
 def _result(metric: str, estimate: Estimate, config: Config) -> Result:
-    return Result(metric, estimate.value, "fraction", estimate.n, estimate.ci_low, estimate.ci_high, config.data.split)
+    return Result.of(metric, estimate, unit="fraction", split=config.data.split)
 
 
 def budget_in_words(config: Config) -> str:

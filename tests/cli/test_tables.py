@@ -55,7 +55,8 @@ def test_a_task_names_all_of_its_tables(configs, tmp_path, make_run, capsys):
     assert main(["mine", *configs, "--runs", str(tmp_path / "runs"), "--json"]) == 0
     (table,) = json.loads(capsys.readouterr().out)
     assert table["name"] == "mine_toy"
-    assert table["values"] == [{"row": "eps 3", "seeds": 1, "status": "small", "accuracy": 0.976, "accuracy_sd": None}]
+    assert table["values"] == [{"row": "eps 3", "seeds": 1, "status": "small", "accuracy": 0.976, "accuracy_sd": None,
+         "accuracy_interval": None}]  # fmt: skip
 
 
 def test_an_unknown_table_is_refused_with_the_nearest(configs):

@@ -49,16 +49,23 @@ def test_a_panel_for_each_data_set_a_line_for_each_adapter(tmp_path, glue_run):
     assert sst2.lines["rgp"] == [Point(2.999, 0.75, pytest.approx(0.73), pytest.approx(0.77), 1)]
 
 
-def test_seeds_become_one_point_with_their_spread(tmp_path, glue_run):
+def test_seeds_become_one_point_with_the_interval_of_their_mean(tmp_path, glue_run):
     for seed, accuracy in enumerate((0.7, 0.8, 0.9)):
         glue_run(accuracy, seed=seed)
     ((point,),) = panels(tmp_path)[0].lines.values()
     assert (point.value, point.low, point.high, point.num_runs) == (
         pytest.approx(0.8),
-        pytest.approx(0.7),
-        pytest.approx(0.9),
+        pytest.approx(0.8 - 0.24841, abs=1e-5),  # 4.3027 sd / sqrt(3)
+        pytest.approx(0.8 + 0.24841, abs=1e-5),
         3,
     )
+
+
+def test_two_seeds_have_no_bar(tmp_path, glue_run):
+    for seed, accuracy in enumerate((0.7, 0.8)):
+        glue_run(accuracy, seed=seed)
+    ((point,),) = panels(tmp_path)[0].lines.values()
+    assert (point.low, point.high) == (point.value, point.value)
 
 
 def test_audited_and_unfinished_runs_are_not_drawn(tmp_path, glue_run):

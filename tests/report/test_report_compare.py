@@ -49,7 +49,7 @@ def test_seeds_of_a_cell_become_one_column(tmp_path, make_run):
     runs = runs_of(tmp_path, make_run, [0, 1, 2]) + runs_of(tmp_path, make_run, [7], cell="other")
     results = compare(runs, by_cell=True)[0]
     assert results.columns[2:] == ["minilm-sms_spam-head-dp3 (3 runs)", "minilm-sms_spam-head-dp3 (1 runs)"]
-    assert results.rows[0][2:] == ["0.9100 ± 0.0100 (3 seeds)", "0.97"]
+    assert results.rows[0][2:] == ["0.9100 ± 0.0100 [0.8852, 0.9348] (3 seeds)", "0.97"]
     assert results.values[0]["minilm-sms_spam-head-dp3 (3 runs)"] == [0.9, 0.91, 0.92]
 
 

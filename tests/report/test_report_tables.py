@@ -195,14 +195,14 @@ def test_a_claim_is_judged_over_the_seeds_that_both_rows_have(tmp_path, make_run
     for seed in range(4):
         make_run(tmp_path, seed=seed, cell="high", values={"accuracy": 0.97 + seed / 100})
         if seed:
-            make_run(tmp_path, seed=seed, cell="low", values={"accuracy": 0.95 + seed / 100})
+            make_run(tmp_path, seed=seed, cell="low", values={"accuracy": 0.95 + 1.1 * seed / 100})
     table = build_table(
         parse_table("ewtune_main", claimed()),
         find_runs(tmp_path),
         lambda words: cell_of(words[0].removeprefix("cell=")),
     )
     assert table.notes[0] == (
-        "claim: high beats low: holds (difference +2.00 [+2.00, +2.00], 95 % paired bootstrap over 3 seeds)"
+        "claim: high beats low: holds (difference +1.80 [+1.55, +2.05], 95 % paired t interval over 3 seeds)"
     )
     (claim,) = table.claims
     assert (claim["verdict"], claim["num_seeds"], claim["higher"]) == ("holds", 3, "high")
@@ -282,6 +282,16 @@ def test_spread():
     assert mean_and_sd([1.0, 3.0]) == (2.0, math.sqrt(2))
     assert math.isnan(mean_and_sd([math.nan, 3.0])[1])
     assert [spread_text(2.0, sd, 2) for sd in (None, 0.0, 0.5)] == ["2.00 ± —", "2.00", "2.00 ± 0.50"]
+    assert spread_text(2.0, 0.5, 2, (0.758, 3.242)) == "2.00 ± 0.50 [0.76, 3.24]"
+    assert spread_text(2.0, 0.0001, 2, (1.9998, 2.0002)) == "2.00 ± 0.00 [1.9998, 2.0002]"  # no interval of width 0
+
+
+def test_three_seeds_give_the_interval_of_their_mean_and_two_none(tmp_path, make_run):
+    for seed, accuracy in enumerate((0.97, 0.98, 0.99)):
+        make_run(tmp_path, seed=seed, scale="paper", values={"accuracy": accuracy})
+        texts = table_of(tmp_path).rows[0][3]
+        assert texts == ("97.0 ± —", "97.5 ± 0.7", "98.0 ± 1.0 [95.5, 100.5]")[seed]
+    assert table_of(tmp_path).values[0]["interval"] == pytest.approx((95.516, 100.484), abs=1e-3)
 
 
 def test_a_figure_of_one_seed_shows_the_interval_of_its_run(tmp_path, make_run):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -177,7 +178,8 @@ def test_constant_answers_of_the_pairs_are_the_baselines() -> None:
     suite = tuebingen.load(Sources(None), "single")
     found = values(suite, graded(suite, "<Answer>A</Answer>"))
     assert found["baseline_first"] == found["accuracy"] == pytest.approx(78 / 108)
-    assert found["baseline_first_weighted"] == found["weighted_accuracy"] == pytest.approx(0.69867, abs=5e-5)
+    assert found["baseline_first_weighted"] == pytest.approx(found["weighted_accuracy"], rel=1e-12)
+    assert found["weighted_accuracy"] == pytest.approx(0.69867, abs=5e-5)
     assert found["gain_over_majority"] == 0
 
 
@@ -263,16 +265,54 @@ def test_samples_of_an_item_are_averaged() -> None:
 # --- estimates and graphs -------------------------------------------------------------------------------------------
 
 
-def test_intervals_narrow_with_more_units_and_hold_the_value() -> None:
-    few, many = (estimates.mean(np.tile([1.0, 0.0, 1.0, 1.0], n)) for n in (5, 500))
-    assert few.value == many.value == 0.75
-    assert few.ci_low < many.ci_low < 0.75 < many.ci_high < few.ci_high
-    assert many.ci_high - many.ci_low == pytest.approx(2 * 1.96 * (0.75 * 0.25 / 2000) ** 0.5, rel=0.1)
+def answered(texts: list[str], **of_item: Any) -> Grading:
+    """Two answers to each item, one after the other; the truth of WORD is yes."""
+    items = [Item(str(number // 2), WORD, **of_item) for number in range(len(texts))]
+    suite = Suite("s", tuple(items), ONE_WORD, lambda grading: [], temperature=1.0, max_tokens=4)
+    replies = [
+        Reply(item, WORD, number % 2, text, "ok") for number, (item, text) in enumerate(zip(items, texts, strict=True))
+    ]
+    return Grading(suite, replies, [], STRICT)
+
+
+def test_answers_of_one_unit_count_as_far_as_they_differ() -> None:
+    same, apart = (answered([*pattern] * 25) for pattern in (("Yes", "Yes", "No", "No"), ("Yes", "No", "No", "Yes")))
+    one, two = (estimates.mean(grading, grading.credit) for grading in (same, apart))
+    assert one.value == two.value == 0.5
+    assert (one.n, two.n) == (50, 50)
+    assert one.ci_high - one.ci_low == pytest.approx(2 * 1.96 * (0.25 / 50) ** 0.5, rel=0.05)
+    assert two.ci_high - two.ci_low == pytest.approx(2 * 1.96 * (0.25 / 100) ** 0.5, rel=0.05)
+
+
+def test_the_paired_difference_is_about_units() -> None:
+    grading = answered(["Yes", "Yes", "No", "Yes"] * 10)
+    found = estimates.difference(grading, grading.credit, np.zeros(20))
+    assert (found.value, found.n) == (0.75, 20)
+    assert found.ci_low < 0.75 < found.ci_high
+    assert estimates.difference(grading, grading.credit, grading.credit).value == 0
 
 
 def test_a_pair_without_weight_is_an_error_not_nan() -> None:
+    grading = answered(["Yes"] * 6, weight=0.0)
     with pytest.raises(ValueError, match="weight above 0"):
-        estimates.mean(np.ones(3), np.zeros(3))
+        estimates.mean(grading, grading.credit, weighted=True)
+
+
+def test_graph_estimates_hold_the_figures_and_have_a_width() -> None:
+    rng = np.random.default_rng(0)
+    truth, guess = (np.triu(rng.random((12, 12)) < 0.4, 1) for _ in range(2))
+    counts = graphs.pair_counts(truth, guess)
+    found = graphs.estimated(counts, 12)
+    plain = graphs.metrics(counts.sum(0), 12)
+    for name, figure in found.items():
+        if name in ("edges", "baseline_nhd"):  # of a graph, not of a sample
+            assert figure == plain[name]
+        else:
+            assert figure.value == pytest.approx(float(plain[name]))
+            assert figure.ci_low < figure.value < figure.ci_high
+    perfect = graphs.estimated(graphs.pair_counts(truth, truth), 12)
+    assert perfect["f1"].ci_low < 1 == perfect["f1"].ci_high
+    assert perfect["nhd_ratio"].ci_high > 0 == perfect["shd"].value < perfect["shd"].ci_high
 
 
 NAMES = ["a", "b", "c"]

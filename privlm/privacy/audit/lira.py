@@ -8,10 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm, rankdata
+from scipy.stats import norm
 
 from privlm.errors import UsageError
-from privlm.privacy.audit.many_run import upper_bound
+from privlm.metrics.detection import auc, mean_of_rates
+from privlm.metrics.estimate import Estimate
+from privlm.metrics.shares import share
 
 MIN_RUNS_FOR_OWN_VARIANCE = 64
 """With fewer shadow runs all records share one variance: their own would be too noisy."""
@@ -65,39 +67,29 @@ class Rate:
     ci_low: float | None
     ci_high: float | None
 
+    @classmethod
+    def of(cls, estimate: Estimate) -> Rate:
+        return cls(estimate.value, estimate.ci_low, estimate.ci_high)
+
 
 def attack_rates(scores_n: np.ndarray, member_n: np.ndarray) -> dict[str, Rate]:
     """auc, balanced_accuracy, tpr_at_fpr_0.01 and tpr_at_fpr_0.001 of membership scores [N] against bool [N].
 
-    The interval of the AUC is that of Hanley and McNeil (Radiology 1982), the others are Clopper-Pearson. A
-    false-positive rate is resolvable with at least 1 / rate non-members. Balanced accuracy takes the median score as
-    its threshold, which needs no knowledge of the members.
+    Intervals are those of privlm.metrics; that of a true-positive rate is about its threshold as it is, not about where
+    other non-members would put it. A false-positive rate is resolvable with at least 1 / rate non-members. Balanced
+    accuracy takes the median score as its threshold, which needs no knowledge of the members.
     """
     positive, negative = scores_n[member_n], scores_n[~member_n]
     if not len(positive) or not len(negative):
         raise UsageError("an attack is measured on members and on non-members: one of the two is missing")
     threshold = np.median(scores_n)
-    num_true, num_false = int((positive > threshold).sum()), int((negative > threshold).sum())
-    true_low, true_high = _interval(num_true, len(positive))
-    false_low, false_high = _interval(num_false, len(negative))
-    balanced = (num_true / len(positive) + 1 - num_false / len(negative)) / 2
+    balanced = mean_of_rates(share(positive > threshold), share(negative <= threshold))
     return {
-        "auc": _auc(positive, negative),
-        "balanced_accuracy": Rate(balanced, (true_low + 1 - false_high) / 2, (true_high + 1 - false_low) / 2),
+        "auc": Rate.of(auc(positive, negative)),
+        "balanced_accuracy": Rate.of(balanced),
         "tpr_at_fpr_0.01": _true_positives_at(0.01, positive, negative),
         "tpr_at_fpr_0.001": _true_positives_at(0.001, positive, negative),
     }
-
-
-def _auc(positive: np.ndarray, negative: np.ndarray) -> Rate:
-    num_positive, num_negative = len(positive), len(negative)
-    ranks = rankdata(np.concatenate([positive, negative]))[:num_positive]
-    auc = (ranks.sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative)
-    spread = auc * (1 - auc)
-    spread += (num_positive - 1) * (auc / (2 - auc) - auc**2)
-    spread += (num_negative - 1) * (2 * auc**2 / (1 + auc) - auc**2)
-    half_width = norm.ppf(0.975) * np.sqrt(max(0.0, spread) / (num_positive * num_negative))
-    return Rate(float(auc), max(0.0, float(auc - half_width)), min(1.0, float(auc + half_width)))
 
 
 def _true_positives_at(rate: float, positive: np.ndarray, negative: np.ndarray) -> Rate:
@@ -105,10 +97,4 @@ def _true_positives_at(rate: float, positive: np.ndarray, negative: np.ndarray) 
     if num_allowed == 0:
         return Rate(None, None, None)
     threshold = np.sort(negative)[-num_allowed - 1]
-    num_found = int((positive > threshold).sum())
-    return Rate(num_found / len(positive), *_interval(num_found, len(positive)))
-
-
-def _interval(num_events: int, num_trials: int) -> tuple[float, float]:
-    high = upper_bound(num_events, num_trials, 0.95)
-    return 1 - upper_bound(num_trials - num_events, num_trials, 0.95), high
+    return Rate.of(share(positive > threshold))
