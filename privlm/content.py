@@ -74,7 +74,12 @@ _remembered: dict[str, Content] = {}
 
 
 def is_listed(group: Any, fingerprint: str) -> bool:
-    """Whether `known` names a fingerprint, or the repository of a `hub:<id>@<revision>` whatever its revision."""
+    """Whether `known` names a fingerprint, or the repository of a `hub:<id>@<revision>` whatever its revision.
+
+    Where `known` is null nobody says what the name stands for: then all that comes from no path does.
+    """
+    if getattr(group, "known", None) is None:
+        return not getattr(group, "path", None)
     return not known_of(group).isdisjoint((fingerprint, fingerprint.rpartition("@")[0]))
 
 

@@ -32,9 +32,10 @@ def content(name, digest="1" * 64, known=False, group="data"):
 def store(tmp_path, make_run):
     """Two runs of the name, two of own data, one of others with the same file name, one of own weights."""
     runs = [
-        ({"seed": 0}, content("sms_spam", "0" * 64, True), 0.98), ({"seed": 1}, content("sms_spam", "0" * 64, True), 0.97),
+        ({"seed": 0}, content("sms_spam", known=True), 0.98), ({"seed": 1}, content("sms_spam", known=True), 0.97),
         ({"seed": 0}, content("messages"), 0.6), ({"seed": 1}, content("messages"), 0.5),
-        ({"seed": 0}, content("messages", "2" * 64), 0.4), ({"seed": 0}, content("tuned", "3" * 64, group="model"), 0.7),
+        ({"seed": 0}, content("messages", "2" * 64), 0.4),
+        ({"seed": 0}, content("tuned", "3" * 64, group="model"), 0.7),
     ]  # fmt: skip
     for number, (settings, status, accuracy) in enumerate(runs):
         rows = {"accuracy": accuracy, "epsilon": 2.999}
