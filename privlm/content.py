@@ -61,6 +61,12 @@ def of_splits(group: Any, source: str, splits: Mapping[str, str], fingerprint: s
     return Content(group.name if known else source, digest, known, dict(splits))
 
 
+def notes(group: Any, found: Content) -> list[str]:
+    """The sentence below the results where data are not those that a name promises."""
+    is_other = not found.known and known_of(group)
+    return [f"own data: {found.name}, not the rows that {group.name} names"] if is_other else []
+
+
 def remembered(schema: type, group: Any, fingerprint: str, read: Callable[[], Content]) -> Content:
     """What `read` finds, read once in a process for the same files and the same settings of `group`."""
     settings = {one.name: getattr(group, one.name, None) for one in fields(schema)}

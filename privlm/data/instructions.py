@@ -112,8 +112,7 @@ def load_instructions(config: InstructionData, files: DataFiles | None = None) -
             raise UsageError("; ".join([f"{files.paths[name][0]}: no rows for the split {name}", *notes]))
     everything = [row for rows in splits.values() for row in rows]
     found = _content_of(config, files, splits)
-    if not found.known:
-        notes.append(f"own data: {found.name}, not the rows that {config.name} names")
+    notes += content.notes(config, found)
     train = splits.pop(config.train_split)
     limit = config.max_train_examples
     if limit is not None and limit < len(train):

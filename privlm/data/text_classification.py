@@ -70,8 +70,7 @@ def load(config: DataConfig, files: DataFiles | None = None) -> TextClassificati
     files = files or locate(config)
     splits, notes = FORMATS[config.format](config, files)
     found = _content_of(config, files, splits)
-    if not found.known:
-        notes.append(f"own data: {found.name}, not the rows that {config.name} names")
+    notes += content.notes(config, found)
     train = splits.pop(config.train_split)
     limit = config.max_train_examples
     if limit is not None and limit < len(train):
