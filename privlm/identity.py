@@ -1,7 +1,8 @@
 """Which run is this: the two hashes of a configuration, and the directory they name.
 
 The run hash covers all that changes the result; the same hash is the same run, to be resumed or skipped. The cell hash
-leaves out what only repeats or reshapes it (seed, processes, the content of local files), and is what tables match on.
+leaves out what only repeats or reshapes it (seed, processes, where files lie), and is what tables match on. Data and
+weights that are not what their names promise (privlm.content) make another cell.
 Which keys leave a hash is said by the fields of the schemas (privlm.schema.setting) and written into status.json, so
 that whoever reads a run directory needs no schema. A null enters neither hash: a field that comes into a group later is
 null in the YAML, and the runs of before keep their cell.
@@ -19,6 +20,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from privlm.content import Content
 from privlm.files import read_intact_json
 
 
@@ -60,28 +62,37 @@ def run_hash(config: DictConfig, fingerprints: Mapping[str, str], roles: Roles) 
     return digest({"config": _without(_plain(config), roles.same_run), "inputs": dict(fingerprints)})
 
 
-def cell_hash(config: DictConfig | dict[str, Any], roles: Roles) -> str:
+def cell_hash(config: DictConfig | dict[str, Any], roles: Roles, own: Mapping[str, str] | None = None) -> str:
     """64 hexadecimal digits, equal for the seeds, engines and copies of one experiment.
 
-    config: as composed, or as config.yaml of a run directory holds it.
+    config: as composed, or as config.yaml of a run directory holds it. own: group -> digest of the content that is not
+        what the group's name promises.
     """
-    return digest({"config": _without(_plain(config), (*roles.same_run, *roles.same_cell))})
+    named = {"config": _without(_plain(config), (*roles.same_run, *roles.same_cell))}
+    return digest(named | ({"own": dict(own)} if own else {}))
 
 
-def run_directory(config: DictConfig, full_hash: str) -> Path:
-    """runs/<task>/<slug>-<hash>: 8 digits of the hash, more where another run has the same 8."""
+def run_directory(config: DictConfig, full_hash: str, contents: Mapping[str, Content] | None = None) -> Path:
+    """runs/<task>/<slug>-<hash>: 8 digits of the hash, more where another run has the same 8.
+
+    A run that is there keeps its directory, whatever its data or weights were called when it was made.
+    """
     parent = Path(config.runs).expanduser().absolute() / config.task.name
     for digits in (8, 16, 32, 64):
-        directory = parent / f"{slug(config)}-{full_hash[:digits]}"
-        status = read_intact_json(directory / "status.json")  # whoever takes the run up refuses a damaged one
-        if status is None or status.get("run_hash") == full_hash:
+        directory = parent / f"{slug(config, contents or {})}-{full_hash[:digits]}"
+        for there in (directory, *sorted(parent.glob(f"*-{full_hash[:digits]}"))):
+            if (read_intact_json(there / "status.json") or {}).get("run_hash") == full_hash:
+                return there
+        if read_intact_json(directory / "status.json") is None:  # whoever takes the run up refuses a damaged one
             return directory
     raise AssertionError("two runs cannot share all 64 digits")
 
 
-def slug(config: DictConfig) -> str:
+def slug(config: DictConfig, contents: Mapping[str, Content]) -> str:
     """A short readable name, e.g. `minilm-sms_spam-head-dp3`."""
-    parts = [config[group].name for group in ("model", "llm", "data", "adapter") if config.get(group) is not None]
+    names = {group: content.name for group, content in contents.items()}
+    groups = [group for group in ("model", "llm", "data", "adapter") if config.get(group) is not None]
+    parts = [names.get(group, config[group].name) for group in groups]
     if config.get("model") is not None:
         parts.append(_privacy_slug(config.privacy))
     parts.append(f"seed{config.seed}")

@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from privlm import files, identity, leftovers, processes, registry, rundir
+from privlm import content, files, identity, leftovers, processes, registry, rundir
 from privlm.errors import BudgetExhausted, PrivLMError, UsageError
 from privlm.job import Job, StoppedAfter
 from privlm.masking import MaskedFormatter, mask_text
@@ -56,8 +56,9 @@ def start(
     """
     _require_outer_world(config)
     fingerprints = registry.entry_of(config).inputs(config)
+    contents = registry.entry_of(config).contents(config, fingerprints)
     run_hash = identity.run_hash(config, fingerprints, roles)
-    directory = identity.run_directory(config, run_hash)
+    directory = identity.run_directory(config, run_hash, contents)
     if not (directory / "status.json").exists():  # else all answers may be on record, and no key needed
         _require_key(config)
     with contextlib.ExitStack() as stack:
@@ -75,9 +76,10 @@ def start(
                 config,
                 overrides,
                 run_hash=run_hash,
-                cell_hash=identity.cell_hash(config, roles),
+                cell_hash=identity.cell_hash(config, roles, content.own(contents)),
                 roles=roles,
                 inputs=fingerprints,
+                contents=contents,
             )
             introduce(directory, status["restarts"])
             return "work"
@@ -89,7 +91,10 @@ def start(
 
 def directory_of(config: DictConfig, roles: identity.Roles) -> Path:
     """Where the run of a configuration is, or would be. Raises UsageError for what is not at hand."""
-    return identity.run_directory(config, identity.run_hash(config, registry.entry_of(config).inputs(config), roles))
+    entry = registry.entry_of(config)
+    fingerprints = entry.inputs(config)
+    run_hash = identity.run_hash(config, fingerprints, roles)
+    return identity.run_directory(config, run_hash, entry.contents(config, fingerprints))
 
 
 def is_done(directory: Path) -> bool:

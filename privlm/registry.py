@@ -1,9 +1,10 @@
 """Finds the tasks: the folders of privlm.runners, and outside packages by the entry-point group `privlm.tasks`.
 
-A task is a package with `config.py` (a dataclass `Task`, optional `SCHEMAS` of its groups) and
-`run.py` (`run(config, job)`, optional `predictor(config, folder)`). It may have `plan.py` (`plan(config)`, for
---dry-run) and `verbs.py` (`VERBS`, for `privlm TASK VERB`); an outside package also a folder `configs` beside them.
-All but run.py import nothing heavy. This module is the only road from privlm/ to a runner.
+A task is a package with `config.py` (a dataclass `Task`, optional `SCHEMAS` of its groups, `inputs(config)` and
+`contents(config)` of what a run reads) and `run.py` (`run(config, job)`, optional `predictor(config, folder)`). It may
+have `plan.py` (`plan(config)`, for --dry-run) and `verbs.py` (`VERBS`, for `privlm TASK VERB`); an outside package also
+a folder `configs` beside them. All but run.py import nothing heavy. This module is the only road from privlm/ to a
+runner.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
@@ -21,6 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from privlm.content import Content, of_paths
 from privlm.errors import UsageError
 from privlm.schema import configs_dir
 
@@ -62,6 +64,15 @@ class TaskEntry:
         """Fingerprints of what the run reads: name -> digest. Raises UsageError for what is not at hand."""
         function: Callable[[Any], dict[str, str]] | None = getattr(self.config_module(), "inputs", None)
         return function(config) if function else {}
+
+    def contents(self, config: Any, inputs: Mapping[str, str]) -> dict[str, Content]:
+        """What is behind the names of data and weights, by group; of a task that does not say, all that comes from a
+        path is own content.
+
+        inputs: what `inputs` has found. Raises UsageError for data that cannot be read.
+        """
+        function: Callable[[Any], dict[str, Content]] | None = getattr(self.config_module(), "contents", None)
+        return of_paths(config, inputs) | (function(config) if function else {})
 
     def plan(self, config: Any) -> dict[str, Any]:
         """What a dry run prints: name -> value, from the task's own `plan.py`.

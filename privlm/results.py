@@ -104,6 +104,7 @@ def content(
         "seed": config.seed,
         "run_hash": records.status["run_hash"],
         "cell_hash": records.status["cell_hash"],
+        "content": records.status.get("content", {}),
         **records.used(),
         "finished": time.time(),
         "rows": [row | {"provenance": kind} for row in rows],

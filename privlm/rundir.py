@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from privlm import environment, files
+from privlm.content import Content
 from privlm.errors import PrivLMError, UsageError
 from privlm.identity import Roles
 from privlm.masking import mask_text
@@ -33,11 +34,14 @@ def create(
     cell_hash: str,
     roles: Roles,
     inputs: Mapping[str, str],
+    contents: Mapping[str, Content] | None = None,
 ) -> dict[str, Any]:
     """Makes the run directory, or takes up that of an earlier try; returns its status.
 
     The caller holds the lock. roles: of the keys in the hashes, for whoever reads the directory. inputs: fingerprints
-    of what the run reads. Raises UsageError when the directory cannot be written, or its status.json is damaged.
+    of what the run reads. contents: what is behind the names of its data and weights.
+
+    Raises UsageError when the directory cannot be written, or its status.json is damaged.
     """
     try:
         for path in files.unfinished(directory):
@@ -57,6 +61,7 @@ def create(
             "cell_hash": cell_hash,
             **asdict(roles),
             "inputs": dict(inputs),
+            "content": {group: asdict(content) for group, content in (contents or {}).items()},
         }
         files.write_text(directory / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
         files.write_text(directory / "overrides.txt", "".join(f"{mask_text(word)}\n" for word in overrides))

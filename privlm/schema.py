@@ -33,7 +33,8 @@ class Rule:
     options: tuple[str, ...] = ()
     same_cell: bool = False
     same_run: bool = False
-    instead_of: str | None = None
+    instead_of: tuple[str, ...] = ()
+    not_with: tuple[str, ...] = ()
 
     def problems(self, name: str, value: Any) -> list[str]:
         """What is wrong with `value`, with an element of a list or with a value of a mapping; null is always right."""
@@ -67,17 +68,20 @@ def setting(
     options: Iterable[str] = (),
     same_cell: bool = False,
     same_run: bool = False,
-    instead_of: str | None = None,
+    instead_of: str | Iterable[str] = (),
+    not_with: Iterable[str] = (),
     default: Any = MISSING,
 ) -> Any:
     """A field of a schema and its rules. Of a list or mapping they hold for each element.
 
     above, at_least, below, at_most: bounds of a finite number. options: the names that it takes.
     same_cell: another value is another run of the same table cell. same_run: it is the same run.
-    instead_of: the field of the same schema that is null where a user names this one alone.
+    instead_of: the fields of the same schema that are null (a switch: false) where a user names this one without them.
+    not_with: those that have no effect beside this one, or it has none beside them: naming both is refused.
     default: only for a field that no YAML has to name.
     """
-    rule = Rule(above, at_least, below, at_most, tuple(options), same_cell, same_run, instead_of)
+    others = (instead_of,) if isinstance(instead_of, str) else tuple(instead_of)
+    rule = Rule(above, at_least, below, at_most, tuple(options), same_cell, same_run, others, tuple(not_with))
     return dataclasses.field(default=default, metadata={"rule": rule})
 
 

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from support.composed import composed, composition
 
 from privlm import identity
+from privlm.content import Content
 from privlm.identity import Roles
 
 pytestmark = pytest.mark.torch_free
@@ -106,3 +107,20 @@ def test_names_of_directories_are_short_and_plain(tmp_path: Path) -> None:
     assert len(name) < 120
     assert "/" not in name
     identity.run_directory(one, RUN).mkdir(parents=True)
+
+
+def test_a_run_that_is_there_keeps_its_directory_whatever_its_data_are_called_now(tmp_path: Path) -> None:
+    one = config(f"runs={tmp_path}")
+    there = identity.run_directory(one, RUN)
+    own = {"data": Content("messages", "1" * 64, known=False)}
+    assert identity.run_directory(one, RUN, own).name == there.name.replace("sms_spam", "messages")
+    there.mkdir(parents=True)
+    (there / "status.json").write_text(json.dumps({"run_hash": RUN}))
+    assert identity.run_directory(one, RUN, own) == there
+
+
+def test_own_content_is_another_cell() -> None:
+    run = composition("task=ewtune")
+    own = identity.cell_hash(run.config, run.roles, {"data": "1" * 64})
+    assert len({CELL, own, identity.cell_hash(run.config, run.roles, {"data": "2" * 64})}) == 3
+    assert identity.cell_hash(run.config, run.roles, {}) == CELL

@@ -31,12 +31,16 @@ from omegaconf.errors import OmegaConfBaseException
 from privlm import config as core
 from privlm import identity, registry
 from privlm.cli.explain import explain, no_key
-from privlm.cli.schemas import schemas, stood_in_for
+from privlm.cli.schemas import not_with, schemas, stood_in_for
 from privlm.cli.when import Line, read_lines, values_of
 from privlm.errors import UsageError
 from privlm.schema import configs_dir, marked
 
 GROUPS = ("scale", "task", "model", "data", "adapter", "llm", "federated", "privacy", "trainer", "tracker")
+
+
+REQUIRED = ("scale", "task", "model", "data", "adapter", "privacy", "trainer", "tracker")
+"""Of these, the ones that a task has cannot be deleted."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +114,28 @@ def expand(words: Words) -> list[Words]:
     """The runs of a sweep in Hydra's grammar: comma lists, choice(), range() and `hydra.sweeper.params`."""
     prepare(words.config_dirs)
     with composer():
-        parser = OverridesParser.create(GlobalHydra.instance().config_loader())
-        try:
-            batches = BasicSweeper.split_arguments(parser.parse_overrides(list(words.overrides)), max_batch_size=None)
-        except HydraException as error:
-            raise UsageError(explain(error, words.overrides, _composed_without(words))) from error
+        runs = _product(words)
+        if words.config_dirs or registry.user_config_dirs() or words.config_name != "config":
+            runs = [run for one in runs for run in _product(one.with_overrides(_with_params(one)))]
+    return runs
+
+
+def _product(words: Words) -> list[Words]:
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    try:
+        batches = BasicSweeper.split_arguments(parser.parse_overrides(list(words.overrides)), max_batch_size=None)
+    except HydraException as error:
+        raise UsageError(explain(error, words.overrides, _composed_without(words))) from error
     return [words.with_overrides(overrides) for batch in batches for overrides in batch]
+
+
+def _with_params(words: Words) -> list[str]:
+    """The words of a run and what its YAML says of `hydra.sweeper.params`, but for keys that a word sets."""
+    _require_task(words.overrides)
+    _refuse_left_out(words.overrides)
+    params = OmegaConf.select(_compose(words), "hydra.sweeper.params") or {}
+    given = {_key_of(word) for word in words.overrides}
+    return [*words.overrides, *(f"{key}={value}" for key, value in params.items() if key not in given)]
 
 
 def options(group: str, config_dirs: Sequence[Path] = ()) -> list[str]:
@@ -167,6 +187,11 @@ def _compose(words: Words) -> DictConfig:
         return hydra_compose(words.config_name, _for_hydra(words.overrides), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, AssertionError, ValueError) as error:
         raise UsageError(explain(error, words.overrides, _composed_without(words))) from error
+    except AttributeError as error:  # OmegaConf merges no mapping into a null
+        mappings = [word for word in words.overrides if "={" in word]
+        if not mappings:
+            raise
+        raise UsageError(f"{' or '.join(mappings)}: it is null here, and takes a mapping in a YAML alone") from error
 
 
 def _for_hydra(overrides: Sequence[str]) -> list[str]:
@@ -189,15 +214,39 @@ def _composed_without(words: Words) -> Any:
 def _with_recipe(words: Words) -> tuple[DictConfig, Words]:
     """What the words compose alone, and the words with the recipe that belongs to that."""
     _require_task(words.overrides)
+    _refuse_left_out(words.overrides)
     first = _compose(words)
-    return first, words.with_overrides([*words.overrides, *_recipe(first, words.overrides), *_put_out(words.overrides)])
+    recipe = _recipe(first, words.overrides)
+    return first, words.with_overrides([*words.overrides, *recipe, *_put_out(words.overrides, first)])
 
 
-def _put_out(overrides: Sequence[str]) -> list[str]:
-    """Of two fields that stand for one another the user has named one: the recipe's value of the other is put out."""
-    given = dict(word.lstrip("+").partition("=")[::2] for word in overrides)
-    others = [stood_in_for(key) for key, value in given.items() if value != "null"]
-    return [f"{other}=null" for other in others if other is not None and other not in given]
+def _put_out(overrides: Sequence[str], composed: DictConfig) -> list[str]:
+    """Of fields that stand for one another the user has named one: what YAML or recipe say of the others is put out.
+
+    Raises UsageError where the user has named two of which one has no effect beside the other.
+    """
+    given = _fields_given(overrides)
+    for key in given:
+        if both := [other for other in not_with(key) if other in given]:
+            raise UsageError(f"{key} and {both[0]}: one leaves the other without effect; give one of the two")
+    others = dict.fromkeys(other for key in given for other in stood_in_for(key))
+    named = {_key_of(word) for word in overrides}
+    nodes = {other: OmegaConf.select(composed, other.rpartition(".")[0]) for other in others if other not in named}
+    return [
+        f"{other}={'false' if isinstance(node[name], bool) else 'null'}"
+        for other, node in nodes.items()
+        if node is not None and (name := other.rpartition(".")[2]) in node
+    ]
+
+
+def _fields_given(overrides: Sequence[str]) -> list[str]:
+    """The fields `group.name` that words give a value to, or a part of it (model.random.hidden_size)."""
+    given = [word.partition("=") for word in overrides if word.partition("=")[2] not in ("null", "false", "{}", "[]")]
+    return [".".join(_key_of(key).split(".")[:2]) for key, _, _ in given]
+
+
+def _key_of(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")
 
 
 def _recipe(config: DictConfig, overrides: Sequence[str]) -> list[str]:
@@ -271,6 +320,15 @@ def _chosen_by(overrides: Sequence[str], *, before: DictConfig, after: DictConfi
 def _require_task(overrides: Sequence[str]) -> None:
     if not any(word.startswith("task=") for word in overrides):
         raise UsageError(f"which task? Add task=NAME; the tasks are {', '.join(registry.tasks())}")
+
+
+def _refuse_left_out(overrides: Sequence[str]) -> None:
+    """A deleted group would be missed only when it is read. A task says itself whether it can do without an llm."""
+    for word in overrides:
+        if word.lstrip("+").startswith("hydra.sweeper."):
+            raise UsageError(f"{word}: give a list of values as words, KEY=A,B, or hydra.sweeper.params in a YAML")
+        if word.startswith("~") and (group := word[1:].partition("=")[0]) in REQUIRED:
+            raise UsageError(f"~{group} leaves the run without its {group}: choose another, {group}=NAME")
 
 
 def _with_schema(config: DictConfig) -> DictConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from privlm import config, registry
 from privlm.schema import Rule, field_at
@@ -28,10 +28,18 @@ def options_of(key: str) -> list[str]:
     return sorted({option for rule in _rules(key) for option in rule.options})
 
 
-def stood_in_for(key: str) -> str | None:
-    """The dotted key that the one at `key` is given instead of (trainer.steps instead of trainer.epochs), or None."""
-    other = next((rule.instead_of for rule in _rules(key) if rule.instead_of), None)
-    return None if other is None else f"{key.rpartition('.')[0]}.{other}"
+def stood_in_for(key: str) -> list[str]:
+    """The dotted keys that the one at `key` is given instead of (trainer.steps instead of trainer.epochs)."""
+    return _siblings(key, (rule.instead_of for rule in _rules(key)))
+
+
+def not_with(key: str) -> list[str]:
+    """The dotted keys that cannot be given together with the one at `key`."""
+    return _siblings(key, (rule.not_with for rule in _rules(key)))
+
+
+def _siblings(key: str, found: Iterable[tuple[str, ...]]) -> list[str]:
+    return list(dict.fromkeys(f"{key.rpartition('.')[0]}.{name}" for names in found for name in names))
 
 
 def _rules(key: str) -> Iterator[Rule]:

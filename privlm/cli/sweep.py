@@ -7,6 +7,7 @@ directory: the same sweep again skips what is finished and resumes what was inte
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from privlm import launch
@@ -35,11 +36,12 @@ def main(argv: list[str]) -> int:
     """Runs `privlm sweep ARGV`; one failed run does not stop the others, an interrupted one does."""
     arguments = parse(argv, "sweep", EPILOG)
     composed = [compose(words) for words in expand(starting.words_of(arguments))]
+    runs = _distinct(composed)
     if arguments.dry_run:
-        return _list(composed)
+        return _list(runs)
     first_failure = 0
-    for number, one in enumerate(composed, start=1):
-        print(f"\n[{number}/{len(composed)}] {' '.join(one.words.overrides)}", file=sys.stderr, flush=True)
+    for number, one in enumerate(runs.values(), start=1):
+        print(f"\n[{number}/{len(runs)}] {' '.join(one.words.overrides)}", file=sys.stderr, flush=True)
         try:
             status = starting.start(one, force=arguments.force, as_json=False, show=False)
         except PrivLMError as error:  # a directory that is in use, or damaged
@@ -48,8 +50,7 @@ def main(argv: list[str]) -> int:
         if status in EXIT_INTERRUPTED:
             return status
         first_failure = first_failure or status
-    directories = [launch.directory_of(one.config, one.roles) for one in composed]
-    finished = [run for run in map(store.read_run, filter(_has_result, directories)) if run.finished]
+    finished = [run for run in map(store.read_run, filter(_has_result, runs)) if run.finished]
     if finished:
         tables = compare(finished, by_cell=True)
         if arguments.json:
@@ -61,13 +62,25 @@ def main(argv: list[str]) -> int:
     return first_failure
 
 
+def _distinct(composed: Sequence[Composed]) -> dict[Path, Composed]:
+    """Directory -> its run. Combinations that make the same run are one: run twice, it would count as two seeds."""
+    runs: dict[Path, Composed] = {}
+    for one in composed:
+        runs.setdefault(launch.directory_of(one.config, one.roles), one)
+    if (num_equal := len(composed) - len(runs)) > 0:
+        print(
+            f"privlm: {num_equal} of {len(composed)} combinations repeat a run of this sweep; each run counts once",
+            file=sys.stderr,
+        )
+    return runs
+
+
 def _has_result(directory: Path) -> bool:
     return (directory / "result.json").exists()
 
 
-def _list(composed: list[Composed]) -> int:
-    for one in composed:
-        directory = launch.directory_of(one.config, one.roles)
+def _list(directories: Iterable[Path]) -> int:
+    for directory in directories:
         state = store.read_run(directory).state if directory.exists() else "new"
         print(f"{state:<12} {directory}")
     return 0

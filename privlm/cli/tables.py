@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from privlm import registry
+from privlm import content, registry
 from privlm.cli.arguments import ArgumentParser, add_runs_option, runs_folder
 from privlm.errors import UsageError
 from privlm.report.render import FORMATS, console, print_table, to_json
@@ -31,7 +31,8 @@ status of a cell:
   not published     there is nothing to compare with
   no verdict        the runs read only a subset of the data set
 Marks follow the status: subset (fewer examples than the data set has), public-overlap (the model's public training
-data hold these texts).
+data hold these texts), own data, own weights (not those that the row's configuration names: a line of their own below
+the row, `ROW [FILE]`).
 
 With --json: [{"name", "title", "columns", "rows", "values", "notes", "claims"}]; values repeats each row at full
 precision, claims holds what the table decides, with "verdict", "num_seeds", "difference", "ci_low", "ci_high", and
@@ -85,9 +86,20 @@ def cell_hasher(config_dirs: Sequence[Path]) -> Resolve:
 
     def resolve(overrides: list[str]) -> str:
         composed = compose(Words(tuple(overrides), tuple(config_dirs)))
-        return cell_hash(composed.config, composed.roles)
+        return cell_hash(composed.config, composed.roles, _own(composed.config))
 
     return resolve
+
+
+def _own(config: Any) -> dict[str, str]:
+    """Own data and weights of a row that names a path; what is not at hand is like nothing that was run."""
+    if not (own := content.own(content.of_paths(config, {}))):
+        return {}
+    entry = registry.entry_of(config)
+    try:
+        return content.own(entry.contents(config, entry.inputs(config)))
+    except UsageError:
+        return own
 
 
 def _progress(done: int, total: int) -> None:

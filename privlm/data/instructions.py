@@ -5,11 +5,13 @@ The columns may have other names in a file (data.aliases). Which template makes 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from privlm import content
+from privlm.content import Content
 from privlm.data.held_out import is_held_out
 from privlm.data.locate import DataFiles, locate_instructions
 from privlm.data.readers import read_table
@@ -18,6 +20,8 @@ from privlm.data.table import Table, is_text, names_in_files
 from privlm.errors import UsageError
 
 ROLES = ("system", "user", "assistant")
+PARTS = ("instruction", "context", "response", "category", "client")
+"""Of an Instruction, all that it holds."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Instructions:
 
     categories, clients: those of all splits, sorted; empty where the data name none.
     notes: what was left out of the files, and how they were split, for the report.
+    content: whether the rows are those of the data set that the configuration names (privlm.content).
     """
 
     train: list[Instruction]
@@ -81,6 +86,7 @@ class Instructions:
     clients: tuple[str, ...]
     notes: tuple[str, ...]
     fingerprint: str
+    content: Content
 
     def pairs(self, rows: Iterable[Instruction]) -> list[tuple[str, str]]:
         """(prompt, response) of each row."""
@@ -105,6 +111,8 @@ def load_instructions(config: InstructionData, files: DataFiles | None = None) -
         if not rows:
             raise UsageError("; ".join([f"{files.paths[name][0]}: no rows for the split {name}", *notes]))
     everything = [row for rows in splits.values() for row in rows]
+    found = _content_of(config, files, splits)
+    notes += content.notes(config, found)
     train = splits.pop(config.train_split)
     limit = config.max_train_examples
     if limit is not None and limit < len(train):
@@ -118,7 +126,28 @@ def load_instructions(config: InstructionData, files: DataFiles | None = None) -
         _sorted(row.client for row in everything),
         tuple(notes),
         files.fingerprint,
+        found,
     )
+
+
+def content_of(config: InstructionData) -> Content:
+    """What is behind the name of a data configuration; read once in a process as long as the files do not change.
+
+    Raises UsageError as `load_instructions` does.
+    """
+    files = locate_instructions(config)
+    return content.remembered(
+        InstructionData, config, files.fingerprint, lambda: load_instructions(config, files).content
+    )
+
+
+def _content_of(config: InstructionData, files: DataFiles, splits: Mapping[str, list[Instruction]]) -> Content:
+    """By the rows of all splits, before data.max_train_examples."""
+    digests = {
+        name: content.digest_of_rows(name, [[getattr(row, part) or "" for row in rows] for part in PARTS])
+        for name, rows in splits.items()
+    }
+    return content.of_splits(config, files.source, digests, files.fingerprint)
 
 
 Splits = tuple[dict[str, list[Instruction]], list[str]]

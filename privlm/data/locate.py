@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from privlm import hub
+from privlm.content import repository_name, source_name
 from privlm.data.readers import READERS
 from privlm.data.schema import DataConfig, InstructionData
 from privlm.errors import UsageError
@@ -31,11 +32,13 @@ class DataFiles:
 
     paths: split -> its files (or folders of `datasets.save_to_disk`), in order. Where one file holds all splits, each
         has that file.
-    fingerprint: `sha256:...` of the content, wherever it lies, or `hub:<id>/<config>@<revision>`.
+    fingerprint: `sha256:...` of the files, wherever they lie, or `hub:<id>/<config>@<revision>`.
+    source: name of the file, the folder or the repository.
     """
 
     paths: dict[str, tuple[Path, ...]]
     fingerprint: str
+    source: str
 
     @property
     def is_one(self) -> bool:
@@ -77,7 +80,8 @@ def locate_instructions(config: InstructionData) -> DataFiles:
     absent = [split for split in splits if split not in files]
     if absent:
         raise UsageError(f"data.hub_files: no entry for the split {', '.join(absent)}; there are {', '.join(files)}")
-    return DataFiles({split: files[split] for split in splits}, f"hub:{config.hub_id}@{revision}")
+    by_split = {split: files[split] for split in splits}
+    return DataFiles(by_split, f"hub:{config.hub_id}@{revision}", repository_name(config.hub_id))
 
 
 def _require(config: Any, field: str, wanted: str) -> None:
@@ -113,7 +117,8 @@ def _locate_glue(config: DataConfig, splits: tuple[str, ...]) -> DataFiles:
     patterns = {split: f"{config.hub_config or 'data'}/{_hub_name(split)}-*.parquet" for split in splits}
     remedy = f"give data.path=FOLDER holding {', '.join(f'{split}.tsv' for split in splits)}"
     paths, revision = from_hub(config.name, config.hub_id, patterns, remedy, "data=sms_spam, which is embedded")
-    return DataFiles(paths, f"hub:{config.hub_id}/{config.hub_config}@{revision}")
+    fingerprint = f"hub:{config.hub_id}/{config.hub_config}@{revision}"
+    return DataFiles(paths, fingerprint, repository_name(config.hub_id, config.hub_config))
 
 
 LOCATORS: dict[str, Callable[[DataConfig, tuple[str, ...]], DataFiles]] = {"sms": _locate_sms, "glue": _locate_glue}
@@ -125,7 +130,7 @@ LOCATORS: dict[str, Callable[[DataConfig, tuple[str, ...]], DataFiles]] = {"sms"
 
 def one_file(path: Path, splits: tuple[str, ...]) -> DataFiles:
     """All splits in one file or saved folder."""
-    return DataFiles(dict.fromkeys(splits, (path,)), f"sha256:{_digest(path)}")
+    return DataFiles(dict.fromkeys(splits, (path,)), f"sha256:{_digest(path)}", source_name(path))
 
 
 def split_files(folder: Path, splits: tuple[str, ...], hint: str = "") -> DataFiles:
@@ -141,7 +146,8 @@ def split_files(folder: Path, splits: tuple[str, ...], hint: str = "") -> DataFi
     paths = [_split_file(folder, split, hint) for split in splits]
     digests = "".join(map(_digest, paths))
     by_split: dict[str, tuple[Path, ...]] = {split: (path,) for split, path in zip(splits, paths, strict=True)}
-    return DataFiles(by_split, f"sha256:{hashlib.sha256(digests.encode()).hexdigest()}")
+    fingerprint = f"sha256:{hashlib.sha256(digests.encode()).hexdigest()}"
+    return DataFiles(by_split, fingerprint, source_name(folder))
 
 
 def _split_file(folder: Path, split: str, hint: str) -> Path:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from privlm import content
+from privlm.content import Content
 from privlm.data.held_out import is_held_out
 from privlm.data.locate import DataFiles, locate
 from privlm.data.readers import read_table
@@ -44,7 +46,8 @@ class TextClassification:
 
     labels: class names in the order of their ids.
     notes: what was left out of the files, for the report.
-    is_subset: a split has fewer examples than the data set is known to have (data.split_sizes).
+    content: whether the rows are those of the data set that the configuration names (privlm.content).
+    is_subset: they are, and a split has fewer of them than the data set has (data.split_sizes).
     """
 
     train: Split
@@ -52,6 +55,7 @@ class TextClassification:
     labels: tuple[str, ...]
     fingerprint: str
     notes: tuple[str, ...]
+    content: Content
     is_subset: bool = False
 
 
@@ -65,6 +69,8 @@ def load(config: DataConfig, files: DataFiles | None = None) -> TextClassificati
     """
     files = files or locate(config)
     splits, notes = FORMATS[config.format](config, files)
+    found = _content_of(config, files, splits)
+    notes += content.notes(config, found)
     train = splits.pop(config.train_split)
     limit = config.max_train_examples
     if limit is not None and limit < len(train):
@@ -75,20 +81,42 @@ def load(config: DataConfig, files: DataFiles | None = None) -> TextClassificati
         for name, split in {config.train_split: train, **splits}.items()
         if len(split) < config.split_sizes.get(name, 0)
     ]
-    if incomplete:
+    is_subset = found.known and bool(incomplete)
+    if is_subset:
         notes.append(f"subset of {config.name}: {', '.join(incomplete)} examples")
     return TextClassification(
-        train, splits, tuple(config.labels), files.fingerprint, tuple(notes), is_subset=bool(incomplete)
+        train, splits, tuple(config.labels), files.fingerprint, tuple(notes), found, is_subset=is_subset
     )
 
 
 def marks(data: TextClassification, config: DataConfig, pretrained_on: Sequence[str]) -> list[str]:
-    """What the reader of an accuracy must know: `subset`, `public-overlap`, both or nothing.
+    """What the reader of an accuracy must know: `own data`, else `subset`, `public-overlap`, both or nothing.
 
-    pretrained_on: public corpora that the model has seen.
+    pretrained_on: public corpora that the model has seen. Whether own data are among them is not known.
     """
+    if not data.content.known:
+        return [content.OWN["data"]]
     overlaps = bool(set(pretrained_on) & set(config.public_overlap))
     return ["subset"] * data.is_subset + ["public-overlap"] * overlaps
+
+
+def content_of(config: DataConfig) -> Content:
+    """What is behind the name of a data configuration; read once in a process as long as the files do not change.
+
+    Raises UsageError as `load` does.
+    """
+    files = locate(config)
+    return content.remembered(DataConfig, config, files.fingerprint, lambda: load(config, files).content)
+
+
+def _content_of(config: DataConfig, files: DataFiles, splits: Mapping[str, Split]) -> Content:
+    """By the rows of all splits, before data.max_train_examples; a label is its name."""
+    labels = list(config.labels)
+    digests = {
+        name: content.digest_of_rows(name, [*split.texts, [labels[label] for label in split.labels]])
+        for name, split in splits.items()
+    }
+    return content.of_splits(config, files.source, digests, files.fingerprint)
 
 
 def _read_glue(config: DataConfig, files: DataFiles) -> tuple[dict[str, Split], list[str]]:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from omegaconf import MISSING
 
 from privlm.masking import mask_text
-from privlm.models.schema import DTYPES, Weights
+from privlm.models.schema import DTYPES, Weights, shadowed
 from privlm.schema import setting
 
 
@@ -49,10 +49,14 @@ class LocalLLMConfig(LLMConfig, Weights):
     """A causal language model of transformers in this process."""
 
     adapter: str | None = setting(same_run=True)  # its fingerprint stands for it
-    gguf_file: str | None = MISSING
+    gguf_file: str | None = setting(instead_of=("path", "random"))
     dtype: str = setting(options=DTYPES)
     device: str = MISSING
     batch_tokens: int = setting(above=0, same_run=True)
+
+    def check(self, config: Any) -> list[str]:
+        """What its fields say together."""
+        return LLMConfig.check(self, config) + shadowed(self, "llm")
 
 
 @dataclass

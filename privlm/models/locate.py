@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 from privlm import hub
+from privlm.content import Content, is_listed, known_of, repository_name, source_name
 from privlm.errors import UsageError
 from privlm.files import sha256_file
-from privlm.models.schema import Weights, is_causal_lm
+from privlm.models.schema import Weights, is_causal_lm, shadowed
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -35,12 +36,14 @@ class ModelFiles:
         None for a random model.
     fingerprint: `sha256:...` of the content wherever it lies, `hub:<id>@<revision>` or `random:...` of the shape.
     gguf_file: the file of the directory that holds all three, quantised (privlm.models.gguf).
+    source: name of the folder, the file, the package or the repository.
     """
 
     kind: Literal["path", "package", "hub", "random"]
     directory: Path | None
     fingerprint: str
     gguf_file: str | None = None
+    source: str = "random"
 
 
 def locate_model(config: Weights, group: Literal["model", "llm"] = "model") -> ModelFiles:
@@ -52,8 +55,11 @@ def locate_model(config: Weights, group: Literal["model", "llm"] = "model") -> M
         group: that `config` belongs to, for messages.
 
     Raises:
-        UsageError: nothing is at hand (says what to do), a file is missing, or a packaged file was changed.
+        UsageError: nothing is at hand (says what to do), a file is missing, a packaged file was changed, or the package
+            and the repository are not the same weights.
     """
+    if config.package and (problems := shadowed(config, group)):
+        raise UsageError(problems[0])
     gguf_file = getattr(config, "gguf_file", None)
     if config.path:
         directory = Path(config.path).expanduser()
@@ -64,7 +70,7 @@ def locate_model(config: Weights, group: Literal["model", "llm"] = "model") -> M
         if gguf_file and (directory / gguf_file).is_file():
             return _gguf_files("path", directory, gguf_file, group)
         require_files(directory, group)
-        return ModelFiles("path", directory, _content_fingerprint(directory))
+        return ModelFiles("path", directory, _content_fingerprint(directory), source=source_name(directory))
     if config.random is not None:
         shape = json.dumps(dict(config.random), sort_keys=True)
         return ModelFiles("random", None, f"random:{hashlib.sha256(shape.encode()).hexdigest()}")
@@ -74,8 +80,18 @@ def locate_model(config: Weights, group: Literal["model", "llm"] = "model") -> M
         _check_pinned(directory, config.sha256, group)
         if gguf_file:
             return _gguf_files("package", directory, gguf_file, group)
-        return ModelFiles("package", directory, _content_fingerprint(directory))
+        return ModelFiles("package", directory, _content_fingerprint(directory), source=config.package)
     return _hub_files(config, group)
+
+
+def content_of(config: Weights, group: Literal["model", "llm"] = "model") -> Content:
+    """What is behind the name of a configuration: of its weights, and of an adapter that it puts on them.
+
+    Random weights are what the name of a random model promises, and are own weights under any other.
+    """
+    files = locate_model(config, group)
+    known = is_listed(config, files.fingerprint) or (files.kind == "random" and not known_of(config))
+    return Content(config.name if known else files.source, files.fingerprint, known)
 
 
 def require_files(directory: Path, group: str = "model") -> None:
@@ -128,7 +144,8 @@ def _gguf_files(kind: Literal["path", "package"], directory: Path, gguf_file: st
             f"{directory / gguf_file} can be read with the package gguf alone: run `make embedded` (or `pip install "
             f"gguf`), or give {group}.path=DIRECTORY holding config.json, model.safetensors and tokenizer files"
         )
-    return ModelFiles(kind, directory, f"sha256:{_sha256(directory / gguf_file)}", gguf_file)
+    source = source_name(directory / gguf_file)
+    return ModelFiles(kind, directory, f"sha256:{_sha256(directory / gguf_file)}", gguf_file, source)
 
 
 def _hub_files(config: Weights, group: str) -> ModelFiles:
@@ -138,7 +155,8 @@ def _hub_files(config: Weights, group: str) -> ModelFiles:
         directory = hub.find_snapshot(config.hub_id, "model", lambda folder: not missing_files(folder))
     except hub.NotAtHandError as reason:
         raise UsageError(_not_at_hand(config, group, str(reason))) from None
-    return ModelFiles("hub", directory, f"hub:{config.hub_id}@{directory.name}")
+    fingerprint = f"hub:{config.hub_id}@{directory.name}"
+    return ModelFiles("hub", directory, fingerprint, source=repository_name(config.hub_id))
 
 
 def _not_at_hand(config: Weights, group: str, reason: str) -> str:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from privlm.content import own
 from privlm.identity import MENUS
 from privlm.report.card import figure
-from privlm.report.store import RunRecord
+from privlm.report.store import RunRecord, one_a_seed, without_copies
 from privlm.report.table import Table
 from privlm.report.tables import SPREAD_NOTE, mean_and_sd, seeds_interval, spread_text
 from privlm.results import Result
@@ -33,26 +34,53 @@ class Group:
 def compare(runs: Sequence[RunRecord], *, by_cell: bool = False) -> list[Table]:
     """Three tables: results, configuration, environment; the last two hold only keys that differ.
 
-    by_cell: runs of one cell become one column, mean ± sample sd over them and its interval.
+    by_cell: runs of one cell become one column, mean ± sample sd over them and its interval; the newest run of each
+        seed counts.
+
+    A run of which there are copies counts once.
     """
-    groups = _cells(runs) if by_cell else [Group(run.name, [run]) for run in runs]
+    distinct = without_copies(runs)
+    groups = _cells(distinct) if by_cell else _one_by_one(distinct)
+    results = _results(groups)
+    results.notes += _left_out(runs, distinct, groups)
     return [
-        _results(groups),
+        results,
         _differences("config", "configuration: keys that differ", groups, lambda run: run.config),
         _differences("environment", "environment: keys that differ", groups, lambda run: run.env or {}),
     ]
+
+
+def _one_by_one(runs: Sequence[RunRecord]) -> list[Group]:
+    """By the names of their directories; two of one name, a run and its repetition elsewhere, by their paths."""
+    names = [run.name for run in runs]
+    return [Group(run.name if names.count(run.name) == 1 else str(run.path), [run]) for run in runs]
 
 
 def _cells(runs: Sequence[RunRecord]) -> list[Group]:
     by_hash: dict[str, list[RunRecord]] = {}
     for run in runs:
         by_hash.setdefault(run.cell_hash or run.name, []).append(run)
-    return [Group(f"{_stem(members[0])} ({len(members)} runs)", members) for members in by_hash.values()]
+    groups = [one_a_seed(members) for members in by_hash.values()]
+    names = [f"{_stem(members[0])} ({len(members)} runs)" for members in groups]
+    return [
+        Group(name if names.count(name) == 1 else f"{name} {cell[:8]}", members)
+        for name, cell, members in zip(names, by_hash, groups, strict=True)
+    ]
 
 
 def _stem(run: RunRecord) -> str:
     """The name of a run's directory without the hash and the seed."""
     return run.name.rpartition("-")[0].removesuffix(f"-seed{run.seed}") or run.name
+
+
+def _left_out(given: Sequence[RunRecord], distinct: Sequence[RunRecord], groups: Sequence[Group]) -> list[str]:
+    """What stands in no column, in a sentence each."""
+    num_copies = len(given) - len(distinct)
+    num_repeated = len(distinct) - sum(len(group.runs) for group in groups)
+    notes = [f"copies of the same run count once: {num_copies} left out"] if num_copies else []
+    return notes + (
+        [f"of runs of one seed the newest finished one counts: {num_repeated} left out"] if num_repeated else []
+    )
 
 
 def _results(groups: Sequence[Group]) -> Table:
@@ -76,6 +104,11 @@ def _results(groups: Sequence[Group]) -> Table:
             values[group.name] = [row.value for row in rows]
         table.rows.append([f"{metric} ({unit})" if unit else metric, split or "", *texts])
         table.values.append(values)
+    for group_name, title in (("data", "data"), ("model", "weights"), ("llm", "llm")):
+        if any(group_name in own(run.contents) for group in groups for run in group.runs):
+            names = [", ".join(dict.fromkeys(run.name_of(group_name) for run in group.runs)) for group in groups]
+            table.rows.append([title, "", *names])
+            table.values.append({"metric": title} | dict(zip([group.name for group in groups], names, strict=True)))
     if any(run.marks for group in groups for run in group.runs):
         marks = [", ".join(dict.fromkeys(mark for run in group.runs for mark in run.marks)) for group in groups]
         table.rows.append(["marks", "", *marks])

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from privlm import files
+from privlm.content import own
 from privlm.errors import UsageError
 from privlm.metrics.seeds import mean_over_seeds
-from privlm.report.store import RunRecord
+from privlm.report.store import RunRecord, one_a_seed, without_copies
 from privlm.results import Result
 
 METRIC = "accuracy"
@@ -29,7 +30,7 @@ DODGE = 1.06  # factor between neighbouring lines, whose intervals would hide ea
 
 @dataclass(frozen=True)
 class Point:
-    """Runs of one line and one budget.
+    """Runs of one line, one budget and one cell.
 
     epsilon: certified, their mean; None without privacy.
     low, high: the 95 % interval of a single run, or of the mean over seeds; the value twice where there is none.
@@ -57,14 +58,19 @@ def panels_of(runs: Sequence[RunRecord]) -> list[Panel]:
 
     Audited runs are left out: their figures are no results. Raises UsageError where nothing is left to draw.
     """
-    drawn = [run for run in runs if run.finished and run.canaries == "none" and _row(run, METRIC) is not None]
+    usable = [run for run in runs if run.finished and run.canaries == "none" and _row(run, METRIC) is not None]
+    drawn = without_copies(usable)
     if not drawn:
         raise UsageError(f"nothing to draw: none of the runs is finished and reports '{METRIC}'")
-    many_models = len({_name(run, "model") for run in drawn}) > 1
-    by_panel: dict[str, list[RunRecord]] = {}
+    many_models = len({_identity(run, "model") for run in drawn}) > 1
+    by_panel: dict[tuple[str, str], list[RunRecord]] = {}
     for run in drawn:
-        by_panel.setdefault(f"{_name(run, 'data')} ({_accuracy(run).split})", []).append(run)
-    return [_panel(title, members, many_models) for title, members in by_panel.items()]
+        by_panel.setdefault((f"{run.name_of('data')} ({_accuracy(run).split})", _own(run, "data")), []).append(run)
+    titles = [title for title, _ in by_panel]
+    return [
+        _panel(title if titles.count(title) == 1 else f"{title} {own_data[:8]}", members, many_models)
+        for (title, own_data), members in by_panel.items()
+    ]
 
 
 def draw(panels: Sequence[Panel], path: Path) -> None:
@@ -105,18 +111,21 @@ def draw(panels: Sequence[Panel], path: Path) -> None:
 def _panel(title: str, runs: Sequence[RunRecord], many_models: bool) -> Panel:
     majority = _row(runs[0], "majority_class")
     marks = list(dict.fromkeys(mark for run in runs for mark in run.marks))
-    by_line: dict[str, dict[float | None, list[RunRecord]]] = {}
+    by_line: dict[str, dict[tuple[float | None, str], list[RunRecord]]] = {}
     for run in runs:
-        line = _name(run, "adapter") if not many_models else f"{_name(run, 'model')}, {_name(run, 'adapter')}"
-        by_line.setdefault(line, {}).setdefault(_budget(run), []).append(run)
+        adapter = run.name_of("adapter")
+        line = f"{_identity(run, 'model')}, {adapter}" if many_models else adapter
+        by_line.setdefault(line, {}).setdefault((_budget(run), run.cell_hash), []).append(run)
     lines = {
-        name: sorted(map(_point, by_budget.values()), key=lambda point: (point.epsilon is None, point.epsilon or 0.0))
-        for name, by_budget in by_line.items()
+        name: sorted(map(_point, by_cell.values()), key=lambda point: (point.epsilon is None, point.epsilon or 0.0))
+        for name, by_cell in by_line.items()
     }
     return Panel(title, marks, None if majority is None else majority.value, lines)
 
 
-def _point(runs: Sequence[RunRecord]) -> Point:
+def _point(members: Sequence[RunRecord]) -> Point:
+    """Of the runs of one cell: other settings at the same budget are a point of their own."""
+    runs = one_a_seed(members)
     epsilons = [row.value for run in runs if (row := _row(run, "epsilon"))]
     epsilon = sum(epsilons) / len(epsilons) if epsilons else None
     rows = [_accuracy(run) for run in runs]
@@ -141,8 +150,13 @@ def _accuracy(run: RunRecord) -> Result:
     return row
 
 
-def _name(run: RunRecord, group: str) -> str:
-    return (run.config.get(group) or {}).get("name", "unknown")
+def _identity(run: RunRecord, group: str) -> str:
+    """Its name, which two folders of own weights may share."""
+    return " ".join(filter(None, [run.name_of(group), _own(run, group)[-8:]]))
+
+
+def _own(run: RunRecord, group: str) -> str:
+    return own(run.contents).get(group, "")
 
 
 # --- how ------------------------------------------------------------------------------------------------------------

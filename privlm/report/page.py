@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from privlm import files
+from privlm.content import OWN
 from privlm.masking import mask_text
 from privlm.report.audit import audit_section
 from privlm.report.card import READING_COLUMNS, Card, figure, number, privacy_card, rounded_up
@@ -25,6 +26,9 @@ SCALES = {
     "smoke": "Smoke run: tiny random models. It proves that the plumbing works and says nothing about a method.",
 }
 MARKS = {
+    OWN["data"]: "Own data: not the rows that the data set of the configuration names. These figures stand beside no "
+    "others of that name.",
+    OWN["model"]: "Own weights: not those that the model of the configuration names.",
     "subset": "Subset: fewer examples than the data set has. These figures stand beside no published one.",
     "public-overlap": "Public overlap: the model's public training data hold texts of this data set.",
 }
@@ -103,8 +107,8 @@ def _pictures(run: RunRecord) -> list[tuple[str, str]]:
 
 
 def _names(run: RunRecord) -> list[str]:
-    groups = (run.config.get(group) for group in ("task", "model", "llm", "data", "adapter"))
-    return [group["name"] for group in groups if isinstance(group, dict) and "name" in group]
+    groups = ("task", "model", "llm", "data", "adapter")
+    return [run.name_of(group) for group in groups if "name" in (run.config.get(group) or {})]
 
 
 def _banners(run: RunRecord) -> list[str]:

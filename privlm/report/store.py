@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from privlm import files
+from privlm.content import OWN, Content, of_paths, own
 from privlm.errors import UsageError
 from privlm.identity import Roles, cell_hash, roles_of
 from privlm.masking import mask_secrets
@@ -80,10 +81,34 @@ class RunRecord:
 
     @cached_property
     def cell_hash(self) -> str:
-        """Of its configuration as a run of today would have it; as noted at the time where config.yaml is lost."""
+        """Of its configuration as a run of today would have it, and of own data and weights; as noted at the time where
+        config.yaml is lost.
+        """
         if self._content:
-            return cell_hash(self._content, self.roles)
+            return cell_hash(self._content, self.roles, own(self.contents))
         return self.status.get("cell_hash") or (self.result or {}).get("cell_hash", "")
+
+    @cached_property
+    def named_cell_hash(self) -> str:
+        """The cell that its configuration names: its own, unless it read own data or weights."""
+        return cell_hash(self._content, self.roles) if self._content else self.cell_hash
+
+    @cached_property
+    def contents(self) -> dict[str, Content]:
+        """What is behind the names of its data and weights, as far as it is known.
+
+        A run that recorded none read what its configuration names, unless that names a path: then nobody knows, and
+        they are own ones.
+        """
+        recorded = self.status.get("content", (self.result or {}).get("content"))
+        if recorded is None:
+            return of_paths(self.config, self.inputs)
+        return {group: Content(**content) for group, content in recorded.items()}
+
+    def name_of(self, group: str) -> str:
+        """What to call its data, model or adapter: own data and weights have the name of their file or folder."""
+        content = self.contents.get(group)
+        return content.name if content is not None else (self.config.get(group) or {}).get("name", "unknown")
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -112,9 +137,15 @@ class RunRecord:
         return rows
 
     @property
+    def own_name(self) -> str:
+        """The names of its own data and weights, '' where it has none."""
+        return ", ".join(self.name_of(group) for group in own(self.contents))
+
+    @cached_property
     def marks(self) -> list[str]:
-        """What every reader of the results must be told in a word: subset, public-overlap."""
-        return (self.result or {}).get("marks", [])
+        """What every reader of the results must be told in a word: own data, own weights, subset, public-overlap."""
+        marks = [OWN[group] for group in own(self.contents) if group in OWN]
+        return list(dict.fromkeys([*marks, *(self.result or {}).get("marks", [])]))
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -234,6 +265,32 @@ def find_runs(root: Path) -> Store:
         except (OSError, UsageError) as error:
             skipped.append(f"skipped {folder}: {_first_line(error)}")
     return Store(root, sorted(runs, key=lambda run: str(run.path)), sorted(skipped))
+
+
+def without_copies(runs: Iterable[RunRecord]) -> list[RunRecord]:
+    """Each run once, however often its directory was copied: the same run with the same results."""
+    found = {f"{run.run_hash or run.path} {(run.result or {}).get('rows')}": run for run in reversed(list(runs))}
+    return list(found.values())[::-1]
+
+
+def one_a_seed(runs: Iterable[RunRecord]) -> list[RunRecord]:
+    """Of runs of one cell the newest finished one of each seed, in the order of the seeds: a seed that was run again is
+    no further seed. A seed without a finished run keeps all that it has.
+    """
+    by_seed: dict[Any, list[RunRecord]] = {}
+    for run in runs:
+        by_seed.setdefault(run.seed, []).append(run)
+    kept = []
+    for seed in sorted(by_seed, key=lambda seed: (seed is None, seed)):
+        finished = sorted((run for run in by_seed[seed] if run.finished), key=finished_at)
+        kept += finished[-1:] or by_seed[seed]
+    return kept
+
+
+def finished_at(run: RunRecord) -> float:
+    """Seconds since 1970, of a finished run."""
+    assert run.result is not None
+    return run.result["finished"]
 
 
 def find_run(word: str, root: Path) -> RunRecord:

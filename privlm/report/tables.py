@@ -1,23 +1,22 @@
-"""Our own figures beside the published ones: matches the runs of a store to the cells of a table file.
+"""Our own figures beside the published ones: the runs of a store in the cells of a table file (privlm.report.cells).
 
-A run belongs to a cell when their configurations agree but for the seed and for how the run was executed (the cell
-hash); names of directories decide nothing. Only finished runs give figures, only runs at scale `paper` get a verdict,
-and smoke runs enter no table but one that is headed SMOKE.
+Only finished runs give figures, only runs at scale `paper` get a verdict, and smoke runs enter no table but one that is
+headed SMOKE. What was measured on own data or own weights stands below the row, under the name of these.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from privlm.errors import UsageError
-from privlm.identity import Roles
 from privlm.metrics.seeds import mean_over_seeds
+from privlm.report.cells import CellRuns, match
 from privlm.report.claims import in_words, judge
+from privlm.report.footer import footer
 from privlm.report.store import RunRecord, Store, nearest
 from privlm.report.table import Table
 from privlm.report.table_file import Cell, Column, TableFile
@@ -34,17 +33,6 @@ SPREAD_NOTE = (
 
 TO_FRACTION = {"fraction": 1.0, "percent": 0.01}
 """Units that convert into each other. Any other unit must be the same in the table and in the run."""
-
-
-@dataclass(frozen=True)
-class CellRuns:
-    """What the store holds for one list of overrides. finished: one run a seed, in the order of the seeds."""
-
-    overrides: tuple[str, ...]
-    cell_hash: str
-    finished: list[RunRecord] = field(default_factory=list)
-    unfinished: list[RunRecord] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -109,19 +97,16 @@ def build_table(
     Raises UsageError for a metric that no run of a cell reports and for a unit that does not fit.
     """
     lists = list(dict.fromkeys(cell.run for cell in file.cells if cell.run is not None))
-    groups = {}
+    groups: dict[tuple[str, ...] | None, CellRuns] = {}
     for number, overrides in enumerate(lists, start=1):
         words = overrides if scale is None else (*overrides, f"scale={scale}")
-        groups[overrides] = _match(words, resolve(list(words)), store, smoke=scale == "smoke")
+        groups[overrides] = match(words, resolve(list(words)), store, smoke=scale == "smoke")
         if progress is not None:
             progress(number, len(lists))
-    figures = {
-        row: {
-            key: _figure(cell, None if cell.run is None else groups[cell.run], file.seeds)
-            for key, cell in cells.items()
-        }
-        for row, cells in file.rows.items()
-    }
+    figures: Figures = {}
+    for row, cells in file.rows.items():
+        figures[row] = {key: _figure(cell, groups.get(cell.run), file.seeds) for key, cell in cells.items()}
+        figures |= _own_figures(row, cells, groups, file.seeds)
     layout = _own_layout if file.is_own else _published_layout
     columns, rows, values = layout(file, figures)
     title = f"SMOKE (proves the plumbing, no result): {file.title}" if scale == "smoke" else file.title
@@ -134,62 +119,10 @@ def build_table(
     notes = [
         *verdicts,
         *file.notes,
-        *_footer(file, list(groups.values()), store, shows_smoke=scale == "smoke"),
+        SPREAD_NOTE,
+        *footer(file, list(groups.values()), store, shows_smoke=scale == "smoke"),
     ]
     return Table(name=file.name, title=title, columns=columns, rows=rows, notes=notes, values=values, claims=claims)
-
-
-# --- matching --------------------------------------------------------------------------------------------
-
-
-def _match(overrides: tuple[str, ...], cell_hash: str, store: Store, *, smoke: bool) -> CellRuns:
-    group = CellRuns(overrides, cell_hash)
-    by_seed: dict[Any, list[RunRecord]] = {}
-    outdated = []
-    for run in store.runs:
-        if run.cell_hash != cell_hash:
-            if _meaning(run.overrides, run.roles) == _meaning(overrides, run.roles):
-                outdated.append(run)
-        elif (run.scale == "smoke") != smoke:
-            continue
-        elif run.finished:
-            by_seed.setdefault(run.seed, []).append(run)
-        else:
-            group.unfinished.append(run)
-    for seed in sorted(by_seed):
-        *older, newest = sorted(by_seed[seed], key=_finished_at)
-        group.finished.append(newest)
-        if older:
-            group.remarks.append(f"seed {seed} was run {len(older) + 1} times; the newest, {newest.path}, counts")
-    if outdated:
-        cells = ", ".join(sorted({run.cell_hash[:8] for run in outdated}))
-        group.remarks.append(
-            f"not counted: {len(outdated)} runs with the overrides {' '.join(overrides)} but another configuration "
-            f"(cell {cells}, now {cell_hash[:8]}), such as {outdated[0].name}"
-        )
-    group.remarks.extend(_mixed_inputs(group.finished))
-    return group
-
-
-def _meaning(overrides: Iterable[str], roles: Roles) -> set[str]:
-    """Overrides without those that make another run of the same cell."""
-    same_cell = tuple(f"{key}." for key in (*roles.same_run, *roles.same_cell))
-    return {word for word in overrides if not f"{word.partition('=')[0]}.".startswith(same_cell)}
-
-
-def _mixed_inputs(runs: list[RunRecord]) -> list[str]:
-    """One remark for each input (data, weights) whose content is not the same in all runs."""
-    remarks = []
-    for name in sorted({name for run in runs for name in run.inputs}):
-        contents = sorted({run.inputs.get(name, "none")[:12] for run in runs})
-        if len(contents) > 1:
-            remarks.append(f"MIXED: the seeds did not read the same {name} ({', '.join(contents)})")
-    return remarks
-
-
-def _finished_at(run: RunRecord) -> float:
-    assert run.result is not None
-    return run.result["finished"]
 
 
 # --- figures ---------------------------------------------------------------------------------------------
@@ -216,6 +149,23 @@ def _figure(cell: Cell, runs: CellRuns | None, seeds: int) -> Figure:
     replayed = any(row.provenance == "replayed" for row in rows.values())
     status = _status(cell, mean, scale, marks, complete=len(rows) >= seeds)
     return Figure(cell, status, mean, sd, replayed, marks, by_seed, _interval(list(rows.values()), cell.column))
+
+
+def _own_figures(
+    row: str, cells: dict[str, Cell], groups: Mapping[tuple[str, ...] | None, CellRuns], seeds: int
+) -> Figures:
+    """What runs of the row have measured on own data or weights: name of the line -> its figures. The published figures
+    are of other data, so that nothing stands beside them.
+    """
+    found: Figures = {}
+    for key, cell in cells.items():
+        for name, runs in (groups[cell.run].own if cell.run is not None else {}).items():
+            line = f"{row} [{name}]"
+            own_cell = replace(
+                cell, row=line, published=None, source=None, tolerance=None, note="other data or weights"
+            )
+            found.setdefault(line, {})[key] = _figure(own_cell, runs, seeds)
+    return found
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
@@ -354,74 +304,3 @@ def _published_layout(file: TableFile, figures: Figures) -> Layout:
             }
         )
     return columns, rows, values
-
-
-# --- footer ----------------------------------------------------------------------------------------------
-
-
-def _footer(file: TableFile, groups: list[CellRuns], store: Store, *, shows_smoke: bool) -> list[str]:
-    finished = [run for group in groups for run in group.finished]
-    lines = []
-    if file.paper is not None:
-        lines.append(f"published: {', '.join(filter(None, (file.number, f'arXiv {file.paper}')))}")
-    lines.append(SPREAD_NOTE)
-    seeds = ",".join(str(seed) for seed in range(file.seeds))
-    lines += [f"run: privlm sweep {' '.join(group.overrides)} seed={seeds}" for group in groups]
-    if finished:
-        lines += _provenance(finished)
-    for group in groups:
-        lines += group.remarks
-        lines += [f"{run.name}: {run.state}{_because(run)}" for run in group.unfinished]
-    task = file.name.partition("_")[0]
-    smoke = sum(run.scale == "smoke" and run.task == task for run in store.runs if run.result)
-    if smoke and not shows_smoke:
-        lines.append(f"{smoke} smoke runs are not shown (--scale smoke shows them)")
-    return lines + store.skipped
-
-
-def _provenance(runs: list[RunRecord]) -> list[str]:
-    """Code, data, hardware, privacy and dates of the runs that gave the figures."""
-    dates = [datetime.fromtimestamp(_finished_at(run), UTC).date().isoformat() for run in runs]
-    return [
-        f"code: {_joined(_code(run) for run in runs)}",
-        f"data: {_joined(_data(run) for run in runs)}",
-        f"hardware: {_joined(_hardware(run) for run in runs)}",
-        f"privacy: {_joined(_privacy(run) for run in runs)}",
-        f"runs finished between {min(dates)} and {max(dates)}",
-    ]
-
-
-def _code(run: RunRecord) -> str:
-    env = run.env or {}
-    if env.get("git_commit") is None:
-        return f"privlm {env.get('privlm', 'unknown')} (not a checkout)"
-    return env["git_commit"][:12] + (" with uncommitted changes" if env["dirty"] else "")
-
-
-def _data(run: RunRecord) -> str:
-    digest = run.inputs.get("data")
-    return run.config.get("data", {}).get("name", "unknown") + (f" ({digest[:12]})" if digest else "")
-
-
-def _hardware(run: RunRecord) -> str:
-    env = run.env or {}
-    return f"{env.get('platform', 'unknown')}, {env.get('gpu') or 'no GPU'}"
-
-
-def _privacy(run: RunRecord) -> str:
-    privacy = run.privacy or {}
-    if privacy.get("mechanism") != "dp_sgd":
-        return privacy.get("mechanism", "unknown")
-    return (
-        f"dp_sgd, unit {privacy['unit']}, {privacy['adjacency']}, delta {privacy['delta']:g}, "
-        f"{'certified' if privacy['guarantee'] else 'estimated'} by {privacy['accountant']}, {privacy['rng']} noise"
-    )
-
-
-def _because(run: RunRecord) -> str:
-    reasons = "; ".join(filter(None, [run.status.get("reason"), *run.problems]))
-    return f" ({reasons})" if reasons else ""
-
-
-def _joined(texts: Iterable[str]) -> str:
-    return "; ".join(sorted(set(texts)))

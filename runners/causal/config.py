@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from privlm.content import Content
 from privlm.privacy.schema import is_private
 from privlm.schema import TaskConfig, all_found, require_packages, setting
 
@@ -88,6 +89,7 @@ class CausalData:
     """Where the files of the suites lie (configs/data/causal.yaml)."""
 
     name: str = MISSING
+    known: list[str] | None = setting(same_run=True, default=None)  # what the name stands for (privlm.content)
     path: str | None = setting(same_run=True)  # its fingerprint stands for it
     licence: str = MISSING
 
@@ -119,6 +121,17 @@ def _check_program(config: Any) -> list[str]:
     if task.prompting == "program" and (task.n_samples > 1 or not task.chat):
         problems.append("task.prompting=program judges each pair once, by messages: task.n_samples=1 task.chat=true")
     return problems
+
+
+def contents(config: Any) -> dict[str, Content]:
+    """Whether files and weights are what their names promise."""
+    from privlm.llm.local.weights import llm_contents
+
+    from .sources import Sources
+
+    names = suite_names(config.task)
+    data = Sources(config.data.path).content(config.data, {SUITES[name] for name in names})
+    return {"data": data} | (llm_contents(config.llm) if names != ["numeric"] else {})
 
 
 def inputs(config: Any) -> dict[str, str]:

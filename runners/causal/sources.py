@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from privlm import content
+from privlm.content import Content
 from privlm.errors import UsageError
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -57,6 +59,13 @@ class Sources:
         for name in sorted(name for family in families for name in FILES[family]):
             digest.update(self.locate(name).read_bytes())
         return f"sha256:{digest.hexdigest()}"
+
+    def content(self, config: Any, families: Iterable[str]) -> Content:
+        """Whether these families are the published ones: by the lines of their files."""
+        digests = {
+            family: content.digest_of_rows(family, [self.lines(name) for name in FILES[family]]) for family in families
+        }
+        return content.of_splits(config, content.source_name(self.folder or EMBEDDED), digests)
 
     def text(self, name: str) -> str:
         path = self.locate(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from privlm.content import Content
 from privlm.errors import UsageError
 from privlm.models.schema import is_causal_lm
 from privlm.schema import TaskConfig, setting
@@ -18,6 +19,17 @@ class Task(TaskConfig):
     """setting: the published budget and batch sizes that the paper's recipe takes."""
 
     setting: str = setting(options=("own", "rgp", "li"))
+
+
+def contents(config: Any) -> dict[str, Content]:
+    """Whether data and weights are what their names promise; what `inputs` found is read for it."""
+    from privlm.data import text_classification
+    from privlm.models import locate
+
+    return {
+        "model": locate.content_of(config.model),
+        "data": text_classification.content_of(config.data),
+    }
 
 
 def inputs(config: Any) -> dict[str, str]:

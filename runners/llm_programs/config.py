@@ -9,6 +9,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from privlm.content import Content
+from privlm.data.schema import embedded_and_hub
 from privlm.errors import UsageError
 from privlm.files import sha256_file
 from privlm.llm.schema import LLMBudget
@@ -74,14 +76,19 @@ class StrategyQAConfig:
     """Questions with their facts (configs/data/strategyqa*.yaml)."""
 
     name: str = MISSING
-    hub_id: str | None = MISSING
-    path: str | None = setting(same_run=True)  # its fingerprint stands for it
-    embedded: bool = MISSING
+    known: list[str] | None = setting(same_run=True, default=None)  # what the name stands for (privlm.content)
+    hub_id: str | None = setting(instead_of=("path", "embedded"))
+    path: str | None = setting(same_run=True, not_with=("embedded", "hub_id"))  # its fingerprint stands for it
+    embedded: bool = setting(instead_of=("path", "hub_id"), not_with=("hub_id",))
     split: str = MISSING
     subset: str = setting(options=SUBSETS)
     paragraphs: str | None = MISSING
     max_paragraph_chars: int = setting(above=0)
     licence: str = MISSING
+
+    def check(self, config: Any) -> list[str]:
+        """What its fields say together."""
+        return embedded_and_hub(self)
 
 
 SCHEMAS = {"data": {"strategyqa": StrategyQAConfig}}
@@ -112,6 +119,15 @@ def _check_pattern(pattern: str) -> list[str]:
         if found is None or found.group(1) != answer:
             return [f"task.answer_pattern does not find the answer in '{sentence}', as the examples end"]
     return []
+
+
+def contents(config: Any) -> dict[str, Content]:
+    """Whether questions and weights are what their names promise."""
+    from privlm.llm.local.weights import llm_contents
+
+    from .strategyqa import content_of
+
+    return {"data": content_of(config.data), **llm_contents(config.llm)}
 
 
 def inputs(config: Any) -> dict[str, str]:

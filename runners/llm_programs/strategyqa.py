@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from privlm import hub
+from privlm import content, hub
+from privlm.content import Content
 from privlm.data.readers import read_table
 from privlm.errors import UsageError
 from privlm.files import sha256_file
@@ -88,6 +89,18 @@ def locate(config: Any) -> Located:
     if not is_complete(folder):
         raise UsageError(f"data.hub_id: {config.hub_id} has no files {pattern} (data.split={config.split})")
     return Located(tuple(sorted(folder.glob(pattern))), f"hub:{config.hub_id}@{folder.name}")
+
+
+def content_of(config: Any) -> Content:
+    """Whether the questions are the published ones: by the records of all files, since each adds to the pool."""
+    located = locate(config)
+    records = [[json.dumps(record, sort_keys=True, default=str) for record in _read(path)] for path in located.files]
+    if config.path or config.embedded:
+        source = content.source_name(config.path or EMBEDDED)
+    else:
+        source = content.repository_name(config.hub_id)
+    digests = {config.split: content.digest_of_rows(config.split, records)}
+    return content.of_splits(config, source, digests, located.fingerprint)
 
 
 def load(config: Any, num_questions: int | None = None) -> Dataset:

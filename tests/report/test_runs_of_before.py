@@ -25,6 +25,8 @@ CAME_LATER = {
         "deterministic", "final_learning_rate", "warmup_share", "restore_best", "early_stop_metric", "early_stop_mode"
     ),
     "task": ("until",),
+    "data": ("known",),
+    "model": ("known",),
 }  # fmt: skip
 MENUS = {"presets": {"lora": {"optimizer": "adamw", "other_params": None}}, "settings": {}, "max_train_examples": {}}
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from privlm.content import Content, source_name
 from privlm.errors import UsageError
 from privlm.files import sha256_file
 from privlm.llm.schema import LocalLLMConfig
-from privlm.models.locate import ModelFiles, locate_model
+from privlm.models.locate import ModelFiles, content_of, locate_model
 
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -39,6 +40,17 @@ def locate_llm(config: LocalLLMConfig) -> LLMFiles:
     digests = "".join(sha256_file(path) for path in (adapter / "adapter_config.json", _adapter_weights(adapter)))
     digest = hashlib.sha256(f"{weights.fingerprint}{digests}".encode()).hexdigest()
     return LLMFiles(weights, adapter, f"adapted:{digest}")
+
+
+def llm_contents(config: Any) -> dict[str, Content]:
+    """What is behind the name of the group `llm`, for a runner's `contents`: of local weights, which an adapter makes
+    own ones. Whoever is asked over a server or replayed from a file is known by name alone.
+    """
+    if config is None or config.backend != "local":
+        return {}
+    if config.adapter is None:
+        return {"llm": content_of(config, "llm")}
+    return {"llm": Content(source_name(config.adapter), locate_llm(config).fingerprint, known=False)}
 
 
 def _check_adapter(adapter: Path, hub_id: str | None) -> None:
