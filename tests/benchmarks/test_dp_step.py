@@ -22,7 +22,7 @@ def dp_step():
 
 
 def test_a_private_step_runs_the_model_once_and_differentiates_once(dp_step, monkeypatch):
-    workload = dp_step.Workload("tiny", "dense", batch_size=4, num_tokens=8)
+    workload = dp_step.Workload("tiny", "dense", batch_size=4, num_tokens=8, vocabulary=100)
     model = workload.build()
     engine = dp_step.PrivLM(model, 4)
     engine.micro_step(workload.batch())  # the first one also looks for records that depend on each other

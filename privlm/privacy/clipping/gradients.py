@@ -64,6 +64,13 @@ class RowUpdates:
         weighted_BTn = self.right_BTn * weight_B[:, None, None]
         sum_mn.index_add_(0, self.ids_BT.flatten(), weighted_BTn.flatten(0, 1))
 
+    def add_to(self, gradient_Bmn: Tensor) -> None:
+        """Adds G_i to each record's matrix in place."""
+        num_records, num_rows, _ = gradient_Bmn.shape
+        first_row_B = num_rows * torch.arange(num_records, device=self.ids_BT.device)
+        rows = (self.ids_BT + first_row_B[:, None]).flatten()
+        gradient_Bmn.flatten(0, 1).index_add_(0, rows, self.right_BTn.flatten(0, 1))
+
     def without_records(self, dropped_B: Tensor) -> RowUpdates:
         return RowUpdates(self.ids_BT, _zero(self.right_BTn, dropped_B))
 
@@ -99,9 +106,14 @@ def merge(parts: Sequence[PerRecordGradient]) -> list[PerRecordGradient]:
     merged: list[PerRecordGradient] = []
     if outer:
         joined = OuterProducts(_join([part.left_BTm for part in outer]), _join([part.right_BTn for part in outer]))
-        merged.append(joined if rows else joined.smallest_form())  # the cross term with rows needs factors
+        merged.append(joined.smallest_form())
     if rows:
-        merged.append(RowUpdates(_join([part.ids_BT for part in rows]), _join([part.right_BTn for part in rows])))
+        updates = RowUpdates(_join([part.ids_BT for part in rows]), _join([part.right_BTn for part in rows]))
+        match merged:
+            case [Instantiated() as tied]:
+                updates.add_to(tied.gradient_Bs)
+            case _:
+                merged.append(updates)
     if instantiated:
         merged.append(Instantiated(torch.stack([part.gradient_Bs for part in instantiated]).sum(0)))
     return merged
