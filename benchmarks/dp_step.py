@@ -245,10 +245,31 @@ class Workload:
 
     vocabulary: int
     is_tied: bool = False
+    device: str = "cpu"
 
     def __str__(self) -> str:
         size = f"vocabulary {self.vocabulary:,}, batch {self.batch_size}, {self.num_tokens} tokens"
-        return f"{self.model}{', tied output layer' * self.is_tied}, {self.training}, {size}"
+        where = "" if self.device == "cpu" else f", {torch.cuda.get_device_name()}"
+        return f"{self.model}{', tied output layer' * self.is_tied}, {self.training}, {size}{where}"
+
+    def mark(self) -> str:
+        """Of its section in BENCHMARKS.md."""
+        words = [self.model, self.training, self.batch_size, self.num_tokens]
+        words += [self.vocabulary] * SHAPES[self.model].is_causal + ["tied"] * self.is_tied
+        return " ".join(map(str, [*words, *[self.device] * (self.device != "cpu")]))
+
+    def clock(self) -> float:
+        """CPU seconds of this process, or seconds by the clock once the GPU has done all."""
+        if self.device == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def peak_mb(self) -> float:
+        """Resident memory, or what torch has taken on the GPU."""
+        if self.device == "cpu":
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return torch.cuda.max_memory_allocated() / 2**20
 
     def build(self) -> nn.Module:
         torch.manual_seed(0)
@@ -262,9 +283,12 @@ class Workload:
             task = "CAUSAL_LM" if shape.is_causal else "SEQ_CLS"
             targets = {"target_modules": shape.lora_targets, "fan_in_fan_out": self.model == "gpt2-shape"}
             model = get_peft_model(model, LoraConfig(r=LORA_RANK, lora_dropout=0.0, task_type=task, **targets))
-        return model.train()
+        return model.train().to(self.device)
 
     def batch(self) -> Batch:
+        return {name: value.to(self.device) for name, value in self._batch().items()}
+
+    def _batch(self) -> Batch:
         generator = torch.Generator().manual_seed(1)
         shape = (self.batch_size, self.num_tokens)
         if SHAPES[self.model].is_causal:
@@ -280,9 +304,9 @@ class Workload:
 
 @dataclass(frozen=True)
 class Round:
-    micro_step_s: float  # CPU seconds
+    micro_step_s: float  # as Workload.clock counts
     release_s: float
-    peak_rss_mb: float
+    peak_mb: float
 
 
 def work(name: str, workload: Workload, pipe: Connection) -> None:
@@ -297,24 +321,24 @@ def work(name: str, workload: Workload, pipe: Connection) -> None:
         engine = private = PRIVATE_ENGINES[name](workload.build(), workload.batch_size)
         engine.micro_step(batch)
         total = private.clipped_sum()
-        pipe.send(total[:: max(1, total.numel() // 1_000_000)].numpy())
+        pipe.send(total[:: max(1, total.numel() // 1_000_000)].cpu().numpy())
         del total
     for _ in range(NUM_WARM_UPS):
         engine.micro_step(batch)
         engine.release()
     while pipe.recv():
-        start = time.process_time()
+        start = workload.clock()
         engine.micro_step(batch)
-        middle = time.process_time()
+        middle = workload.clock()
         engine.release()
-        end = time.process_time()
-        peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        pipe.send(Round(middle - start, end - middle, peak_rss_mb))
+        end = workload.clock()
+        pipe.send(Round(middle - start, end - middle, workload.peak_mb()))
 
 
 def measure(workload: Workload, names: list[str], num_rounds: int) -> dict[str, list[Round]]:
     """Rounds of every engine, taken in turn. Raises SystemExit where engines disagree about the clipped sum."""
-    context = get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["peft", "transformers", "torch"])  # once for all, not in every engine's process
     pipes: dict[str, Connection] = {}
     processes = []
     sums: dict[str, np.ndarray] = {}
@@ -356,8 +380,8 @@ def table(rounds: dict[str, list[Round]], micro_batches: int) -> list[str]:
             / (micro_batches * theirs.micro_step_s + theirs.release_s)
             for mine, theirs in zip(own, base, strict=True)
         ]
-        peak = max(mine.peak_rss_mb for mine in own)
-        base_peak = max(theirs.peak_rss_mb for theirs in base)
+        peak = max(mine.peak_mb for mine in own)
+        base_peak = max(theirs.peak_mb for theirs in base)
         lines.append(
             f"| {name} | {np.median([mine.micro_step_s for mine in own]):.3f} | {report.spread(micro)} "
             f"| {np.median([mine.release_s for mine in own]):.3f} | {report.spread(logical)} "
@@ -367,12 +391,14 @@ def table(rounds: dict[str, list[Round]], micro_batches: int) -> list[str]:
 
 
 def section(arguments: argparse.Namespace, workload: Workload, lines: list[str]) -> str:
+    seconds, memory = ("CPU s", "RSS") if workload.device == "cpu" else ("s", "GPU memory")
     return "\n".join(
         [
             f"## {workload}",
             "",
-            f"| engine | micro-step, CPU s | x non-private (quartiles) | release, CPU s "
-            f"| logical step of {arguments.micro_batches} micro-steps, x non-private | peak RSS, MB | x non-private |",
+            f"| engine | micro-step, {seconds} | x non-private (quartiles) | release, {seconds} "
+            f"| logical step of {arguments.micro_batches} micro-steps, x non-private "
+            f"| peak {memory}, MB | x non-private |",
             "|--|--|--|--|--|--|--|",
             *lines,
             "",
@@ -393,6 +419,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--vocabulary", type=int, help="default: the model's own")
     parser.add_argument("--tied", action="store_true", help="output layer of causal models; without Opacus")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: seconds by the clock")
     parser.add_argument("--micro-batches", type=int, default=16, help="micro-steps that share a release in the table")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--write", action="store_true", help=f"put the tables into {report.REPORT.name}")
@@ -405,12 +432,14 @@ def main() -> None:
     ]
     for model, training in itertools.product(arguments.model, arguments.training):
         vocabulary = arguments.vocabulary or SHAPES[model].vocabulary
-        workload = Workload(model, training, arguments.batch, arguments.tokens, vocabulary, arguments.tied)
+        workload = Workload(
+            model, training, arguments.batch, arguments.tokens, vocabulary, arguments.tied, arguments.device
+        )
         rounds = measure(workload, names, arguments.rounds)
         text = section(arguments, workload, table(rounds, arguments.micro_batches))
         print(text, flush=True)
         if arguments.write:
-            report.write(str(workload), text)
+            report.write(workload.mark(), text)
 
 
 if __name__ == "__main__":

@@ -37,11 +37,12 @@ def test_a_private_step_runs_the_model_once_and_differentiates_once(dp_step, mon
 
 
 @pytest.mark.parametrize("training", ["dense", "lora"])
+@pytest.mark.parametrize("model", ["tiny", "gpt2-shape", "llama-shape"])
 @pytest.mark.parametrize("peer", ["opacus ghost", "opacus hooks"])
-def test_peers_give_the_same_clipped_sum(dp_step, peer, training):
+def test_peers_give_the_same_clipped_sum(dp_step, peer, model, training):
     if importlib.util.find_spec("opacus") is None:
         pytest.skip("opacus is not installed (extra peers)")
-    workload = dp_step.Workload("tiny", training, batch_size=4, num_tokens=8)
+    workload = dp_step.Workload(model, training, batch_size=4, num_tokens=8, vocabulary=100)
     sums = []
     for name in ("privlm", peer):
         engine = dp_step.PRIVATE_ENGINES[name](workload.build(), 4)
