@@ -24,7 +24,7 @@ from torch import Tensor
 
 from privlm.privacy import keyed_random
 
-_PIECE = 1 << 16  # numbers drawn at a time on a CPU: the work space stays in cache
+_PIECE = 1 << 17  # numbers drawn at a time on a CPU: the work space stays in its caches
 _GPU_PIECE = 1 << 24  # on a GPU: few kernels, little memory
 _FINE = 1 << 8  # words below this one get a fraction
 _HALF_RANGE = 2.0**31  # of a word of 32 bits with a sign
