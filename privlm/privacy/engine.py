@@ -194,6 +194,7 @@ class PrivacyEngine:
         return [(self._names[call.module], row_norms(call.input, size)) for call in self._calls]
 
     def _accumulate(self, seen: Seen, gradients: _Gradients) -> ClippingStatistics:
+        """Takes `gradients` apart."""
         norm_LB = seen.norm_LB
         assert norm_LB is not None
         norm_B = torch.linalg.vector_norm(norm_LB, dim=0)
@@ -201,9 +202,11 @@ class PrivacyEngine:
         factor_LB = self._clip_factors(norm_LB, self.clipping_norm).masked_fill(nonfinite_B, 0.0)
         num_nonfinite = int(nonfinite_B.sum())
         with torch.autocast(norm_B.device.type, enabled=False):
-            for parameter, parts in gradients.items():
+            for parameter in list(gradients):
+                parts = gradients.pop(parameter)  # the last use: its memory can become that of the next sum
                 kept = clip.without_records(parts, nonfinite_B) if num_nonfinite else parts
-                clip.accumulate(kept, self._sum_of(parameter), factor_LB[self._layer_of[parameter]])
+                del parts
+                self._add_to_sum(parameter, kept, factor_LB[self._layer_of[parameter]])
         self._num_records += len(norm_B)
         return ClippingStatistics(
             norms=norm_B,
@@ -291,10 +294,17 @@ class PrivacyEngine:
             self._sums[parameter] = torch.zeros(parameter.shape, dtype=torch.float32, device=parameter.device)
         return self._sums[parameter]
 
+    def _add_to_sum(self, parameter: nn.Parameter, gradient: list[clip.PerRecordGradient], weight_B: Tensor) -> None:
+        total = self._sums.get(parameter)
+        if is_first := total is None:
+            total = torch.empty(parameter.shape, dtype=torch.float32, device=parameter.device)
+        clip.accumulate(gradient, total, weight_B, is_first=is_first)
+        self._sums[parameter] = total
+
     def _per_record_gradients(self, loss_B: Tensor) -> _Gradients:
         edges = [call.output_edge for call in self._calls]
         inputs: list[Any] = [*edges, *self._parameters.values()]
-        gradients = torch.autograd.grad(loss_B.sum(), inputs, allow_unused=True)
+        gradients = list(torch.autograd.grad(loss_B.sum(), inputs, allow_unused=True))
         self._is_recording = False  # no layer runs for the model any more; a rule may run one for itself
         used_elsewhere = [
             name
@@ -303,8 +313,10 @@ class PrivacyEngine:
         ]
         if used_elsewhere:
             raise UnsupportedModuleError(dict.fromkeys(used_elsewhere, "used outside the forward call of its layer"))
+        del gradients[len(edges) :]
         parts: dict[nn.Parameter, list[clip.PerRecordGradient]] = {}
-        for call, gradient in zip(self._calls, gradients, strict=False):
+        while self._calls:  # from the last: what a rule has read is dropped unless the gradient is made of it
+            call, gradient = self._calls.pop(), gradients.pop()
             if gradient is None:  # the losses do not depend on this call
                 continue
             for name, rule in self._rules[call.module].items():
@@ -313,8 +325,7 @@ class PrivacyEngine:
                 except clip.NoRuleError as error:
                     raise UnsupportedModuleError({self._names[call.module]: str(error)}) from error
                 parts.setdefault(getattr(call.module, name), []).append(part)
-        self._calls = []
-        return {parameter: clip.merge(parameter_parts) for parameter, parameter_parts in parts.items()}
+        return {parameter: clip.merge(parts.pop(parameter)) for parameter in list(parts)}
 
     def _layer_norms(self, gradients: _Gradients, loss_B: Tensor) -> Tensor:
         """Norms [L, B] of what each layer contributes to the records' gradients."""

@@ -9,7 +9,7 @@ from operator import index
 
 import numpy as np
 
-DERIVATION = 2
+DERIVATION = 3
 """Version of the way from keys to the noise of releases; to be raised with every change of it."""
 
 

@@ -6,7 +6,8 @@ their noise, so that the difference of their releases is exact.
 
 Both draw floating-point numbers. The set of values that a float32 Gaussian can take depends on how it is
 computed, and an attacker who sees released numbers at full precision may exploit that (Mironov, CCS 2012);
-the accounting is that of the ideal, continuous Gaussian.
+the accounting is that of the ideal, continuous Gaussian. Each number takes 32 random bits, and 32 more where it may lie
+in the tails, which reach 9.4 standard deviations.
 """
 
 import math
@@ -17,15 +18,19 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from privlm.privacy import keyed_random
 
-_CHUNK = 1 << 15  # pairs drawn at a time: work space that stays in cache
-
+_PIECE = 1 << 17  # numbers drawn at a time on a CPU: the work space stays in its caches
+_GPU_PIECE = 1 << 24  # on a GPU: few kernels, little memory
+_FINE = 1 << 8  # words below this one get a fraction
+_HALF_RANGE = 2.0**31  # of a word of 32 bits with a sign
 
 Shape = tuple[int, ...]
+Words = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,11 @@ class Draw:
     world_size: int
     device: str  # as device_name gives it: devices draw different numbers for one seed
 
+    @property
+    def size(self) -> int:
+        """Numbers that one rank draws."""
+        return sum(map(math.prod, self.shapes))
+
 
 class Noise(Protocol):
     """A source of standard normal tensors; different draws and different ranks get independent ones.
@@ -46,8 +56,11 @@ class Noise(Protocol):
 
     is_reproducible: bool
 
-    def sample(self, draw: Draw, rank: int, device: torch.device) -> Iterator[Tensor]:
-        """For each of the draw's shapes a float32 tensor of independent N(0, 1) entries, on `device`."""
+    def sample(self, draw: Draw, rank: int, device: torch.device) -> Iterator[Iterator[Tensor]]:
+        """For each of the draw's shapes its independent N(0, 1) numbers, float32 on `device`, in flat pieces.
+
+        A piece is overwritten when the next one is asked for; the pieces of a shape are taken before the next shape.
+        """
         ...
 
     def noise_id(self, draw: Draw) -> str:
@@ -66,23 +79,20 @@ class ReproducibleNoise:
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
-    def sample(self, draw: Draw, rank: int, device: torch.device) -> Iterator[Tensor]:
+    def sample(self, draw: Draw, rank: int, device: torch.device) -> Iterator[Iterator[Tensor]]:
         key = (*self._key(draw), rank)
         if device.type == "cuda":
             seed = keyed_random.key_bits("noise", *key) >> 65  # torch takes 63 bits
             cuda_generator = torch.Generator(device).manual_seed(seed)
-            for shape in draw.shapes:
-                yield torch.randn(shape, generator=cuda_generator, device=device, dtype=torch.float32)
-        else:
-            # torch's CPU generator uses 32 bits of its seed: with one key per rank and step those would repeat.
-            bits = np.random.SFC64(keyed_random.key_bits("noise", *key))  # half the time of keyed_random's Philox
+            piece = torch.empty(min(_GPU_PIECE, draw.size), device=device)
+            return _pieces(draw.shapes, lambda: piece.normal_(generator=cuda_generator))
+        # torch's CPU generator uses 32 bits of its seed: with one key per rank and step those would repeat.
+        bits = np.random.SFC64(keyed_random.key_bits("noise", *key))  # half the time of keyed_random's Philox
 
-            def uniform(num_pairs: int) -> Tensor:
-                """In steps of 2^-32, finer near 0, whose logarithm makes the tails."""
-                drawn = bits.random_raw(num_pairs).view(np.uint32).astype(np.float32)
-                return torch.from_numpy(drawn).add_(0.5).mul_(2.0**-32)
+        def words(number: int) -> Words:
+            return bits.random_raw((number + 1) // 2).view(np.int32)[:number]
 
-            yield from _normal(draw.shapes, uniform, device)
+        return _pieces(draw.shapes, _Normal(draw.size, words, torch.float32, device))
 
     def noise_id(self, draw: Draw) -> str:
         return f"{keyed_random.key_bits('noise id', *self._key(draw)):032x}"
@@ -93,16 +103,15 @@ class ReproducibleNoise:
 
 
 class SecureNoise:
-    """Fresh noise from the operating system's generator on every call (Box-Muller transform in float64)."""
+    """Fresh noise from the operating system's generator on every call, transformed in float64."""
 
     is_reproducible = False
 
-    def sample(self, draw: Draw, rank: int, device: torch.device) -> Iterator[Tensor]:
-        def uniform(num_pairs: int) -> Tensor:
-            random_bits = np.frombuffer(os.urandom(16 * num_pairs), dtype=np.uint64)
-            return torch.from_numpy(((random_bits >> np.uint64(11)) + 0.5) * 2.0**-53)
+    def sample(self, draw: Draw, rank: int, device: torch.device) -> Iterator[Iterator[Tensor]]:
+        def words(number: int) -> Words:
+            return np.frombuffer(bytearray(os.urandom(4 * number)), dtype=np.int32)
 
-        return _normal(draw.shapes, uniform, device)
+        return _pieces(draw.shapes, _Normal(draw.size, words, torch.float64, device))
 
     def noise_id(self, draw: Draw) -> str:
         return secrets.token_hex(16)
@@ -113,30 +122,55 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _normal(shapes: Iterable[Shape], uniform: Callable[[int], Tensor], device: torch.device) -> Iterator[Tensor]:
-    """Independent N(0, 1) numbers, float32, by the Box-Muller transform in the precision of `uniform`.
+class _Normal:
+    """Every call gives the next independent N(0, 1) numbers, always in one place: the Box-Muller transform.
 
-    uniform: gives twice as many independent numbers of (0, 1] as it is asked for pairs.
+    size: how many will be used of all calls together; at most `_PIECE` come at a time.
+    words: gives as many uniform words as it is asked for.
+    dtype: in which they are transformed.
     """
-    for together in _groups(shapes):
-        sizes = list(map(math.prod, together))
-        noise = torch.empty(sum(sizes))
-        for piece in noise.split(2 * _CHUNK):
-            num_pairs = (len(piece) + 1) // 2
-            radius, angle = uniform(num_pairs).view(2, num_pairs)
-            radius.log_().mul_(-2).sqrt_()
-            angle.mul_(2 * math.pi)
-            piece[:num_pairs] = torch.cos(angle).mul_(radius)
-            piece[num_pairs:] = angle.sin_().mul_(radius)[: len(piece) - num_pairs]
-        yield from (part.view(shape) for part, shape in zip(noise.to(device).split(sizes), together, strict=True))
+
+    def __init__(self, size: int, words: Callable[[int], Words], dtype: torch.dtype, device: torch.device) -> None:
+        num_pairs = (min(size, _PIECE) + 1) // 2
+        self._words = words
+        self._device = device
+        self._work = torch.empty(2, num_pairs, dtype=dtype)
+        self._numbers = torch.empty(2, num_pairs)
+
+    def __call__(self) -> Tensor:
+        self._work.view(-1).copy_(torch.from_numpy(self._words(self._work.numel())))
+        radius, angle = self._work
+        _to_uniform(radius, self._words).log_().mul_(-2).sqrt_()
+        angle.add_(0.5).mul_(math.pi / _HALF_RANGE)
+        for numbers, function in zip(self._numbers, (torch.cos, torch.sin), strict=True):
+            numbers.copy_(function(angle).mul_(radius))
+        return self._numbers.view(-1).to(self._device)
 
 
-def _groups(shapes: Iterable[Shape]) -> Iterator[list[Shape]]:
-    """Small tensors that fit into one piece are drawn together, a large one alone."""
-    group: list[Shape] = []
-    for shape in shapes:
-        if group and sum(map(math.prod, [*group, shape])) > 2 * _CHUNK:
-            yield group
-            group = []
-        group.append(shape)
-    yield group
+def _to_uniform(word: Tensor, more_words: Callable[[int], Words]) -> Tensor:
+    """Words to numbers of (0, 1), in place: |word| / 2^31, with a fraction where a word is small.
+
+    Their logarithm makes the tails, for which steps of 2^-31 would be coarse.
+    """
+    word.abs_()
+    if word.min() < _FINE:
+        is_small = word < _FINE
+        fraction = torch.from_numpy(more_words(int(is_small.sum()))).to(word.dtype).add_(0.5).div_(2 * _HALF_RANGE)
+        word[is_small] = (word[is_small] + fraction).abs()  # 0 has half the chance of another |word|, and half its room
+    return word.div_(_HALF_RANGE).clamp_(max=1 - torch.finfo(word.dtype).eps / 2)
+
+
+def _pieces(shapes: Iterable[Shape], draw_piece: Callable[[], Tensor]) -> Iterator[Iterator[Tensor]]:
+    """For each shape flat pieces that together have its size, cut from pieces drawn when they are needed."""
+    left = torch.empty(0)
+
+    def take(number: int) -> Iterator[Tensor]:
+        nonlocal left
+        while number:
+            if not len(left):
+                left = draw_piece()
+            piece, left = left[:number], left[number:]
+            number -= len(piece)
+            yield piece
+
+    return (take(math.prod(shape)) for shape in shapes)

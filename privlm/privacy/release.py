@@ -8,7 +8,7 @@ drawn, and nothing is given where the noise or a sum is not what the account say
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +49,8 @@ def release(
     adds noise of variance (sigma C)^2 / W from its own stream; rank 0 writes the ledger first.
 
     Args:
-        sums: of this rank's clipped vectors, float32, one tensor per parameter; changed in place and given back.
+        sums: of this rank's clipped vectors, float32 and contiguous, one tensor per parameter; changed in place and
+            given back.
         step: must grow from call to call of one `check`, so that noise is never used twice.
         setting: its expected batch size is sampling rate times number of units, never the size that was drawn.
         num_units: in this rank's sums.
@@ -75,10 +76,9 @@ def release(
 
     std = setting.noise_multiplier * setting.clipping_norm / math.sqrt(world.size)
     drawn, added = [], []
-    for total, z in zip(sums, noise.sample(draw, world.rank, device), strict=True):
+    for total, pieces in zip(sums, noise.sample(draw, world.rank, device), strict=True):
         before = _first_values(total, _NUM_CHECKED).clone()
-        total.add_(z, alpha=std)
-        drawn.append(_first_values(z, _NUM_CHECKED))
+        drawn.append(_add(total, pieces, std))
         added.append(_first_values(total, _NUM_CHECKED) - before)
     noise_drawn, noise_added = torch.cat(drawn).cpu().numpy(), torch.cat(added).cpu().double()
     mine = ReleaseEvidence(
@@ -97,6 +97,19 @@ def release(
             world.all_reduce(total)
         total.div_(setting.expected_batch_size)
     return sums
+
+
+def _add(total: Tensor, pieces: Iterable[Tensor], std: float) -> Tensor:
+    """Adds `std` times the numbers of all pieces to `total`, in place; returns the first of them for the checks."""
+    flat = total.view(-1)
+    first, start = [flat[:0]], 0
+    for z in pieces:
+        flat[start : start + len(z)].add_(z, alpha=std)
+        if start < _NUM_CHECKED:
+            first.append(z[: _NUM_CHECKED - start].clone())
+        start += len(z)
+    assert start == len(flat), "the noise source drew another number of values than it was asked for"
+    return torch.cat(first)
 
 
 def _of_all_ranks(mine: ReleaseEvidence, world: World, device: torch.device) -> list[ReleaseEvidence]:

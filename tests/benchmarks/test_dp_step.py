@@ -22,7 +22,7 @@ def dp_step():
 
 
 def test_a_private_step_runs_the_model_once_and_differentiates_once(dp_step, monkeypatch):
-    workload = dp_step.Workload("tiny", "dense", batch_size=4, num_tokens=8)
+    workload = dp_step.Workload("tiny", "dense", batch_size=4, num_tokens=8, vocabulary=100)
     model = workload.build()
     engine = dp_step.PrivLM(model, 4)
     engine.micro_step(workload.batch())  # the first one also looks for records that depend on each other
@@ -37,11 +37,12 @@ def test_a_private_step_runs_the_model_once_and_differentiates_once(dp_step, mon
 
 
 @pytest.mark.parametrize("training", ["dense", "lora"])
+@pytest.mark.parametrize("model", ["tiny", "gpt2-shape", "llama-shape"])
 @pytest.mark.parametrize("peer", ["opacus ghost", "opacus hooks"])
-def test_peers_give_the_same_clipped_sum(dp_step, peer, training):
+def test_peers_give_the_same_clipped_sum(dp_step, peer, model, training):
     if importlib.util.find_spec("opacus") is None:
         pytest.skip("opacus is not installed (extra peers)")
-    workload = dp_step.Workload("tiny", training, batch_size=4, num_tokens=8)
+    workload = dp_step.Workload(model, training, batch_size=4, num_tokens=8, vocabulary=100)
     sums = []
     for name in ("privlm", peer):
         engine = dp_step.PRIVATE_ENGINES[name](workload.build(), 4)

@@ -254,3 +254,27 @@ def test_each_layer_has_its_share_of_the_bound() -> None:
 def test_embedding_options_that_mix_records_are_refused(option: dict[str, object]) -> None:
     with pytest.raises(clipping.NoRuleError, match="influence each other"):
         clipping.rule_of(nn.Embedding(3, 2, **option), "weight")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [gradients.OuterProducts(torch.ones(2, 1, 3), torch.ones(2, 1, 4))],
+        [gradients.RowUpdates(torch.zeros(2, 1, dtype=torch.long), torch.ones(2, 1, 4))],
+        [gradients.Instantiated(torch.ones(2, 3, 4))],
+        [
+            gradients.OuterProducts(torch.ones(2, 1, 3), torch.ones(2, 1, 4)),
+            gradients.RowUpdates(torch.zeros(2, 1, dtype=torch.long), torch.ones(2, 1, 4)),
+        ],
+    ],
+    ids=["outer", "rows", "instantiated", "tied"],
+)
+def test_a_first_sum_does_not_read_the_memory_it_is_written_to(parts: list[clipping.PerRecordGradient]) -> None:
+    weight_B = torch.tensor([1.0, 2.0])
+    first, added = torch.full((3, 4), torch.nan), torch.zeros(3, 4)
+    clipping.accumulate(parts, first, weight_B, is_first=True)
+    clipping.accumulate(parts, added, weight_B)
+    assert added[0].tolist() == [3.0 * len(parts)] * 4
+    assert torch.equal(first, added)
+    clipping.accumulate(parts, first, weight_B)
+    assert torch.equal(first, 2 * added)

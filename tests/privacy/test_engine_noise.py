@@ -88,7 +88,7 @@ def test_ranks_together_give_the_clipped_sum_of_one(size: int) -> None:
 
 
 class SameOnEveryRank(ReproducibleNoise):
-    def sample(self, draw: Draw, rank: int, device: torch.device) -> Iterator[Tensor]:
+    def sample(self, draw: Draw, rank: int, device: torch.device) -> Iterator[Iterator[Tensor]]:
         return super().sample(draw, 0, device)
 
 

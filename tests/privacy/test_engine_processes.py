@@ -40,8 +40,8 @@ def from_rank_0(indices: Indices) -> Indices:
 
 
 class OnOneProcessOnly(ReproducibleNoise):
-    def sample(self, draw: Draw, rank: int, device: torch.device) -> Iterator[torch.Tensor]:
-        return ((rank == 0) * z for z in super().sample(draw, rank, device))
+    def sample(self, draw: Draw, rank: int, device: torch.device) -> Iterator[Iterator[torch.Tensor]]:
+        return (((rank == 0) * z for z in pieces) for pieces in super().sample(draw, rank, device))
 
 
 def work(rank: int, folder: Path) -> None:

@@ -26,14 +26,14 @@ class OuterProducts:
         """sum_{t,t'} (left_t . left_t') (right_t . right_t'), shape [B]."""
         return _dot(self.left_BTm @ self.left_BTm.mT, self.right_BTn @ self.right_BTn.mT)
 
-    def accumulate(self, sum_mn: Tensor, weight_B: Tensor) -> None:
+    def accumulate(self, sum_mn: Tensor, weight_B: Tensor, is_first: bool) -> None:
         left_BTm, right_BTn = self.left_BTm, self.right_BTn
         if left_BTm.shape[2] < right_BTn.shape[2]:  # scale the smaller factor
             left_BTm = left_BTm * weight_B[:, None, None]
         else:
             right_BTn = right_BTn * weight_B[:, None, None]
         matrix_mn = sum_mn.view(left_BTm.shape[2], -1)  # the kernel of a convolution has four dimensions
-        matrix_mn.addmm_(left_BTm.flatten(0, 1).T, right_BTn.flatten(0, 1))
+        matrix_mn.addmm_(left_BTm.flatten(0, 1).T, right_BTn.flatten(0, 1), beta=1 - is_first)
 
     def without_records(self, dropped_B: Tensor) -> OuterProducts:
         return OuterProducts(_zero(self.left_BTm, dropped_B), _zero(self.right_BTn, dropped_B))
@@ -58,9 +58,18 @@ class RowUpdates:
         same_BTT = self.ids_BT[:, :, None] == self.ids_BT[:, None, :]
         return _dot(same_BTT.float(), self.right_BTn @ self.right_BTn.mT)
 
-    def accumulate(self, sum_mn: Tensor, weight_B: Tensor) -> None:
+    def accumulate(self, sum_mn: Tensor, weight_B: Tensor, is_first: bool) -> None:
+        if is_first:
+            sum_mn.zero_()
         weighted_BTn = self.right_BTn * weight_B[:, None, None]
         sum_mn.index_add_(0, self.ids_BT.flatten(), weighted_BTn.flatten(0, 1))
+
+    def add_to(self, gradient_Bmn: Tensor) -> None:
+        """Adds G_i to each record's matrix in place."""
+        num_records, num_rows, _ = gradient_Bmn.shape
+        first_row_B = num_rows * torch.arange(num_records, device=self.ids_BT.device)
+        rows = (self.ids_BT + first_row_B[:, None]).flatten()
+        gradient_Bmn.flatten(0, 1).index_add_(0, rows, self.right_BTn.flatten(0, 1))
 
     def without_records(self, dropped_B: Tensor) -> RowUpdates:
         return RowUpdates(self.ids_BT, _zero(self.right_BTn, dropped_B))
@@ -75,8 +84,8 @@ class Instantiated:
     def squared_norms(self) -> Tensor:
         return _dot(self.gradient_Bs, self.gradient_Bs)
 
-    def accumulate(self, sum_s: Tensor, weight_B: Tensor) -> None:
-        sum_s.view(-1).addmv_(_rows(self.gradient_Bs).T, weight_B)
+    def accumulate(self, sum_s: Tensor, weight_B: Tensor, is_first: bool) -> None:
+        sum_s.view(-1).addmv_(_rows(self.gradient_Bs).T, weight_B, beta=1 - is_first)
 
     def without_records(self, dropped_B: Tensor) -> Instantiated:
         return Instantiated(_zero(self.gradient_Bs, dropped_B))
@@ -97,9 +106,14 @@ def merge(parts: Sequence[PerRecordGradient]) -> list[PerRecordGradient]:
     merged: list[PerRecordGradient] = []
     if outer:
         joined = OuterProducts(_join([part.left_BTm for part in outer]), _join([part.right_BTn for part in outer]))
-        merged.append(joined if rows else joined.smallest_form())  # the cross term with rows needs factors
+        merged.append(joined.smallest_form())
     if rows:
-        merged.append(RowUpdates(_join([part.ids_BT for part in rows]), _join([part.right_BTn for part in rows])))
+        updates = RowUpdates(_join([part.ids_BT for part in rows]), _join([part.right_BTn for part in rows]))
+        match merged:
+            case [Instantiated() as tied]:
+                updates.add_to(tied.gradient_Bs)
+            case _:
+                merged.append(updates)
     if instantiated:
         merged.append(Instantiated(torch.stack([part.gradient_Bs for part in instantiated]).sum(0)))
     return merged
@@ -115,10 +129,11 @@ def squared_norms(merged: Sequence[PerRecordGradient]) -> Tensor:
     raise AssertionError(f"no layers share a parameter in these forms: {merged}")
 
 
-def accumulate(merged: Sequence[PerRecordGradient], sum_s: Tensor, weight_B: Tensor) -> None:
-    """Adds sum_i weight_i G_i to `sum_s` in place."""
+def accumulate(merged: Sequence[PerRecordGradient], sum_s: Tensor, weight_B: Tensor, *, is_first: bool = False) -> None:
+    """Adds sum_i weight_i G_i to `sum_s` in place; with `is_first` it replaces whatever memory that is holds."""
     for part in merged:
-        part.accumulate(sum_s, weight_B)
+        part.accumulate(sum_s, weight_B, is_first)
+        is_first = False
 
 
 def without_records(merged: Sequence[PerRecordGradient], dropped_B: Tensor) -> list[PerRecordGradient]:
