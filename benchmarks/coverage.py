@@ -9,10 +9,10 @@ all records and every clipped sum agree with one ordinary backward pass per reco
 
 import argparse
 import logging
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "coverage.md"
 TOLERANCE = 1e-4
 VOCABULARY = 60
 SHAPES = (5, 10), (5, 10), (4, 8), (6, 6)
-"""Records and tokens of the batches: the engine learns its way from the first; the last lengths look like batch sizes."""
+"""Records and tokens of the batches: the engine learns its ways from the first two; then lengths like batch sizes."""
 
 Batch = dict[str, Tensor]
 Losses = Callable[[nn.Module, Batch], Tensor]
@@ -327,15 +327,15 @@ def engine_pass(engine: PrivacyEngine, batch: Batch) -> Tensor:
 class Cell:
     """What came of one pair.
 
-    error: the largest relative error of norms and clipped sums. refusal: of the engine. without: why there is no such
-    model. fault: an error of another kind, which must not be.
+    error: the largest relative error of norms and clipped sums. ways: what began at other places than exact rules do.
+    refusal: of the engine. without: why there is no such model. fault: an error of another kind, which must not be.
     """
 
     error: float | None = None
+    ways: tuple[str, ...] = ()
     refusal: str | None = None
     without: str | None = None
     fault: str | None = None
-    seconds: float = field(default=0.0, compare=False)
 
     @property
     def is_exact(self) -> bool:
@@ -351,19 +351,20 @@ def measure(architecture: str, method: str) -> Cell:
     except Exception as error:  # of peft or transformers, before the engine has been asked
         return Cell(without=f"{type(error).__name__}: {error}".partition("\n")[0])
     try:
-        return Cell(error=max(errors(model, batches)))
+        engine = PrivacyEngine(model, clipping_norm=float(naive(model, batches[0], 1.0)[0].median()))
+        error = max(errors(engine, batches))
+        return Cell(error=error, ways=tuple(sorted(set(engine.ways().values()))))
     except UsageError as refusal:
         return Cell(refusal=str(refusal))
     except Exception as error:  # neither exact nor refused
         return Cell(fault=f"{type(error).__name__}: {error}")
 
 
-def errors(model: nn.Module, batches: list[Batch]) -> Iterator[float]:
-    """Relative, of the norms and of the clipped sum of each batch; half of its records are clipped."""
-    clipping_norm = float(naive(model, batches[0], 1.0)[0].median())
-    engine = PrivacyEngine(model, clipping_norm=clipping_norm)
+def errors(engine: PrivacyEngine, batches: list[Batch]) -> Iterator[float]:
+    """Relative, of the norms and of the clipped sum of each batch."""
+    model = engine.model
     for step, batch in enumerate(batches):
-        norm_B, expected = naive(model, batch, clipping_norm)
+        norm_B, expected = naive(model, batch, engine.clipping_norm)
         found_B = engine_pass(engine, batch)
         engine.release(
             ReproducibleNoise(0), step=step, sampling_rate=0.5, noise_multiplier=0.0, expected_batch_size=1.0,
@@ -403,23 +404,95 @@ def quiet() -> None:
 def measured(architectures: list[str], methods: list[str]) -> Iterator[tuple[str, str, Cell]]:
     for architecture in architectures:
         for method in methods:
-            began = time.process_time()
-            cell = measure(architecture, method)
-            cell.seconds = time.process_time() - began
-            yield architecture, method, cell
+            yield architecture, method, measure(architecture, method)
+
+
+PROSE = """# Which models are clipped exactly
+
+{command}: tiny random models in float32 without dropout, {shapes} records and tokens, padded where the
+model has masks; torch {torch}, transformers {transformers}, peft {peft}.
+
+A cell is **exact** where the norm of every record and the clipped sum equal those of one ordinary backward pass for
+each record alone, within {tolerance:.0e}; the largest relative error is beside it. Everything else is refused before
+anything is released, or is not there to be trained: the notes say why.
+
+"""
+
+WAYS = """
+## What costs more than one backward pass
+
+Layers with an exact rule cost one. What has none (a bare parameter beside children, a weight used outside its layer, a
+table that all records share) is differentiated once for each record of a micro-batch, beginning at the smallest module
+around it that was seen to give what the losses give, else at the losses: little for the module that holds embeddings,
+much for a whole encoder. `torch.func` is one pass of a single module for all records.
+
+| | begins at |
+|--|--|
+"""
+
+
+def page(cells: Mapping[tuple[str, str], Cell]) -> str:
+    """docs/coverage.md"""
+    architectures, methods = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
+    notes: dict[str, int] = {}
+
+    def shown(cell: Cell) -> str:
+        if cell.is_exact:
+            return f"exact ({cell.error:.0e})"
+        sentence = note(cell)
+        number = notes.setdefault(sentence, len(notes) + 1)
+        return f"{'none' if cell.without else 'refused'} [{number}]"
+
+    lines = [f"| | {' | '.join(methods)} |", "|--" * (len(methods) + 1) + "|"]
+    lines += [
+        f"| {architecture} | {' | '.join(shown(cells[architecture, method]) for method in methods)} |"
+        for architecture in architectures
+    ]
+    lines += ["", *(f"[{number}] {sentence}" + "\n" for sentence, number in notes.items())]
+    ways = [
+        f"| {architecture}, {method} | {', '.join(cells[architecture, method].ways)} |"
+        for architecture, method in cells
+        if cells[architecture, method].ways
+    ]
+    versions = {name: version(name) for name in ("torch", "transformers", "peft")}
+    shapes = ", ".join(f"{size} x {length}" for size, length in SHAPES)
+    head = PROSE.format(
+        command="`python benchmarks/coverage.py --write`", shapes=shapes, tolerance=TOLERANCE, **versions
+    )
+    return head + "\n".join(lines).rstrip() + "\n" + WAYS + "\n".join(ways) + "\n"
+
+
+def note(cell: Cell) -> str:
+    """One sentence, without the names of single layers, so that equal reasons share a note."""
+    if cell.without:
+        return f"not to be built: {cell.without}"
+    assert cell.refusal is not None, cell
+    return f"refused: {cell.refusal}".replace("\n", " ")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("architectures", nargs="*", metavar="architecture")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(PAGE.parents[1])}")
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(PAGE.parents[1])}: all cells")
     options = parser.parse_args()
+    if unknown := sorted(set(options.architectures) - set(ARCHITECTURES)):
+        parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(ARCHITECTURES)}")
+    if options.write and (options.architectures or len(options.methods) < len(METHODS)):
+        parser.error("--write takes all cells: leave out the names of architectures and methods")
     quiet()
     torch.set_num_threads(1)
+    cells: dict[tuple[str, str], Cell] = {}
     for architecture, method, cell in measured(options.architectures or list(ARCHITECTURES), options.methods):
-        said = f"{cell.error:.1e}" if cell.error is not None else cell.refusal or cell.fault or f"(peft) {cell.without}"
-        print(f"{architecture:12} {method:7} {cell.seconds:5.1f} s  {said}", flush=True)
+        said = f"{cell.error:.1e}  {', '.join(cell.ways)}" if cell.error is not None else cell.fault or note(cell)
+        print(f"{architecture:12} {method:7} {said}", flush=True)
+        cells[architecture, method] = cell
+    if options.write:
+        PAGE.write_text(page(cells), encoding="utf-8")
+    if wrong := [
+        names for names, cell in cells.items() if cell.fault or (cell.error is not None and not cell.is_exact)
+    ]:
+        raise SystemExit(f"neither exact nor refused: {wrong}")
 
 
 if __name__ == "__main__":

@@ -100,6 +100,7 @@ class PrivacyEngine:
 
         self._names = {module: name for name, module in model.named_modules()}
         self._layer_of = number_layers(self._parameters)
+        self._exact = {module: exact_rules(rules) for module, rules in self._rules.items()}
         self._per_record = PerRecord(self._rules, self._names, self._parameters, modules_around(model))
         self._handles: list[Any] = [model.register_forward_pre_hook(self._see_batch, with_kwargs=True)]
         self._hook_ids: dict[nn.Module, tuple[int, int]] = {}
@@ -209,6 +210,10 @@ class PrivacyEngine:
         self._sums = {}
         self._num_records = 0
 
+    def ways(self) -> dict[str, str]:
+        """What is differentiated once per record, for want of an exact rule, and where that begins."""
+        return self._per_record.ways()
+
     def _require_gradients(self) -> None:
         """For layers that were left by an exception, as failures and the recomputation of checkpoints do."""
         for parameter in self._parameters.values():
@@ -258,7 +263,7 @@ class PrivacyEngine:
         if not self._is_recording:
             return
         self._has_run = self._has_run or self._is_taping
-        exact = exact_rules(self._rules.get(module, {}))
+        exact = self._exact.get(module, {})
         before_id, after_id = self._hook_ids[module]
         if next(reversed(module._forward_pre_hooks)) != before_id or next(iter(module._forward_hooks)) != after_id:
             raise UnsupportedModuleError({self._names[module]: "a hook was registered during the forward pass"})
@@ -273,8 +278,7 @@ class PrivacyEngine:
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if not self._is_recording:
             return None
-        rules = self._rules.get(module, {})
-        exact = exact_rules(rules)
+        exact = self._exact.get(module, {})
         for name in exact:
             getattr(module, name).requires_grad_(True)
         x = _only_input(args, kwargs)
@@ -282,21 +286,34 @@ class PrivacyEngine:
             return None
         if exact and x is not None and not output.requires_grad:  # a first layer: nothing before it is trained
             output.requires_grad_(True)
-        tensors, structure = pytree.tree_flatten(output)
-        for place, tensor in enumerate(tensors):
-            if not isinstance(tensor, Tensor) or not tensor.requires_grad:
-                continue
-            # The same memory under a node of its own. Models may change an output in place; on a leaf that is an error,
-            # and on a view (what Linear returns for 3D inputs) it would cut the recorded edge out of the graph.
-            tensors[place] = torch.ops.aten._unsafe_view(tensor, tensor.shape)
-            if self._is_taping and module in self._per_record.watched:
-                self._outputs.append(Output(module, get_gradient_edge(tensors[place])))
-        output = pytree.tree_unflatten(tensors, structure)
-        if x is not None and rules and isinstance(output, Tensor) and output.requires_grad:
-            if self._is_taping:
-                self._calls.append(Call(module, x.detach(), get_gradient_edge(output), version(x)))
+        output = pytree.tree_map_only(Tensor, partial(self._with_edge, module), output)
+        if x is not None and module in self._rules and isinstance(output, Tensor) and output.requires_grad:
+            call = Call(module, x.detach(), get_gradient_edge(output), version(x))
             if exact and isinstance(module, nn.Embedding) and self._is_shared(x):
-                return share(output, partial(self._copied, module, x.detach(), output.detach(), output._version))
+                copied = partial(self._copied, call, output.detach(), output._version)
+                return share(output, copied, escapes=partial(self._tape_once, call))
+            self._tape(call)
+        return output
+
+    def _tape(self, call: Call) -> None:
+        if self._is_taping:
+            self._calls.append(call)
+
+    def _tape_once(self, call: Call) -> None:
+        if not any(call is taped for taped in self._calls):
+            self._tape(call)
+
+    def _with_edge(self, module: nn.Module, output: Tensor) -> Tensor:
+        """The same memory under a node of its own.
+
+        Models may change an output in place; on a leaf that is an error, and on a view (what Linear returns for 3D
+        inputs) it would cut the recorded edge out of the graph.
+        """
+        if not output.requires_grad:
+            return output
+        output = torch.ops.aten._unsafe_view(output, output.shape)
+        if self._is_taping and module in self._per_record.watched:
+            self._outputs.append(Output(module, get_gradient_edge(output)))
         return output
 
     def _is_shared(self, ids: Tensor) -> bool:
@@ -305,26 +322,22 @@ class PrivacyEngine:
             return False
         return len(ids) == 1 or (ids.ndim == 1 and self._batch_size not in (None, len(ids)))
 
-    def _copied(
-        self, module: nn.Module, ids: Tensor, rows: Tensor, version_of_rows: int, num_records: int, is_row: bool
-    ) -> Tensor:
-        """What the lookup of `ids` gave, once for each record, as the output of a call of its own.
+    def _copied(self, shared: Call, rows: Tensor, version_of_rows: int, num_records: int, is_row: bool) -> Tensor:
+        """`rows`, which the call gave, once for each record, as the output of a call of its own.
 
-        is_row: the first dimension of `ids` is the one row of all records.
+        is_row: their first dimension is the one row of all records.
         """
         if rows._version != version_of_rows:
             raise UnsupportedModuleError(
-                {self._names[module]: "what all records share is changed in place: change a copy"}
+                {self._names[shared.module]: "what all records share is changed in place: change a copy"}
             )
-        if not is_row:
-            ids, rows = ids[None], rows[None]
+        ids, rows = (shared.input, rows) if is_row else (shared.input[None], rows[None])
         copies = rows.expand(num_records, *rows.shape[1:]).detach()
         if not torch.is_grad_enabled():
             return copies
         copies = torch.ops.aten._unsafe_view(copies.requires_grad_(True), copies.shape)
-        if self._is_taping:
-            ids = ids.expand(num_records, *ids.shape[1:])
-            self._calls.append(Call(module, ids, get_gradient_edge(copies), version(ids), is_copy=True))
+        ids = ids.expand(num_records, *ids.shape[1:])
+        self._tape(Call(shared.module, ids, get_gradient_edge(copies), shared.version, is_copy=True))
         return copies
 
     # Refusals
@@ -354,7 +367,7 @@ class PrivacyEngine:
             if any(map(clip.is_general, self._rules[call.module].values())) and clip.depends_on_others(
                 call.module, call.input
             ):
-                problems[self._names[call.module]] = "its output for a record depends on other records or on chance"
+                problems[self._names[call.module]] = "its output for a record depends on other records"
         if problems:
             raise UnsupportedModuleError(problems)
 

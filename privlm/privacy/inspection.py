@@ -18,7 +18,7 @@ class UnsupportedModuleError(UsageError):
     """Per-record clipping cannot treat the model exactly; the message names every place and the reason."""
 
     def __init__(self, problems: Mapping[str, str]) -> None:
-        lines = "".join(f"\n  {name}: {problem}" for name, problem in problems.items())
+        lines = "".join(f"\n  {name or 'the model itself'}: {problem}" for name, problem in problems.items())
         super().__init__(f"privacy=dp_sgd cannot treat this model exactly; freeze or replace:{lines}")
 
 

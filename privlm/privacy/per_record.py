@@ -131,6 +131,15 @@ class PerRecord:
         self._loose.update(totals)
         return self._of_records(loss_B, used, totals, around)
 
+    def ways(self) -> dict[str, str]:
+        """What no exact rule covers, by name: "losses", "torch.func", or the class of the module where it begins."""
+        named = {id(parameter): name for name, parameter in self.parameters.items()}
+        return {
+            named.get(id(place)) or self.names[place[0]]: {LOSSES: LOSSES, RECOMPUTED: "torch.func"}.get(way)
+            or type(way).__name__
+            for place, way in self._ways.items()
+        }
+
     # Every record has rows of its own, or every row is its own.
 
     def _of_one_record(self, used: Sequence[tuple[Call, Tensor]], totals: Mapping[nn.Parameter, Tensor]) -> Parts:
@@ -235,8 +244,7 @@ class PerRecord:
     ) -> list[Tensor]:
         """[B, *s] of each item."""
         size = len(loss_B)
-        is_low = any(g.dtype in (torch.float16, torch.bfloat16) for _, g in [*used, *around])
-        tolerance = 5e-2 if is_low else 1e-4
+        tolerance = _tolerance([g for _, g in [*used, *around]])
         by_way: dict[Any, list[int]] = {}
         for number, item in enumerate(items):
             by_way.setdefault(self._ways.get(item.place, LOSSES), []).append(number)
@@ -247,7 +255,7 @@ class PerRecord:
             for number, item, gradient_Bs in zip(
                 numbers, chosen, self._by(way, chosen, used, around, size), strict=True
             ):
-                if gradient_Bs is not None and (way == RECOMPUTED or _adds_up(gradient_Bs, item.total, tolerance)):
+                if gradient_Bs is not None and _adds_up(gradient_Bs, item.total, tolerance):
                     found[number] = gradient_Bs
         rest = [number for number in range(len(items)) if number not in found]
         if rest:
@@ -279,7 +287,9 @@ class PerRecord:
         rules = self.rules.get(item.module, {})
         names = [name for name, rule in rules.items() if getattr(item.module, name) is item.target]
         calls = [(call, g) for call, g in used if call.module is item.module]
-        if not names or not clip.is_general(rules[names[0]]) or any(len(call.input) != size for call, _ in calls):
+        if not names or not clip.is_general(rules[names[0]]):
+            return None
+        if any(call.input.ndim == 0 or len(call.input) != size or _is_changed(call) for call, _ in calls):
             return None
         try:
             each = [rules[names[0]](call.module, call.input, g) for call, g in calls]
@@ -320,7 +330,7 @@ class PerRecord:
         changed = {
             self.names[call.module]: "its input is changed in place after its use: change a copy"
             for call in calls
-            if any(map(clip.reads_input, self.rules[call.module].values())) and version(call.input) != call.version
+            if any(map(clip.reads_input, _exact(self.rules[call.module]).values())) and _is_changed(call)
         }
         if changed:
             raise UnsupportedModuleError(changed)
@@ -339,6 +349,10 @@ class PerRecord:
 def version(x: Tensor) -> int:
     """How often the memory of `x` was changed in place; views and detached copies share the count."""
     return 0 if x.is_inference() else x._version
+
+
+def _is_changed(call: Call) -> bool:
+    return version(call.input) != call.version
 
 
 def _place(call: Call) -> Any:
@@ -379,7 +393,7 @@ def _only(g: Tensor, record: int, size: int) -> Tensor:
 def _differentiated(
     outputs: Sequence[Any], weights: Sequence[Tensor], items: Sequence[_Item], size: int
 ) -> list[Tensor]:
-    """[B, *s] of each item: for each record, the gradient of its rows of the outputs, weighted by `weights` [n, ...]."""
+    """[B, *s] of each item: for each record, the gradient of its rows of the outputs, with weights [n, ...]."""
     rows: list[list[Tensor]] = [[] for _ in items]
     for record in range(size):
         gradients = torch.autograd.grad(
@@ -394,10 +408,21 @@ def _differentiated(
     return [torch.stack(row) for row in rows]
 
 
+def _tolerance(gradients: Iterable[Tensor]) -> float:
+    """Of two ways to compute one gradient, relative to its norm."""
+    if any(g.dtype in (torch.float16, torch.bfloat16) for g in gradients):
+        return 5e-2
+    return 1e-3 if torch.backends.cuda.matmul.allow_tf32 else 1e-4
+
+
 def _adds_up(gradient_Bs: Tensor, total_s: Tensor, tolerance: float) -> bool:
-    """Whether the gradients of the records sum to the ordinary gradient, which knows of every use."""
-    scale = _norms(gradient_Bs).sum()
-    return bool((gradient_Bs.float().sum(0) - total_s).norm() <= tolerance * scale)
+    """Whether the gradients of the records sum to the ordinary gradient, which knows of every use.
+
+    Where that is not finite nothing is known; records that are finite all the same were not reached by the others.
+    """
+    if not total_s.isfinite().all():
+        return bool(gradient_Bs.isfinite().any())
+    return bool((gradient_Bs.float().sum(0) - total_s).norm() <= tolerance * _norms(gradient_Bs).sum())
 
 
 def _norms(x_Bs: Tensor) -> Tensor:

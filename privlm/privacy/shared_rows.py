@@ -3,7 +3,7 @@
 Position tables are asked once for the whole batch. The tensor that comes back looks like any other; where it is added
 to the rows of B records, expanded or repeated for them, the operation gets a copy for each record, which is what
 broadcasting means, and the gradient of a copy is the gradient of its record. Every other operation gets the shared
-tensor itself.
+tensor itself, which is said to whoever made it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 Copied = Callable[[int, bool], Tensor]
 """copied(B, is_row): the shared rows once for each record, [B, ...]; is_row: they are [1, ...], one row for all."""
 
+_ASKS = {"__get__", "size", "dim", "numel", "__len__"}
 _SUMS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
 _COPIES = {"expand": -1, "repeat": 1}
 """What leaves a dimension as it is."""
@@ -26,6 +28,7 @@ class SharedRows(Tensor):
     """Rows [1, ...] or [...] without a record; made by `share`."""
 
     copied: Copied
+    escapes: Callable[[], None]
 
     @classmethod
     def __torch_function__(
@@ -41,19 +44,26 @@ class SharedRows(Tensor):
             return copies
         if name in _SUMS and not kwargs and len(args) == 2:
             args = _with_copies(*args)
-        shared = next((value for value in args if isinstance(value, SharedRows)), None)
         with torch._C.DisableTorchFunctionSubclass():
             plain = [value.as_subclass(Tensor) if isinstance(value, SharedRows) else value for value in args]
             result = function(*plain, **{key: _plain(value) for key, value in kwargs.items()})
-        if name == "to" and shared is not None and result is plain[0]:  # it was there already
-            return shared
+        if name == "to" and result is plain[0]:  # it was there already
+            return args[0]
+        if name not in _ASKS:
+            for shared in _shared(args, kwargs):
+                shared.escapes()
         return result
 
 
-def share(rows: Tensor, copied: Copied) -> SharedRows:
+def share(rows: Tensor, copied: Copied, escapes: Callable[[], None]) -> SharedRows:
+    """escapes(): called for every operation that gets `rows` themselves."""
     shared = rows.as_subclass(SharedRows)
-    shared.copied = copied
+    shared.copied, shared.escapes = copied, escapes
     return shared
+
+
+def _shared(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[SharedRows]:
+    return [value for value in pytree.tree_leaves((args, dict(kwargs))) if isinstance(value, SharedRows)]
 
 
 def _copies(as_is: int, shared: Any, *sizes: Any) -> Tensor | None:

@@ -136,7 +136,7 @@ def reads_input(rule: Rule) -> bool:
 
 
 def has_rows(module: nn.Module, x: Tensor) -> bool:
-    """Whether the input of a layer with an exact rule has a first dimension beside those that the layer itself reads."""
+    """Whether the input of a layer with an exact rule has a first dimension beside those that the layer reads."""
     return x.ndim >= _num_dims(module)
 
 
