@@ -38,9 +38,10 @@ from privlm.privacy.inspection import (
 )
 from privlm.privacy.ledger import Ledger, Setting
 from privlm.privacy.noise import Noise
-from privlm.privacy.per_record import Call, Output, PerRecord, version
+from privlm.privacy.per_record import PerRecord
 from privlm.privacy.release import World, release
 from privlm.privacy.shared_rows import share
+from privlm.privacy.tape import Call, Output, version
 from privlm.privacy.watch import ReleaseCheck
 
 _ATTACHED: WeakSet[nn.Module] = WeakSet()

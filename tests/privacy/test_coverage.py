@@ -47,7 +47,7 @@ def coverage() -> Iterator[ModuleType]:
         pytest.skip("not a checkout: no folder benchmarks")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "benchmarks")
-        yield importlib.import_module("coverage")
+        yield importlib.import_module("clipping_coverage")
 
 
 def test_the_page_names_all_that_has_been_exact(coverage: ModuleType) -> None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
+from privlm.privacy import clipping
 from privlm.privacy.engine import PrivacyEngine
 from privlm.privacy.inspection import UnsupportedModuleError
 
@@ -292,6 +293,28 @@ def test_rows_that_are_positions(order: str, is_cheap: bool) -> None:
     assert set(ways.values()) == (set() if is_cheap else {"losses"})
 
 
+class ByPosition(nn.Module):
+    """Rows of one position stand together, [T * B, d], behind a bare parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.layer = nn.Parameter(torch.ones(WIDTH)), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.layer(x) * self.scale).transpose(0, 1).flatten(0, 1)
+
+
+def test_what_was_right_for_single_positions_is_not_taken_for_right_for_several() -> None:
+    shapes = (5, 1), (5, 1), (5, 1), (5, 4), (5, 4), (3, 6)
+    assert_agrees(Rows("by_position"), squares, *(numbers(*shape) for shape in shapes))
+
+    def use(inner: nn.Module, x: Tensor) -> Tensor:
+        return inner(x).view(x.shape[1], len(x), -1).transpose(0, 1)
+
+    engine = assert_agrees(Calls(ByPosition(), use), squares, *(numbers(*shape) for shape in shapes))
+    assert set(engine.ways().values()) == {"losses"}
+
+
 class Scaled(nn.Embedding):
     def __init__(self, has_scale: bool) -> None:
         super().__init__(VOCABULARY, WIDTH, padding_idx=0)
@@ -431,9 +454,21 @@ def test_a_forward_function_that_is_replaced_later_is_refused() -> None:
     add_hook_to_module(model.inner, Scale())
     with pytest.raises(UnsupportedModuleError, match="inner: its forward function was replaced"):
         clipped_sums(engine, squares, numbers(5, 4))
-    model = Calls(
-        nn.Linear(WIDTH, WIDTH), lambda inner, x: inner.register_forward_hook(lambda *args: None) and inner(x)
-    )
-    engine = PrivacyEngine(model, clipping_norm=1.0)
-    model.inner.register_forward_hook(lambda *args: None, prepend=True)
-    (_,), _ = clipped_sums(engine, squares, numbers(5, 4))
+
+
+def test_a_hook_that_comes_during_the_forward_pass_is_refused() -> None:
+    def use(inner: nn.Module, x: Tensor) -> Tensor:
+        inner.register_forward_pre_hook(lambda module, args: (args[0] + 1,))
+        return inner(x)
+
+    engine = PrivacyEngine(Calls(nn.Linear(WIDTH, WIDTH), use), clipping_norm=1.0)
+    with pytest.raises(UnsupportedModuleError, match="inner: a hook was registered during the forward pass"):
+        clipped_sums(engine, squares, numbers(5, 4))
+
+
+def test_no_error_shows_numbers_of_the_model() -> None:
+    table = nn.Embedding(VOCABULARY, WIDTH)
+    part = clipping.rule_of(table, "weight")(table, torch.zeros(2, 3, dtype=torch.long), torch.randn(2, 3, WIDTH))
+    with pytest.raises(AssertionError) as caught:
+        clipping.squared_norms([part] * 3)  # as no merge leaves them
+    assert "tensor" not in str(caught.value)
