@@ -118,11 +118,11 @@ def quiet() -> None:
 
 
 def measured(pairs: list[tuple[str, str]], num_workers: int) -> Iterator[tuple[tuple[str, str], Cell]]:
+    quiet()
     if num_workers == 1:
-        quiet()
         yield from ((pair, measure(*pair)) for pair in pairs)
         return
-    with get_context("spawn").Pool(num_workers, quiet) as pool:
+    with get_context("fork").Pool(num_workers) as pool:  # nothing has run yet that a fork could break
         yield from zip(pairs, pool.starmap(measure, pairs, chunksize=1), strict=True)
 
 

@@ -257,8 +257,10 @@ class PrivacyEngine:
                 self._hook_ids[module] = before.id, after.id
             else:
                 before_id, after_id = self._hook_ids[module]
-                module._forward_pre_hooks.move_to_end(before_id)
-                module._forward_hooks.move_to_end(after_id, last=False)
+                pre_hooks: Any = module._forward_pre_hooks  # ordered
+                hooks: Any = module._forward_hooks
+                pre_hooks.move_to_end(before_id)
+                hooks.move_to_end(after_id, last=False)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._is_recording:

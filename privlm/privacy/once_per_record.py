@@ -167,6 +167,16 @@ def _look(gradients: Sequence[Tensor], size: int) -> tuple[bool, ...] | None:
     return tuple(len(g) == size for g in gradients)
 
 
+def differentiate(
+    outputs: Sequence[Any], targets: Sequence[Any], weights: Sequence[Tensor], *, retain_graph: bool = True
+) -> Sequence[Tensor | None]:
+    """Of sum(outputs * weights); None for what it does not depend on."""
+    for target in targets:
+        if isinstance(target, nn.Parameter):
+            target.requires_grad_(True)  # the recomputation of a checkpoint leaves layers before their last hook
+    return torch.autograd.grad(outputs, targets, weights, retain_graph=retain_graph, allow_unused=True)
+
+
 def _only(g: Tensor, record: int, size: int) -> Tensor:
     """`g` [n, ...] with nothing but the rows of one of `size` records in it."""
     alone = torch.zeros_like(g)
@@ -181,13 +191,8 @@ def _differentiated(
     """[B, *s] of each item: for each record, the gradient of its rows of the outputs, with weights [n, ...]."""
     rows: list[list[Tensor]] = [[] for _ in items]
     for record in range(size):
-        gradients = torch.autograd.grad(
-            outputs,
-            [item.target for item in items],
-            [_only(weight, record, size) for weight in weights],
-            retain_graph=True,
-            allow_unused=True,
-        )
+        alone = [_only(weight, record, size) for weight in weights]
+        gradients = differentiate(outputs, [item.target for item in items], alone)
         for row, item, gradient in zip(rows, items, gradients, strict=True):
             row.append(torch.zeros_like(item.total) if gradient is None else gradient)
     return [torch.stack(row) for row in rows]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from privlm.privacy import clipping as clip
 from privlm.privacy.inspection import UnsupportedModuleError
 from privlm.privacy.inspection import exact_rules as _exact
-from privlm.privacy.once_per_record import LOSSES, RECOMPUTED, Around, Item, OncePerRecord, Used, norms
+from privlm.privacy.once_per_record import LOSSES, RECOMPUTED, Around, Item, OncePerRecord, Used, differentiate, norms
 from privlm.privacy.tape import Call, Output
 
 Rules = Mapping[nn.Module, Mapping[str, clip.Rule]]
@@ -71,7 +71,7 @@ class PerRecord:
             *parameters,
             *(output.edge for output in outputs if needs_more),
         ]
-        found = torch.autograd.grad(loss_B.sum(), inputs, retain_graph=needs_more, allow_unused=True)
+        found = differentiate([loss_B], inputs, [torch.ones_like(loss_B)], retain_graph=needs_more)
         of_calls, of_parameters, of_outputs = _cut(found, len(calls), len(parameters))
         used = [(call, g) for call, g in zip(calls, of_calls, strict=True) if g is not None]
         totals = {parameter: g for parameter, g in zip(parameters, of_parameters, strict=True) if g is not None}
@@ -225,7 +225,7 @@ def _may_have_rows(call: Call, size: int) -> bool:
 
 def _row_norms(loss_B: Tensor, weight_B: Tensor, targets: Sequence[Any]) -> list[Tensor | None]:
     """Of the gradients of the weighted losses, [n] each: those themselves would be much to keep."""
-    gradients = torch.autograd.grad(loss_B, targets, weight_B, retain_graph=True, allow_unused=True)
+    gradients = differentiate([loss_B], targets, [weight_B])
     return [None if g is None else norms(g[None] if g.ndim == 0 else g) for g in gradients]
 
 

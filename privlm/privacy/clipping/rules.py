@@ -203,11 +203,12 @@ def _is_scaled_embedding(module: nn.Module) -> bool:
     if not isinstance(module, nn.Embedding) or type(module).forward is nn.Embedding.forward:
         return False
     _, *inputs = inspect.signature(type(module).forward).parameters
-    if not hasattr(module, "embed_scale") or len(inputs) != 1:
+    scale: Any = getattr(module, "embed_scale", None)
+    if scale is None or len(inputs) != 1:
         return False
     ids = torch.arange(min(len(module.weight), 8), device=module.weight.device)[None]
     with torch.no_grad():
-        scaled = F.embedding(ids, module.weight, module.padding_idx) * float(module.embed_scale)
+        scaled = F.embedding(ids, module.weight, module.padding_idx) * float(scale)
         return torch.allclose(module.forward(ids), scaled, rtol=1e-2)
 
 
