@@ -10,11 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING, DictConfig
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from privlm.adapters.schema import AdapterConfig
 from privlm.data.schema import DataConfig, InstructionData
 from privlm.llm.schema import EndpointLLMConfig, LLMBudget, LocalLLMConfig, ReplayLLMConfig
+from privlm.masking import held_in_config
 from privlm.models.schema import CausalLMConfig, ModelConfig
 from privlm.privacy.schema import AuditConfig, PrivacyConfig, is_private
 from privlm.schema import configs_dir, defaults, problems, setting
@@ -82,4 +83,5 @@ SCHEMAS: dict[str, dict[str, type]] = {
 
 def check(config: DictConfig) -> list[str]:
     """Every problem of meaning, of all groups at once: one sentence each that names the field and the remedy."""
-    return problems(config, config)
+    content: Any = OmegaConf.to_container(config, resolve=True)
+    return problems(config, config) + held_in_config(content)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import privlm
+from privlm.masking import mask_text
 
 PACKAGES = (
     "torch",
@@ -41,7 +42,7 @@ def describe() -> dict[str, Any]:
         "privlm": privlm.__version__,
         "git_commit": commit,
         "dirty": dirty,
-        "command": " ".join(["privlm", *sys.argv[1:]]),
+        "command": mask_text(" ".join(["privlm", *sys.argv[1:]])),
     }
 
 

@@ -2,6 +2,9 @@
 
 Every file of a run directory is written through this module, so a run that is killed between any two of these calls can
 be resumed.
+
+What is read back is what was written, or is refused by name: a JSON object holds the digest of its other entries, and
+beside the files of a folder lie theirs. Files of older versions have none; they are read as they are.
 """
 
 from __future__ import annotations
@@ -11,9 +14,25 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from privlm.errors import UsageError
+
+SEAL = "sha256"
+"""Entry of a JSON object: the digest of the others."""
+
+DIGESTS = "digests.json"
+"""Beside the files of a folder: name -> digest."""
+
+
+class DamagedFileError(UsageError, ValueError):
+    """A file of a run directory is not the one that was written."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"{path} is damaged ({reason}): restore it from a copy, or make the run again with --force")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -28,8 +47,30 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replaces the file `path` by `value` as strict JSON (NaN and infinities become strings)."""
-    write_text(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+    """Replaces the file `path` by `value` as strict JSON (NaN and infinities become strings); an object is sealed."""
+    content = sealed(value) if isinstance(value, dict) else finite(value)
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with the digest of what it holds."""
+    plain = {name: value for name, value in finite(dict(content)).items() if name != SEAL}
+    return {**plain, SEAL: _digest(plain)}
+
+
+def unsealed(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What was sealed, without the digest; an object without one is of an older version.
+
+    path: for the message. Raises DamagedFileError where the digest is that of something else.
+    """
+    plain = {name: value for name, value in content.items() if name != SEAL}
+    if SEAL in content and content[SEAL] != _digest(plain):
+        raise DamagedFileError(path, "its content is not what was written")
+    return plain
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_file(path: Path, fill: Callable[[Path], None]) -> None:
@@ -43,10 +84,24 @@ def write_file(path: Path, fill: Callable[[Path], None]) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file, or None if there is no such file."""
+    """The content of a JSON file, or None if there is no such file.
+
+    Raises DamagedFileError for what is no JSON, or not what `write_json` has written.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        return None
+    except ValueError as error:  # of the encoding too
+        raise DamagedFileError(path, "it is empty" if not path.stat().st_size else f"not JSON: {error}") from error
+    return unsealed(content, path) if isinstance(content, dict) else content
+
+
+def read_intact_json(path: Path) -> Any:
+    """The same, and None for a damaged file, where another reader refuses it."""
+    try:
+        return read_json(path)
+    except DamagedFileError:
         return None
 
 
@@ -61,10 +116,13 @@ def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
         if file.is_file():
             with open(file, "rb") as handle:
                 os.fsync(handle.fileno())
+    old = path.with_name(f".{path.name}.old.tmp")
+    remove(old)
     if path.exists():
-        shutil.rmtree(path)
+        os.replace(path, old)  # not removed first: a reader would see half of it
     os.replace(temporary, path)
     sync_directory(path.parent)
+    remove(old)
 
 
 def remove(path: Path) -> None:
@@ -73,6 +131,11 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def unfinished(directory: Path) -> list[Path]:
+    """What writes that a kill has cut short have left below `directory`."""
+    return sorted(path for path in directory.rglob(".*.tmp") if path.exists())
 
 
 def append_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -90,7 +153,7 @@ def append_durably(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def read_json_lines(path: Path, left_out: list[int] | None = None) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file.
+    """The objects of a JSON-lines file; a line may be sealed.
 
     A last line cut short by a kill is left out; a broken earlier one is an error.
 
@@ -101,7 +164,11 @@ def read_json_lines(path: Path, left_out: list[int] | None = None) -> list[dict[
     objects = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
-            objects += [json.loads(line)] if line else []
+            objects += [unsealed(json.loads(line), path)] if line else []
+        except AttributeError:  # JSON, but no object
+            if left_out is None:
+                raise DamagedFileError(path, f"line {number} is no JSON object") from None
+            left_out.append(number)
         except ValueError:
             if left_out is None:
                 raise
@@ -130,6 +197,29 @@ def finite(value: Any) -> Any:
 def sha256_file(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digests_of(folder: Path) -> dict[str, str]:
+    """Path within `folder` -> sha256 of every file below it but DIGESTS."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / DIGESTS)
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in paths}
+
+
+def write_digests(folder: Path) -> None:
+    """Puts DIGESTS beside the files of a folder; `write_directory` makes them durable."""
+    (folder / DIGESTS).write_text(json.dumps(digests_of(folder)), encoding="utf-8")
+
+
+def damaged_files(folder: Path) -> list[str]:
+    """Names of the files that are absent, unknown to DIGESTS, or not what was written.
+
+    Raises OSError without DIGESTS, ValueError where that file is damaged itself.
+    """
+    digests = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
+    if not isinstance(digests, dict):
+        raise ValueError(f"{DIGESTS} holds no object")
+    found = digests_of(folder)
+    return sorted(name for name in found.keys() | digests.keys() if found.get(name) != digests.get(name))
 
 
 def sync_directory(path: Path) -> None:

@@ -6,7 +6,6 @@ stage resumable, and what is saved is read back and compared with what was train
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -116,6 +115,8 @@ def fit(
             monitor=Monitor(log=stage.log, save=store, stop=lambda: job.stop.signum, tick=tick),
         ).run(steps)
     stage.ended(outcome.status)
+    if objective.private_state:  # a memory of examples, say, lies in the checkpoints
+        stage.discard(stage.checkpoints)
     if private is not None:
         _tell_price(stage, private.plan, steps=outcome.steps)
     if folder is not None and job.is_main:
@@ -204,11 +205,10 @@ def _flags(stage: Stage) -> list[str]:
 def _save(loaded: Loaded, outcome: Outcome, private: Private | None, folder: Path) -> None:
     def fill(temporary: Path) -> None:
         loaded.save(loaded.model, temporary)
-        names = sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file())
-        digests = {name: files.sha256_file(temporary / name) for name in names}
+        digests = files.digests_of(temporary)
         price = {"plan": None} if private is None else {"plan": private.plan.to_dict(), "releases": len(private.ledger)}
         content = {"outcome": asdict(outcome), **price, "files": digests}
-        (temporary / TRAINING).write_text(json.dumps(files.finite(content), indent=2), encoding="utf-8")
+        files.write_json(temporary / TRAINING, content)
 
     files.write_directory(folder, fill)
 

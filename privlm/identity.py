@@ -19,7 +19,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from privlm.files import read_json
+from privlm.files import read_intact_json
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def run_directory(config: DictConfig, full_hash: str) -> Path:
     parent = Path(config.runs).expanduser().absolute() / config.task.name
     for digits in (8, 16, 32, 64):
         directory = parent / f"{slug(config)}-{full_hash[:digits]}"
-        status = read_json(directory / "status.json")
+        status = read_intact_json(directory / "status.json")  # whoever takes the run up refuses a damaged one
         if status is None or status.get("run_hash") == full_hash:
             return directory
     raise AssertionError("two runs cannot share all 64 digits")

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from privlm import files, identity, rows, rundir
+from privlm import files, identity, leftovers, rows, rundir
 from privlm.errors import UsageError
+from privlm.masking import mask_text
 from privlm.privacy import keyed_random
 from privlm.privacy.schema import PrivacyConfig
 from privlm.progress import progress
@@ -46,6 +47,8 @@ Listener = Callable[[str, int, str, Mapping[str, Any], Mapping[str, float]], Non
 
 PICTURES = "pictures"
 LEDGER = "privacy_ledger.jsonl"
+SEALED_BY_RESULT = ("config.yaml", "metrics.jsonl")
+"""Files that hold no digest of their own: result.json has it."""
 
 
 class StoppedAfter(Exception):
@@ -66,6 +69,7 @@ class Stage:
         self.needed = needed
         self.config = job.config
         self._outputs: dict[str, str] = {}
+        self._discard: list[str] = []
         self._reports: list[Result] = []
         self._ended = "done"
         self._stopped: Row | None = None
@@ -143,6 +147,11 @@ class Stage:
         """Records finished files of this stage by their content, so that a resumed run can trust them."""
         for path in paths:
             self._outputs[str(path.relative_to(self.job.directory))] = files.sha256_file(path)
+
+    def discard(self, path: Path) -> None:
+        """Names what is made of private data and of no use when the run is done: it goes then."""
+        if self.is_kept:
+            self._discard.append(str(path.relative_to(self.job.directory)))
 
     def log(self, step: int, split: str, series: Mapping[str, Any] | None = None, **values: float) -> None:
         """Writes one metrics row per value. Numbers only: text of the data never reaches a run directory.
@@ -223,12 +232,13 @@ class Stage:
         """
         self._stopped = {"reason": reason, "done": done, "total": total}
 
-    def record(self, seconds: float) -> Row:
+    def record(self, seconds: float | None) -> Row:
         """What status.json keeps of the stage."""
         return {
             "state": "done" if self._stopped is None else "stopped",
             "seconds": seconds,
             "outputs": self._outputs,
+            "discard": self._discard,
             "ended": self._ended,
             "stopped": self._stopped,
             "reports": [asdict(result) for result in self._reports],
@@ -255,7 +265,6 @@ class Job:
         self._notes: list[str] = []
         self._marks: list[str] = []
         self._opened: list[str] = []  # stages of this try, in their order
-        self._temporary: list[str] = []
         self.private_stages: dict[str, tuple[PrivacyPlan, int]] = {}  # its plan and its steps so far, by `fit`
         self.public_stages: list[str] = []
 
@@ -312,13 +321,14 @@ class Job:
         """A named unit of work; what costs time in its body asks `stage.needed` first, as `fit` and `rows` do.
 
         temporary: its outputs are a function of the run's inputs alone (features of private texts, say): they are made
-            again where they are missing, which leaves later stages as they are, and removed when the run is done.
+            again where they are missing, which leaves later stages as they are, and removed before the run is done.
         """
         assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=-]*", name), f"a stage's name is part of a path: {name!r}"
         assert name not in self._opened, f"stage {name} has been opened already"
         stage = Stage(self, name, needed=self.world.decide(lambda: not self.records.is_finished(name)))
         self._opened.append(name)
-        self._temporary += [name] * temporary
+        if temporary and self.is_kept:
+            stage.discard(self.directory / "stages" / name)
         if stage.needed:
             with self._working(stage, temporary):
                 yield stage
@@ -337,7 +347,7 @@ class Job:
         if not self.is_kept or not stage.checkpoints.exists():
             stage.rewind(-1)
         started = time.monotonic()
-        self.records.set_stage(stage.name, {"state": "running", "seconds": None, "outputs": {}})
+        self.records.set_stage(stage.name, stage.record(None) | {"state": "running"})
         yield
         self.records.set_stage(stage.name, stage.record(time.monotonic() - started))
 
@@ -389,20 +399,27 @@ class Job:
         ended = next((stage["ended"] for stage in stages if stage.get("ended", "done") != "done"), "done")
         status = stopped["reason"] if stopped else ended
         found = [row for stage in stages for row in stage.get("reports", ())] + self._price()
+        if not stopped:  # before the result, which may be all that a kill lets come after it
+            self._remove_leftovers()
         self.records.write_json(
             "result.json",
-            content(self.config, self.records, status=status, rows=found, notes=self._notes, marks=self._marks),
+            content(self.config, self.records, status=status, rows=found, notes=self._notes, marks=self._marks)
+            | self._digests(),
         )
         if stopped:
             self.pause("interrupted", f"{status}: {stopped['done']}/{stopped['total']} items done")
         else:
-            self._remove_temporary()
             self.records.update(state="done", reason=None if status == "done" else status, finished=time.time())
 
-    def _remove_temporary(self) -> None:
+    def _remove_leftovers(self) -> None:
+        """What is made of private data and of no more use."""
         if self.is_kept:
-            for name in self._temporary:
-                files.remove(self.directory / "stages" / name)
+            leftovers.remove(self.directory, self.records.status | {"state": "done"})
+
+    def _digests(self) -> dict[str, dict[str, str]]:
+        """Of files that readers of the result read beside it."""
+        paths = [self.directory / name for name in SEALED_BY_RESULT] if self.is_kept else []
+        return {"files": {path.name: files.sha256_file(path) for path in paths if path.exists()}}
 
     def _price(self) -> list[Row]:
         """What all private stages together have spent."""
@@ -425,7 +442,7 @@ class Job:
     def pause(self, state: str, reason: str) -> None:
         """Records why the run stopped before its end, and the time it has used so far."""
         if self.is_main:
-            self.records.update(state=state, reason=reason, **self.records.used())
+            self.records.update(state=state, reason=mask_text(reason), **self.records.used())
 
 
 def _library_config(trainer: Any, privacy: Any, seed: int) -> DictConfig:

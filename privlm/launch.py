@@ -17,9 +17,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from privlm import files, identity, processes, registry, rundir
+from privlm import files, identity, leftovers, processes, registry, rundir
 from privlm.errors import BudgetExhausted, PrivLMError, UsageError
 from privlm.job import Job, StoppedAfter
+from privlm.masking import MaskedFormatter, mask_text
 from privlm.signals import Interrupted
 from privlm.tracking import open_tracker
 
@@ -64,10 +65,11 @@ def start(
         def open_directory() -> str:
             """What the main process decides for all: `work`, or `skip` for a finished run."""
             stack.enter_context(rundir.locked(directory))
-            if is_done(directory) and not force:
+            if force or rundir.is_cleared(directory):
+                rundir.clear(directory, run_hash)
+            elif is_done(directory):
+                leftovers.remove(directory, files.read_json(directory / "status.json"))
                 return "skip"
-            if force:
-                _clear(directory)
             status = rundir.create(
                 directory,
                 config,
@@ -91,8 +93,18 @@ def directory_of(config: DictConfig, roles: identity.Roles) -> Path:
 
 
 def is_done(directory: Path) -> bool:
+    """Whether the run is done and its result is as it was written; a damaged one can be written again.
+
+    Raises UsageError where status.json is damaged.
+    """
     status = files.read_json(directory / "status.json")
-    return status is not None and status["state"] == "done" and (directory / "result.json").exists()
+    if status is None or status["state"] != "done":
+        return False
+    try:
+        return files.read_json(directory / "result.json") is not None
+    except files.DamagedFileError as damage:
+        logger.warning("result.json is written again: %s", damage.reason)
+        return False
 
 
 def _execute(directory: Path, num_processes: int) -> int:
@@ -152,10 +164,11 @@ def _failed(job: Job, error: Exception) -> int:
         message, status = f"cannot write {error.filename or job.directory}: {error.strerror}; the last state is kept", 1
     else:
         message, status = f"{type(error).__name__}: {error} (traceback in {job.directory / 'run.log'})", 1
+    message = mask_text(message)
     with contextlib.suppress(OSError):  # the disk may be what failed: the message below must come out all the same
         if not isinstance(error, PrivLMError):
             with open(job.directory / "run.log", "a", encoding="utf-8") as log:
-                log.write(f"process {job.rank}\n{traceback.format_exc()}")
+                log.write(f"process {job.rank}\n{mask_text(traceback.format_exc())}")
         if processes.is_spawned():
             processes.leave_failure(job.directory, job.rank, message)
         else:
@@ -174,8 +187,10 @@ def _logging(directory: Path, rank: int) -> Iterator[None]:
     ]
     if rank == 0:
         file = logging.FileHandler(directory / "run.log", encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        handlers = [(source, file) for source, _ in handlers] + [(logger, logging.StreamHandler(sys.stderr))]
+        file.setFormatter(MaskedFormatter("%(asctime)s %(levelname)s %(message)s"))
+        terminal = logging.StreamHandler(sys.stderr)
+        terminal.setFormatter(MaskedFormatter("%(message)s"))
+        handlers = [(source, file) for source, _ in handlers] + [(logger, terminal)]
     for source, handler in handlers:
         source.addHandler(handler)
         source.propagate = False
@@ -190,12 +205,6 @@ def _logging(directory: Path, rank: int) -> Iterator[None]:
             handler.close()
 
 
-def _clear(directory: Path) -> None:
-    for entry in directory.iterdir():
-        if entry.name != ".lock":
-            files.remove(entry)
-
-
 def _require_key(config: DictConfig) -> None:
     """Raises UsageError, before anything is written, where a server is to be asked and its key is not set."""
     if (llm := config.get("llm")) is not None and llm.backend == "endpoint":
@@ -205,9 +214,10 @@ def _require_key(config: DictConfig) -> None:
 
 
 def _require_outer_world(config: Any) -> None:
-    size = processes.outer_world()
+    size = processes.asked_for()
     if size is not None and size != config.trainer.processes:
+        did = "started" if processes.outer_world() else "was asked for"
         raise UsageError(
-            f"trainer.processes={config.trainer.processes}, but the outer launcher started {size}: leave "
+            f"trainer.processes={config.trainer.processes}, but the outer launcher {did} {size}: leave "
             "trainer.processes out, or give it that number"
         )

@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from privlm import files
+from privlm import files, launchers
 from privlm.errors import PrivLMError
 from privlm.signals import EXIT_INTERRUPTED
 
@@ -22,10 +22,17 @@ Work = Callable[[Path, int], int]
 
 
 def outer_world() -> int | None:
-    """Number of processes of an outer launcher (torchrun, accelerate launch), None when there is none."""
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return int(os.environ["WORLD_SIZE"])
-    return None
+    """Number of processes of an outer launcher (torchrun, say), None when there is none.
+
+    Raises UsageError where one has started several processes that are no world (privlm.launchers).
+    """
+    world = launchers.outer_world()
+    return None if world is None else world[1]
+
+
+def asked_for() -> int | None:
+    """Number of processes that an outer launcher was asked for, whether it started them or they are ours to start."""
+    return outer_world() or launchers.accelerate_processes()
 
 
 def is_spawned() -> bool:
@@ -34,7 +41,8 @@ def is_spawned() -> bool:
 
 
 def outer_rank() -> int:
-    return int(os.environ.get("RANK", "0")) if outer_world() else 0
+    world = launchers.outer_world()
+    return 0 if world is None else world[0]
 
 
 def is_main() -> bool:

@@ -1,12 +1,18 @@
-"""Answers to items, kept as JSON lines: each is on disk as soon as it comes, and only open items are asked again."""
+"""Answers to items, kept as JSON lines: each is on disk as soon as it comes, and only open items are asked again.
+
+Each line is sealed; an item whose line the disk has damaged is open again.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from privlm import files
+
+logger = logging.getLogger("privlm")
 
 Item = TypeVar("Item")
 Row = dict[str, Any]
@@ -18,7 +24,10 @@ Answer = Callable[[Mapping[str, Item], Keep], None]
 
 def answered(file: Path, items: Mapping[str, Any]) -> dict[str, Row]:
     """item -> its line {"item": id, **fields}, in the order of `items`, of those that have one."""
-    found = {line["item"]: line for line in files.read_json_lines(file)}
+    damaged: list[int] = []
+    found = {line["item"]: line for line in files.read_json_lines(file, left_out=damaged)}
+    if damaged:
+        logger.warning("%s: damaged lines are left out: %s", file, ", ".join(map(str, damaged)))
     return {item: found[item] for item in items if item in found}
 
 
@@ -29,7 +38,7 @@ def answer_open(file: Path, items: Mapping[str, Item], answer: Answer[Item], tic
     done = set(answered(file, items))
 
     def keep(item: str, fields: Mapping[str, Any]) -> None:
-        files.append_durably(file, [{"item": item, **fields}])
+        files.append_durably(file, [files.sealed({"item": item, **fields})])
         done.add(item)
         tick(len(done))
 

@@ -17,8 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 from privlm import environment, files
 from privlm.errors import PrivLMError, UsageError
 from privlm.identity import Roles
+from privlm.masking import mask_text
 
 SCHEMA = 1
+CLEARED = "cleared"
+"""State of a directory whose content is being removed, to make the run anew."""
 
 
 def create(
@@ -34,9 +37,11 @@ def create(
     """Makes the run directory, or takes up that of an earlier try; returns its status.
 
     The caller holds the lock. roles: of the keys in the hashes, for whoever reads the directory. inputs: fingerprints
-    of what the run reads. Raises UsageError when the directory cannot be written.
+    of what the run reads. Raises UsageError when the directory cannot be written, or its status.json is damaged.
     """
     try:
+        for path in files.unfinished(directory):
+            files.remove(path)
         status = files.read_json(directory / "status.json")
         if status is None:
             status = {"schema": SCHEMA, "restarts": 0, "started": time.time(), "stages": {}}
@@ -54,9 +59,9 @@ def create(
             "inputs": dict(inputs),
         }
         files.write_text(directory / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
-        files.write_text(directory / "overrides.txt", "".join(f"{word}\n" for word in overrides))
+        files.write_text(directory / "overrides.txt", "".join(f"{mask_text(word)}\n" for word in overrides))
         files.write_json(directory / "env.json", environment.describe())
-        if not (directory / "privacy.json").exists():
+        if files.read_intact_json(directory / "privacy.json") is None:  # a damaged one is told anew by the stages
             trains = config.get("model") is not None
             # A private run replaces it by its plan.
             files.write_json(directory / "privacy.json", {"mechanism": "none"} | ({} if trains else {"trains": False}))
@@ -64,6 +69,27 @@ def create(
     except OSError as error:
         raise UsageError(f"cannot write the run directory {directory}: {error.strerror}; set runs=FOLDER") from error
     return status
+
+
+def clear(directory: Path, run_hash: str) -> None:
+    """Removes all that a run has left, for one that starts from nothing; the caller holds the lock.
+
+    Killed half way, it leaves a directory that says so (`is_cleared`), and no run that could be taken for a whole one.
+    """
+    status = directory / "status.json"
+    if not status.exists():
+        return
+    files.write_json(status, {"schema": SCHEMA, "state": CLEARED, "reason": None, "run_hash": run_hash, "stages": {}})
+    for entry in directory.iterdir():
+        if entry.name not in (".lock", status.name):
+            files.remove(entry)
+    files.remove(status)
+
+
+def is_cleared(directory: Path) -> bool:
+    """Whether `clear` was killed half way."""
+    status = files.read_intact_json(directory / "status.json")
+    return status is not None and status["state"] == CLEARED
 
 
 @contextlib.contextmanager

@@ -117,7 +117,8 @@ class WandbBackend:
             dir=run_dir,
             mode=os.environ.get("WANDB_MODE", mode),  # type: ignore[arg-type]
             config=mask_secrets(OmegaConf.to_container(config, resolve=True)),
-            settings=wandb.Settings(console="off"),
+            # env.json tells of machine and code; wandb's own account holds the command line and the address of git.
+            settings=wandb.Settings(console="off", x_disable_meta=True, disable_git=True, save_code=False),
         )
         self._known: set[str] = set()
 

@@ -72,16 +72,15 @@ def test_the_activations_of_a_causal_lm_are_those_that_torch_holds(architecture,
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids),
              "position_ids": torch.arange(length).expand_as(ids)}  # fmt: skip
 
-    def losses():
+    def losses(model, batch):
         logits = model(**batch, use_cache=False).logits
-        return F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none").mean(1)
+        return F.cross_entropy(logits[:, :-1].transpose(1, 2), batch["input_ids"][:, 1:], reduction="none").mean(1)
 
     def step():
         if engine is None:
-            losses().sum().backward()
+            losses(model, batch).sum().backward()
         else:
-            with engine.recording():
-                engine.backward(losses())
+            engine.backward(losses, batch)
 
     step()
     expected = causal_lm_activations(

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from privlm import files, rundir
+from privlm import files, launch, leftovers, rundir
 from privlm.errors import PrivLMError, UsageError
 from privlm.identity import Roles
 from privlm.job import Job, StoppedAfter
 from privlm.metrics.classification import Estimate
-from privlm.rows import Keep
+from privlm.report import store
+from privlm.rows import Keep, answer_open, answered
 from privlm.signals import Interrupted
 
 pytestmark = pytest.mark.torch_free
@@ -236,6 +237,106 @@ def test_temporary_outputs_are_made_again_without_touching_later_stages_and_go_w
     assert not (tmp_path / "stages" / "features").exists()
 
 
+class Killed(Exception):
+    pass
+
+
+def test_a_kill_after_the_result_leaves_nothing_made_of_private_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = open_job(tmp_path)
+    with job.stage("features", temporary=True) as stage:
+        (stage.folder / "features").write_text("of private texts")
+    with job.stage("train") as stage:
+        stage.checkpoints.mkdir(parents=True)
+        stage.discard(stage.checkpoints)  # a memory of examples lies in them
+        (stage.folder / ".model.tmp").mkdir()
+    monkeypatch.setattr(job.records, "update", lambda **changes: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        job.finish()
+    assert (tmp_path / "result.json").exists()
+    assert files.read_json(tmp_path / "status.json")["state"] == "running"
+    assert list((tmp_path / "stages").rglob("*")) == [tmp_path / "stages" / "train"]
+    assert not (tmp_path / "checkpoints" / "train").exists()
+
+
+def test_what_a_finished_run_has_left_is_found_by_what_its_stages_say(tmp_path: Path) -> None:
+    features, of_before = tmp_path / "stages" / "mine", tmp_path / "stages" / "features" / "features.safetensors"
+    kept = tmp_path / "stages" / "train" / "model"
+    for path in (features / "texts", of_before, kept / "weights"):
+        path.parent.mkdir(parents=True)
+        path.write_text("made of texts")
+    status = {"stages": {"mine": {"discard": ["stages/mine"]}, "features": {}, "train": {"discard": []}}}
+    assert leftovers.of_run(tmp_path, status | {"state": "interrupted"}) == []
+    assert leftovers.remove(tmp_path, status | {"state": "done"}) == [of_before, features]
+    assert leftovers.of_run(tmp_path, status | {"state": "done"}) == []
+    assert (kept / "weights").exists()
+
+
+@pytest.mark.parametrize("killed_at", range(4))
+def test_directory_that_was_cleared_half_way_is_no_finished_run(
+    killed_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = open_job(tmp_path)
+    with job.stage("train") as stage:
+        stage.log(1, "dev", loss=1.0)
+    job.finish()
+    real, removed = files.remove, []
+
+    def remove(path: Path) -> None:
+        if len(removed) == killed_at:
+            raise Killed
+        removed.append(path)
+        real(path)
+
+    monkeypatch.setattr(files, "remove", remove)
+    with pytest.raises(Killed):
+        rundir.clear(tmp_path, "a" * 64)
+    monkeypatch.undo()
+    assert rundir.is_cleared(tmp_path)
+    assert not launch.is_done(tmp_path)
+    rundir.clear(tmp_path, "a" * 64)
+    assert {path.name for path in tmp_path.iterdir()} == {".lock"}
+
+
+@pytest.mark.parametrize("name", ["status.json", "result.json", "privacy.json", "metrics.jsonl", "config.yaml"])
+def test_changed_byte_of_a_finished_run_is_noticed_by_its_readers(name: str, tmp_path: Path) -> None:
+    job = open_job(tmp_path)
+    with job.stage("train") as stage:
+        stage.log(1, "dev", loss=1.0)
+        stage.report(accuracy=0.5)
+    job.finish()
+    assert store.read_run(tmp_path).problems == []
+    path = tmp_path / name
+    path.write_text(path.read_text().replace("1", "2").replace("none", "nine").replace("seed: 3", "seed: 4"))
+    run = store.read_run(tmp_path)
+    _ = run.config, run.privacy, run.metrics()
+    if name == "status.json":  # without it nobody knows that the run is done
+        with pytest.raises(UsageError, match=r"status\.json is damaged \(its content .*\): restore it .* with --force"):
+            launch.is_done(tmp_path)
+    else:
+        assert launch.is_done(tmp_path) == (name != "result.json")
+    assert [problem for problem in run.problems if problem.startswith(f"{name} cannot be read: it")]
+
+
+def test_item_whose_line_is_damaged_is_asked_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    asked = []
+
+    def answer(items: Mapping[str, int], keep: Keep) -> None:
+        for name, number in items.items():
+            asked.append(name)
+            keep(name, {"square": number**2})
+
+    file = tmp_path / "answers.jsonl"
+    items = {"a": 2, "b": 3}
+    answer_open(file, items, answer, lambda done: None)
+    file.write_text(file.read_text().replace('"square": 4', '"square": 5'))
+    answer_open(file, items, answer, lambda done: None)
+    assert asked == ["a", "b", "a"]
+    assert answered(file, items)["a"] == {"item": "a", "square": 4}
+    assert "damaged lines are left out: 1" in caplog.text
+
+
 def test_a_run_whose_llm_budget_is_spent_is_not_done(tmp_path: Path) -> None:
     job = open_job(tmp_path)
     with job.stage("ask") as stage:
@@ -318,7 +419,7 @@ def test_a_request_to_stop_is_honoured_between_two_items(tmp_path: Path) -> None
 
     with pytest.raises(Interrupted), job.stage("ask") as stage:
         stage.rows("answers.jsonl", ITEMS, answer)
-    assert (tmp_path / "stages" / "ask" / "answers.jsonl").read_text() == '{"item": "a"}\n'
+    assert files.read_json_lines(tmp_path / "stages" / "ask" / "answers.jsonl") == [{"item": "a"}]
 
 
 # --- directories ----------------------------------------------------------------------------------------------------
@@ -326,7 +427,7 @@ def test_a_request_to_stop_is_honoured_between_two_items(tmp_path: Path) -> None
 
 def test_privacy_json_is_never_missing(tmp_path: Path) -> None:
     open_job(tmp_path)
-    assert json.loads((tmp_path / "privacy.json").read_text()) == {"mechanism": "none", "trains": False}
+    assert files.read_json(tmp_path / "privacy.json") == {"mechanism": "none", "trains": False}
 
 
 def test_second_holder_is_told_about_the_first(tmp_path: Path) -> None:

@@ -199,3 +199,15 @@ def test_outer_launcher_must_start_what_the_config_asks_for(messages: Path, tmp_
     assert done.returncode != 0
     assert "trainer.processes=3, but the outer launcher started 2" in done.stderr
     assert not (tmp_path / "ewtune").exists()
+
+
+@pytest.mark.slow
+def test_accelerate_launch_on_cpus_gives_the_world_that_was_asked_for(messages: Path, tmp_path: Path) -> None:
+    """It starts one process there, without a word; the run starts those that are missing."""
+    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "privlm")
+    words = tiny_run(messages, tmp_path, *NON_PRIVATE, "trainer.steps=2")
+    done = subprocess.run(
+        [sys.executable, *launcher, *words], capture_output=True, text=True, check=False, env=os.environ | VARIABLES
+    )
+    assert done.returncode == 0, done.stderr
+    assert "processes: 2" in (only_run(tmp_path) / "config.yaml").read_text()

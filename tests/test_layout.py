@@ -34,7 +34,8 @@ FLOORS = (
     ("models",),
     ("privacy", "report"),  # a table of noise multipliers computes what it shows
     ("tracking", "identity", "rundir", "records", "rows", "schema", "results", "predictor", "metrics", "hub", "errors",
-     "files", "progress", "environment", "signals", "masking"),
+     "files", "progress", "environment", "signals", "masking", "launchers",
+     "leftovers"),
 )  # fmt: skip
 """The parts of privlm from the top floor down; a module imports from its own floor and from those below."""
 

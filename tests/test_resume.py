@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,96 @@ def test_full_disk_is_one_message_and_the_last_state_is_kept(
     assert "No space left on device" in struck.output
     assert struck.status in (0, 1, 2)  # 0 where only the report could not be written
     assert resumed == expected
+
+
+def leftovers(directory: Path) -> list[str]:
+    """What is made of the texts of a run and of no use when it is done."""
+    found = [*directory.glob("stages/features"), *directory.rglob(".*.tmp")]
+    return [str(path.relative_to(directory)) for path in found]
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("before_the_end", [0, 1])
+def test_killed_at_the_removal_of_what_is_made_of_private_texts(
+    before_the_end: int,
+    zygote: Zygote,
+    messages: Path,
+    uninterrupted: Callable[[str], Uninterrupted],
+    tmp_path: Path,
+) -> None:
+    finished, expected = uninterrupted("private head")
+    words = tiny_run(messages, tmp_path, *SETTINGS["private head"])
+    struck, _, resumed = killed_and_resumed(zygote, words, tmp_path, "remove", finished.removals - before_the_end)
+    assert struck.status == -9
+    assert resumed == expected
+    assert leftovers(only_run(tmp_path)) == []
+
+
+@pytest.mark.medium
+def test_finished_run_that_left_features_loses_them_when_it_is_skipped(
+    zygote: Zygote, messages: Path, tmp_path: Path
+) -> None:
+    words = tiny_run(messages, tmp_path, *SETTINGS["private head"])
+    assert zygote.run(*words).status == 0
+    directory = only_run(tmp_path)
+    assert leftovers(directory) == []
+    for name in ("stages/features/features.safetensors", "checkpoints/train/.step-9.tmp/model.safetensors"):
+        (directory / name).parent.mkdir(parents=True)
+        (directory / name).write_text("of private texts")
+    again = zygote.run(*words)
+    assert "already done" in again.output
+    assert leftovers(directory) == []
+
+
+FLIPPED = (
+    "status.json", "privacy.json", "stages/features/features.safetensors", "checkpoints/train/step-4/model.safetensors",
+    "checkpoints/train/step-4/optimizer.pt", "checkpoints/train/step-4/progress.json",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cut(
+    zygote: Zygote,
+    messages: Path,
+    uninterrupted: Callable[[str], Uninterrupted],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The runs folder of a run that was killed when it had checkpoints of the steps 2 and 4."""
+    runs = tmp_path_factory.mktemp("cut") / "runs"
+    words = tiny_run(messages, runs, *SETTINGS["private head"])
+    num_writes = uninterrupted("private head")[0].writes
+    for write in range(num_writes // 2, num_writes, 4):
+        shutil.rmtree(runs, ignore_errors=True)
+        assert zygote.run(*words, fault=("kill", write)).status == -9
+        if (only_run(runs) / "checkpoints" / "train" / "step-4").exists():
+            return runs
+    raise AssertionError("no kill leaves a checkpoint of step 4")
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("name", FLIPPED)
+def test_flipped_bit_is_mended_or_refused_by_name(
+    name: str,
+    cut: Path,
+    zygote: Zygote,
+    messages: Path,
+    uninterrupted: Callable[[str], Uninterrupted],
+    tmp_path: Path,
+) -> None:
+    _, expected = uninterrupted("private head")
+    shutil.copytree(cut, tmp_path / "runs")
+    path = only_run(tmp_path / "runs") / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    resumed = zygote.run(*tiny_run(messages, tmp_path / "runs", *SETTINGS["private head"]))
+    assert "Traceback" not in resumed.output
+    if resumed.status == 0:
+        assert outcome(only_run(tmp_path / "runs")) == expected
+        assert name in ("privacy.json", "stages/features/features.safetensors") or "is used" in resumed.output
+    else:
+        assert resumed.status == 2
+        assert f"{name} is damaged" in resumed.output.splitlines()[-1]
 
 
 @pytest.mark.medium

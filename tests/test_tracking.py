@@ -105,6 +105,7 @@ def test_wandb_offline_holds_the_values_without_network_or_login(tmp_path, monke
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in [name for name in os.environ if name.startswith("WANDB")]:
         monkeypatch.delenv(name)
+    monkeypatch.setattr(sys, "argv", ["privlm", "run", "llm.api_key=canary-4711", "--key", "canary-815"])
     attempts = block_network(monkeypatch)
     run_id = "5" * 64
     log_points(open_tracker(config_of("wandb"), run_id, tmp_path))
@@ -115,7 +116,8 @@ def test_wandb_offline_holds_the_values_without_network_or_login(tmp_path, monke
     (run,) = (record.run for record in records if record.WhichOneof("record_type") == "run")
     assert run.run_id == run_id
     assert {item.key: json.loads(item.value_json) for item in run.config.update}["llm"] == {"api_key": "***"}
-    assert b"canary-4711" not in file.read_bytes()
+    told = {path: path.read_bytes() for path in (tmp_path / "wandb").rglob("*") if path.is_file()}
+    assert [path.name for path, content in told.items() if b"canary-" in content] == []
     read = {}
     for record in records:
         if record.WhichOneof("record_type") == "history":

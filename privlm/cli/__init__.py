@@ -10,7 +10,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from privlm.errors import PrivLMError
+from privlm.errors import PrivLMError, UsageError
+from privlm.masking import mask_text
 
 COMMANDS = {
     "run": "run one experiment:          privlm run task=ewtune model=roberta",
@@ -25,7 +26,7 @@ COMMANDS = {
     "accountant": "epsilon and noise:           privlm accountant eps --help",
     "audit": "test a run's epsilon:        privlm audit RUN",
     "cp": "copy a YAML to edit it:      privlm cp model/minilm myconfigs/",
-    "doctor": "what this machine can do:    privlm doctor",
+    "doctor": "this machine, or one run:    privlm doctor [RUN]",
 }
 
 HELP = """\
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(words)
     except PrivLMError as error:
-        print(f"privlm: {error}", file=sys.stderr)
+        print(f"privlm: {mask_text(str(error))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # `privlm list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -61,6 +62,8 @@ def _dispatch(words: list[str]) -> int:
         print(HELP.format(commands="\n".join(f"  {name:<11} {text}" for name, text in COMMANDS.items())), end="")
         return 0
     command, *rest = words
+    if command.replace("-", "_").startswith("__local_rank"):
+        raise UsageError(f"{command} is of a launcher: have it say so by LOCAL_RANK alone (deepspeed --no_local_rank)")
     if command == "--version":
         from privlm import __version__
 

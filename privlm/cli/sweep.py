@@ -13,6 +13,8 @@ from privlm import launch
 from privlm.cli import starting
 from privlm.cli.compose import Composed, compose, expand
 from privlm.cli.run_options import parse
+from privlm.errors import PrivLMError
+from privlm.masking import mask_text
 from privlm.report import store
 from privlm.report.compare import compare
 from privlm.report.render import console, print_table, to_json
@@ -38,7 +40,11 @@ def main(argv: list[str]) -> int:
     first_failure = 0
     for number, one in enumerate(composed, start=1):
         print(f"\n[{number}/{len(composed)}] {' '.join(one.words.overrides)}", file=sys.stderr, flush=True)
-        status = starting.start(one, force=arguments.force, as_json=False, show=False)
+        try:
+            status = starting.start(one, force=arguments.force, as_json=False, show=False)
+        except PrivLMError as error:  # a directory that is in use, or damaged
+            print(f"privlm: {mask_text(str(error))}", file=sys.stderr)
+            status = error.exit_code
         if status in EXIT_INTERRUPTED:
             return status
         first_failure = first_failure or status

@@ -6,6 +6,7 @@ budget, a signal, a server that is gone), calls in flight are finished and store
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,12 +29,15 @@ from privlm.llm.types import (
     Request,
     Score,
     ScoreRequest,
+    likeliest,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["BudgetExhausted", "Choice", "LanguageModel", "Usage"]
+
+logger = logging.getLogger("privlm")
 
 DOINGS = {
     "generate": "generate text",
@@ -82,6 +86,12 @@ class LanguageModel:
         self._stop = stop
         self._label = label or f"llm={backend.name}"
         self._is_ready = False
+        self._answered_by: dict[str, None] = {}
+
+    @property
+    def answered_by(self) -> tuple[str, ...]:
+        """Who has answered, by the names that the server gave, cached answers included; the first one first."""
+        return tuple(self._answered_by)
 
     @property
     def usage(self) -> Usage:
@@ -144,11 +154,13 @@ class LanguageModel:
         by: str = "avg_nll",
         border: str = "separate",
     ) -> Choice:
-        """The most likely continuation of `context`: the lowest avg_nll or sum_nll; of equal ones the first."""
+        """The most likely continuation of `context`: the lowest avg_nll or sum_nll; of equal ones the first.
+
+        Raises UsageError where a score is not a number.
+        """
         requests = [ScoreRequest(context, option, border) for option in options]  # type: ignore[arg-type]
         scores = self.score(requests)
-        index = min(range(len(scores)), key=lambda number: getattr(scores[number], by))
-        return Choice(index, tuple(scores))
+        return Choice(likeliest(scores, by), tuple(scores))
 
     @overload
     def hidden_states(
@@ -189,6 +201,7 @@ class LanguageModel:
         replies: list[Reply | None] = [None] * len(requests)
 
         def hand_on(key: str, reply: Reply) -> None:
+            self._notice(reply)
             for place in batch[key].places:
                 replies[place] = reply
                 if on_reply is not None:
@@ -218,6 +231,15 @@ class LanguageModel:
             if failures == "raise":
                 self._raise_failures([(pending, replies[pending.places[0]]) for pending in missing])
         return cast("list[Reply]", replies)
+
+    def _notice(self, reply: Reply) -> None:
+        """A server that was started again may serve another model under the old name."""
+        name = reply.answered_by
+        if name is None or name in self._answered_by:
+            return
+        self._answered_by[name] = None
+        if len(self._answered_by) > 1:
+            logger.warning("%s: answers as %s now, before as %s", self._label, name, self.answered_by[-2])
 
     def _raise_failures(self, asked: list[tuple[Pending, Reply | None]]) -> None:
         failed = [(item, reply) for item, reply in asked if isinstance(reply, Answer) and reply.status not in ANSWERED]

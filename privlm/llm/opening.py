@@ -30,6 +30,8 @@ class Run(Protocol):
 
     def say(self, message: str) -> None: ...
 
+    def note(self, *notes: str) -> None: ...
+
 
 ROLE = "llm"
 """The role of whoever is asked where a run has no other."""
@@ -74,6 +76,8 @@ def open_llm(config: Any, job: Run, role: str = ROLE, backend: Backend | None = 
         finally:
             if model.usage.calls or model.usage.cached:
                 job.say(f"{caller}: {model.usage}")
+            if len(model.answered_by) > 1:
+                job.note(f"{caller}: answered by {' and by '.join(model.answered_by)}; their answers make one result")
 
 
 def open_backend(config: Any, stop: Callable[[], int] = lambda: 0) -> Backend:

@@ -153,7 +153,8 @@ class CallRecord:
                     f"WHERE status IN ({_marks(ANSWERED)}) AND key IN ({_marks(chunk)})",
                     [*ANSWERED, *chunk],
                 )
-                found.update({key: _reply(kind, response) for key, kind, response in rows})
+                replies = {key: _reply(kind, response) for key, kind, response in rows}
+                found.update({key: reply for key, reply in replies.items() if _is_served(reply)})
         return found
 
     def claim(self, keys: Sequence[str]) -> Claim:
@@ -170,8 +171,9 @@ class CallRecord:
                 known = {row[0]: row[1:] for row in rows}
                 for key in chunk:
                     kind, response, status, owner, until = known.get(key, (None, None, None, None, None))
-                    if status in ANSWERED:
-                        result.answered[key] = _reply(kind, response)
+                    reply = _reply(kind, response) if status in ANSWERED else None
+                    if reply is not None and _is_served(reply):
+                        result.answered[key] = reply
                     elif owner is not None and owner != self.owner and not self._is_abandoned(key, owner, until, now):
                         result.busy.append(key)
                     else:
@@ -315,6 +317,11 @@ def _reply(kind: str, response: str) -> Reply:
         return Score(**content, cached=True)
     logprobs = content.pop("logprobs")
     return Answer(**content, logprobs=None if logprobs is None else tuple(logprobs), cached=True)
+
+
+def _is_served(reply: Reply) -> bool:
+    """A record of before may hold a score that is not a number, or of a probability above 1: it is asked again."""
+    return not isinstance(reply, Score) or reply.sum_nll >= 0
 
 
 def _chunks(keys: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -1,20 +1,25 @@
 """Recorded answers in place of a model: a JSONL file that maps a prompt, or an item's name, to its answer.
 
 A line is an object with `prompt` (text, or a list of messages) or `id`, and with `answer` (text) or `result` (a reply
-of the OpenAI protocol). Requests find their answer by the prompt (of a conversation: all its messages, else the last
-one's text), else by their item's name; never by the number of the line. Of several answers to one prompt,
-`sample_index` takes the first, the second and so on, in the order of the file.
+of the OpenAI protocol). A table (.csv, .tsv) has these as columns, a .json file as objects of a list. Requests find
+their answer by the prompt (of a conversation: all its messages, else the last one's text), else by their item's name;
+never by the number of the line. Of several answers to one prompt, `sample_index` takes the first, the second and so on,
+in the order of the file.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from privlm import files
+from privlm.data.readers import read_table
 from privlm.errors import UsageError
 from privlm.llm.endpoint.protocol import parse_reply
 from privlm.llm.types import Answer, GenerateRequest, Message, Norm, Pooling, Reply, Request, Score, ScoreRequest
@@ -26,15 +31,21 @@ logger = logging.getLogger("privlm")
 
 ID_FIELDS = ("id", "item", "pair_id", "qid")
 SHOWN_MISSES = 3
+UNNAMED = "recorded"  # llm.model where the user names none
+TABLES = frozenset({".csv", ".tsv"})
+FORM = (
+    'a JSONL file has an object a line, {"prompt": ..., "answer": ...}, with "id" for "prompt" or "result" for '
+    '"answer"; a .csv or .tsv file has the columns prompt (or id) and answer'
+)
 
 
 class ReplayBackend:
     """See privlm.llm.types.Backend. Scores are served too where the file holds them: lines with `context`,
     `continuation`, `sum_nll` and `num_tokens`.
 
-    path: the JSONL file. model: whose answers they are.
+    path: the file. model: whose answers they are.
 
-    Raises UsageError, naming the line, for a file that is not as described above.
+    Raises UsageError, naming the line, for a file that is not as described above, or holds another model's replies.
     """
 
     name = "replay"
@@ -46,9 +57,11 @@ class ReplayBackend:
         self._answers: dict[Any, list[Answer]] = {}
         self._by_item: dict[str, list[Answer]] = {}
         self._scores: dict[tuple[str, str], Score] = {}
-        for number, line in enumerate(_lines(path), 1):
-            if line.strip():
-                self._read(line, f"{path}:{number}")
+        for where, row in _rows(path):
+            self._read(row, where)
+        if not (self._answers or self._by_item or self._scores):
+            raise UsageError(f"llm.path: {path} is empty: {FORM}")
+        _check_model(model, [answer for answers in self._all() for answer in answers], path)
         self.num_duplicates = sum(len(answers) > 1 for answers in self._answers.values())
         if self.num_duplicates:
             logger.warning(
@@ -91,21 +104,18 @@ class ReplayBackend:
         answers = answers or self._by_item.get(request.item or "", [])
         return answers[request.sample_index] if request.sample_index < len(answers) else None
 
-    def _read(self, line: str, where: str) -> None:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UsageError(f"{where} is not JSON: {error.msg}") from error
-        if not isinstance(row, dict):
-            raise UsageError(f"{where} is not an object with a prompt and its answer")
-        if "sum_nll" in row:
+    def _all(self) -> Iterable[list[Answer]]:
+        return (*self._answers.values(), *self._by_item.values())
+
+    def _read(self, row: dict[str, Any], where: str) -> None:
+        if row.get("sum_nll") is not None:
             self._read_score(row, where)
             return
         answer = _answer(row, where)
         if row.get("prompt") is not None:
             self._answers.setdefault(_recorded_prompt(row["prompt"], where), []).append(answer)
             return
-        item = next((row[name] for name in ID_FIELDS if name in row), None)
+        item = next((row[name] for name in ID_FIELDS if row.get(name) is not None), None)
         if item is None:
             raise UsageError(f"{where} has neither `prompt` nor `id`, so no request can find it")
         self._by_item.setdefault(str(item), []).append(answer)
@@ -116,6 +126,8 @@ class ReplayBackend:
             self._scores[row["context"], row["continuation"]] = score
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"{where} is no score: it needs context, continuation, sum_nll, num_tokens") from error
+        if not (0 <= score.sum_nll < math.inf and score.num_tokens > 0):
+            raise UsageError(f"{where} is no score: sum_nll is a finite number from 0, num_tokens above 0")
 
 
 def fingerprint(path: Path) -> str:
@@ -126,11 +138,55 @@ def fingerprint(path: Path) -> str:
         raise UsageError(f"llm.path: cannot read {path}: {error.strerror}") from error
 
 
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, fields) of each recorded answer. A byte order mark says how the file is encoded, else it is UTF-8."""
+    if path.suffix in TABLES:
+        table = read_table(path)
+        if "answer" not in table.columns or not {"prompt", *ID_FIELDS} & set(table.columns):
+            raise UsageError(f"llm.path: {path} has the columns {', '.join(table.columns)}: {FORM}")
+        for number, row in enumerate(table.rows()):
+            yield table.where(number), {name: value for name, value in row.items() if value != "" or name == "answer"}
+        return
+    for number, line in enumerate(_lines(path), 1):
+        if line.strip():
+            yield f"{path}:{number}", _object(line, f"{path}:{number}")
+
+
 def _lines(path: Path) -> list[str]:
+    content = path.read_bytes()
+    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
-        return path.read_text(encoding="utf-8").split("\n")
+        text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text") from error
+        raise UsageError(f"llm.path: {path} is not UTF-8 text, and has no byte order mark") from error
+    if path.suffix == ".json":
+        with contextlib.suppress(json.JSONDecodeError):
+            return [json.dumps(row) for row in _listed(json.loads(text))]
+    return text.split("\n")
+
+
+def _listed(content: Any) -> list[Any]:
+    return content if isinstance(content, list) else [content]
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{where} is not JSON ({error.msg}): {FORM}") from error
+    if not isinstance(row, dict):
+        raise UsageError(f"{where} is not an object with a prompt and its answer: {FORM}")
+    return row
+
+
+def _check_model(model: str, answers: Sequence[Answer], path: Path) -> None:
+    """Raises UsageError where the recorded replies name another model than the one they are said to be of."""
+    said = {answer.answered_by for answer in answers if answer.answered_by}
+    others = sorted(name for name in said if not re.match(rf"(?:.*/)?{re.escape(model)}(?![A-Za-z0-9.])", name))
+    if model != UNNAMED and others:
+        raise UsageError(
+            f"llm.model={model}: the replies in {path} are of {', '.join(others)}; name the one they are of"
+        )
 
 
 def _answer(row: dict[str, Any], where: str) -> Answer:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from omegaconf import MISSING
 
+from privlm.masking import mask_text
 from privlm.models.schema import DTYPES, Weights
 from privlm.schema import setting
 
@@ -125,7 +126,9 @@ def _check_address(url: str | None) -> list[str]:
     if url is None:
         return ["llm.base_url: give the address of the server, llm.base_url=http://HOST:PORT/v1"]
     if not re.match(r"https?://[^/]", url):
-        return [f"llm.base_url must begin with http:// or https://, not {url}"]
+        return [f"llm.base_url must begin with http:// or https://, not {mask_text(url.partition('?')[0])}"]
     if "@" in urlsplit(url).netloc:
         return ["llm.base_url holds a name or password, which would be written down: use llm.api_key_env"]
+    if set("?#;") & set(url):  # what follows would also come before the path of each call
+        return ["llm.base_url is an address alone, without ?, # and ; : a key is named by llm.api_key_env"]
     return []

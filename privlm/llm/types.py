@@ -6,6 +6,7 @@ prompt apart.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
@@ -108,7 +109,8 @@ class Answer:
 
     text: "" unless status is ok, length or refused. prompt_tokens, completion_tokens: of the server's `usage` or our
     tokenizer; estimated says that neither gave them. logprobs: natural log-probability of each generated token.
-    cached: served from the call record, nothing was spent. detail: reason of a failure, without prompts or keys.
+    cached: served from the call record, nothing was spent. detail: reason of a failure or of an empty answer, without
+    prompts or keys. answered_by: the model by the name that the server gives it.
     """
 
     text: str
@@ -123,6 +125,7 @@ class Answer:
     http_status: int | None = None
     detail: str | None = None
     cached: bool = False
+    answered_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,7 @@ class Score:
     """What came back for a ScoreRequest: nats, summed over the continuation's tokens.
 
     truncated: the context lost tokens from its left to fit the window. context_tokens: those that were left.
+    answered_by: as of an Answer.
     """
 
     sum_nll: float
@@ -137,11 +141,23 @@ class Score:
     truncated: bool = False
     context_tokens: int = 0
     cached: bool = False
+    answered_by: str | None = None
 
     @property
     def avg_nll(self) -> float:
         """Nats per token; perplexity is its exponential."""
         return self.sum_nll / self.num_tokens
+
+
+def likeliest(scores: Sequence[Score], by: str) -> int:
+    """Place of the score whose `by` (avg_nll or sum_nll) is the lowest, of equal ones the first.
+
+    Raises UsageError where one is not a number, or none is finite: nothing can be chosen by these.
+    """
+    values = [float(getattr(score, by)) for score in scores]
+    if any(map(math.isnan, values)) or not any(map(math.isfinite, values)):
+        raise UsageError(f"no option can be chosen: the model's scores are {', '.join(f'{v:g}' for v in values)}")
+    return values.index(min(values))
 
 
 Reply = Answer | Score

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from privlm.errors import UsageError
 from privlm.models.byte_level import byte_tokenizer
 from privlm.models.gguf import dequantized
-from privlm.models.loading import quiet, readable, require_fit
+from privlm.models.loading import NO_CODE, NO_PICKLE, quiet, readable, refuse_adapter_code, refuse_own_code, require_fit
 from privlm.models.locate import ModelFiles, require_files
 from privlm.models.scratch import from_scratch, shape_config
 
@@ -28,7 +28,7 @@ def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
         return byte_tokenizer()
     directory = model_directory(files)
     with readable(directory), quiet():
-        return AutoTokenizer.from_pretrained(directory)
+        return AutoTokenizer.from_pretrained(directory, **NO_CODE)
 
 
 def build_causal_lm(
@@ -61,9 +61,9 @@ def build_causal_lm(
     directory = model_directory(files)
     require_files(directory, group)
     placement = {"device_map": "balanced"} if device == "balanced" else {}
-    load: Any = AutoModelForCausalLM.from_pretrained
+    auto: Any = AutoModelForCausalLM
     with readable(directory), quiet():
-        model, report = load(directory, dtype=dtype, output_loading_info=True, **placement)
+        model, report = auto.from_pretrained(directory, dtype=dtype, output_loading_info=True, **placement, **NO_PICKLE)
     require_fit(report, directory)
     return (model if placement else _move(model, device)).eval()
 
@@ -81,7 +81,7 @@ def context_length(files: ModelFiles, shape: Mapping[str, Any] | None) -> int | 
     else:
         directory = model_directory(files)
         with readable(directory):
-            config = AutoConfig.from_pretrained(directory)
+            config = AutoConfig.from_pretrained(directory, **NO_CODE)
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
@@ -93,6 +93,7 @@ def apply_peft(model: Any, adapter: Path) -> PeftModel:
     """
     from peft import PeftModel  # takes seconds
 
+    refuse_adapter_code(adapter)
     with readable(adapter), quiet():
         adapted = PeftModel.from_pretrained(model, str(adapter))
         report = adapted.load_adapter(str(adapter), "default")  # again: the first time tells nothing
@@ -105,7 +106,10 @@ def apply_peft(model: Any, adapter: Path) -> PeftModel:
 def model_directory(files: ModelFiles) -> Path:
     """Folder with config.json, weights and tokenizer files."""
     assert files.directory is not None
-    return dequantized(files) if files.gguf_file else files.directory
+    if files.gguf_file:
+        return dequantized(files)
+    refuse_own_code(files.directory)
+    return files.directory
 
 
 def _move(model: Any, device: str) -> Any:

@@ -21,7 +21,7 @@ from transformers import (
 
 from privlm.errors import UsageError
 from privlm.models.architecture import max_tokens, read_architecture
-from privlm.models.loading import quiet, readable, require_fit, require_vocabulary
+from privlm.models.loading import NO_CODE, NO_PICKLE, quiet, readable, refuse_own_code, require_fit, require_vocabulary
 from privlm.models.locate import ModelFiles, download_weights, require_files
 from privlm.models.schema import ModelConfig
 from privlm.models.scratch import from_scratch, shape_config
@@ -100,16 +100,17 @@ def load_tokenizer(config: ModelConfig, files: ModelFiles) -> PreTrainedTokenize
         return word_piece_tokenizer()
     download_weights(files, config.hub_id)
     require_files(files.directory)
+    refuse_own_code(files.directory)
     with readable(files.directory):
-        return AutoTokenizer.from_pretrained(files.directory)
+        return AutoTokenizer.from_pretrained(files.directory, **NO_CODE)
 
 
 def _pretrained_encoder(directory: Path) -> PreTrainedModel:
     """The encoder of a checkpoint of any head (classifier, masked LM); the head's weights are left out."""
     with readable(directory), quiet():
-        config = AutoConfig.from_pretrained(directory)
+        config = AutoConfig.from_pretrained(directory, **NO_CODE)
         encoder, report = AutoModel.from_pretrained(
-            directory, config=config, output_loading_info=True, **_without_pooler(config)
+            directory, config=config, output_loading_info=True, **_without_pooler(config), **NO_PICKLE
         )
     require_fit(report, directory, left_out="pooler.")
     return encoder.float()

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from privlm.errors import UsageError
+from privlm.models.loading import NO_CODE
 
 
 def shape_config(
@@ -45,7 +46,7 @@ def from_scratch(
     """
     with _possible(field), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return auto.from_config(config, **(options or {})).eval()
+        return auto.from_config(config, **(options or {}), **NO_CODE).eval()
 
 
 @contextmanager

@@ -31,12 +31,14 @@ from privlm.privacy.inspection import (
     UnsupportedModuleError,
     exact_rules,
     find_rules,
+    layer_names,
     mixing_modes,
     modules_around,
     number_layers,
     trainable_parameters,
 )
 from privlm.privacy.ledger import Ledger, Setting
+from privlm.privacy.neighbours import Losses, NeighbourCheck, RandomState, Seen, Subset, row_norms
 from privlm.privacy.noise import Noise
 from privlm.privacy.per_record import PerRecord
 from privlm.privacy.release import World, release
@@ -45,6 +47,7 @@ from privlm.privacy.tape import Call, Output, version
 from privlm.privacy.watch import ReleaseCheck
 
 _ATTACHED: WeakSet[nn.Module] = WeakSet()
+_Gradients = dict[nn.Parameter, list[clip.PerRecordGradient]]
 
 
 @dataclass(frozen=True)
@@ -60,13 +63,12 @@ class PrivacyEngine:
     """Clips, sums and noises the gradients of the trainable parameters of `model`.
 
         engine = PrivacyEngine(model, clipping_norm=1.0)
-        for indices in sampler.micro_batches:                   # none at all is fine
-            with engine.recording():
-                engine.backward(per_record_losses(model, indices))
+        for batch in micro_batches:                             # none at all is fine
+            engine.backward(losses, batch)                      # losses(model, batch) -> [B]
         engine.release(noise, ...)                              # once per logical step
         optimizer.step()
 
-    The model keeps its class and its methods; outside `recording` it behaves as if nothing was attached,
+    The model keeps its class and its methods; outside `backward` it behaves as if nothing was attached,
     except that an ordinary backward into its parameters is an error.
     """
 
@@ -95,7 +97,6 @@ class PrivacyEngine:
         self._is_taping = False
         self._has_run = False
         self._batch_size: int | None = None  # of the forward pass under way
-        self._independence_checked = False
         self._num_records = 0  # in the sums
         self._check = ReleaseCheck(clipping_norm)
 
@@ -103,6 +104,7 @@ class PrivacyEngine:
         self._layer_of = number_layers(self._parameters)
         self._exact = {module: exact_rules(rules) for module, rules in self._rules.items()}
         self._per_record = PerRecord(self._rules, self._names, self._parameters, modules_around(model))
+        self._neighbours = NeighbourCheck(model, list(layer_names(self._parameters)), clipping_norm)
         self._handles: list[Any] = [model.register_forward_pre_hook(self._see_batch, with_kwargs=True)]
         self._hook_ids: dict[nn.Module, tuple[int, int]] = {}
         self._stand_innermost()
@@ -117,13 +119,37 @@ class PrivacyEngine:
         for module in self.model.modules():
             _ATTACHED.discard(module)
 
-    @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Around the forward pass of one micro-batch and its `backward`.
+    def backward(self, losses: Losses, batch: Any, *, subset: Subset | None = None) -> ClippingStatistics:
+        """One forward and one backward pass; adds the clipped gradients of the records to the running sum.
 
-        Raises UsageError where a trainable parameter was added, removed or replaced since the engine was
-        attached.
+        Args:
+            losses: losses(model, batch) -> one loss per record, [B]; row i must depend on record i alone. The
+                neighbour check (privlm.privacy.neighbours) looks whether it does, by calls of its own with records
+                of the batch replaced and left out. An autocast is best put around `backward`.
+            batch: what `losses` reads: tensors with a row per record, or mappings and tuples of them.
+            subset: subset(positions) -> the batch of these records as the data would pad them; by default their rows
+                without the columns that the attention mask has for none.
+
+        A record whose gradient is not finite (or whose squared norm overflows float32) contributes nothing.
+
+        Raises UnsupportedModuleError for what cannot be clipped exactly, records that depend on each other included:
+        the running sum is then gone. UsageError where a trainable parameter was added, removed or replaced since the
+        engine was attached; ValueError for losses of another shape.
         """
+        start = RandomState(self.model) if self._neighbours.is_due else None
+        with self._recording():
+            loss_B = self._losses(losses, batch)
+            seen, gradients = self._differentiate(loss_B)
+            statistics = self._accumulate(seen, gradients)
+        del gradients, loss_B
+        self._neighbours.count()
+        if start is not None and len(seen.loss_B) > 1:
+            self._look(losses, batch, subset, start, seen)
+        return statistics
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        """Around a forward pass and what is made of it."""
         self._refuse_changed_parameters()
         if problems := mixing_modes(self.model):
             raise UnsupportedModuleError(problems)
@@ -138,40 +164,79 @@ class PrivacyEngine:
             self._batch_size = None
             self._require_gradients()
 
-    def backward(self, loss_B: Tensor) -> ClippingStatistics:
-        """One backward pass; adds the clipped gradients of the records to the running sum.
-
-        Args:
-            loss_B: one loss per record; row i must depend on record i alone. The first micro-batch of two or
-            more records is checked for that.
-
-        A record whose gradient is not finite (or whose squared norm overflows float32) contributes nothing.
-        """
+    def _losses(self, losses: Losses, batch: Any) -> Tensor:
+        loss_B = losses(self.model, batch)
+        self._is_taping = False
         if loss_B.ndim != 1:
             raise ValueError(f"expected one loss per record, shape [B], got shape {list(loss_B.shape)}")
         if not self._has_run:
-            raise ValueError("no forward pass was recorded: call backward inside recording(), after the forward pass")
-        self._is_taping = False
+            raise ValueError("no trained layer ran for these losses: call the attached model inside them")
+        return loss_B
+
+    def _differentiate(self, loss_B: Tensor, weight_B: Tensor | None = None) -> tuple[Seen, _Gradients]:
+        """Norms [L, B] of what each layer contributes to the records' gradients, and these; of weighted losses."""
         with torch.autocast(loss_B.device.type, enabled=False):
-            if not self._independence_checked and len(loss_B) > 1:
-                self._refuse_dependent_records(loss_B)
-                self._require_gradients()
-                self._independence_checked = True
-            gradients = self._per_record_gradients(loss_B)
-            norm_LB = self._layer_norms(gradients, loss_B)
-            norm_B = torch.linalg.vector_norm(norm_LB, dim=0)
-            nonfinite_B = ~norm_B.isfinite()
-            factor_LB = self._clip_factors(norm_LB, self.clipping_norm).masked_fill(nonfinite_B, 0.0)
-            num_nonfinite = int(nonfinite_B.sum())
+            if not self._neighbours.has_looked:
+                self._refuse_dependent_modules()
+            entering = self._entering(len(loss_B))
+            gradients = self._per_record_gradients(loss_B if weight_B is None else loss_B * weight_B)
+            return Seen(loss_B.detach(), self._layer_norms(gradients, loss_B), entering), gradients
+
+    def _entering(self, size: int) -> list[tuple[str, Tensor | None]]:
+        """For the neighbour check alone, which names places by it."""
+        if not self._neighbours.is_due:
+            return []
+        return [(self._names[call.module], row_norms(call.input, size)) for call in self._calls]
+
+    def _accumulate(self, seen: Seen, gradients: _Gradients) -> ClippingStatistics:
+        norm_LB = seen.norm_LB
+        assert norm_LB is not None
+        norm_B = torch.linalg.vector_norm(norm_LB, dim=0)
+        nonfinite_B = ~norm_B.isfinite()
+        factor_LB = self._clip_factors(norm_LB, self.clipping_norm).masked_fill(nonfinite_B, 0.0)
+        num_nonfinite = int(nonfinite_B.sum())
+        with torch.autocast(norm_B.device.type, enabled=False):
             for parameter, parts in gradients.items():
                 kept = clip.without_records(parts, nonfinite_B) if num_nonfinite else parts
                 clip.accumulate(kept, self._sum_of(parameter), factor_LB[self._layer_of[parameter]])
-            self._num_records += len(loss_B)
+        self._num_records += len(norm_B)
         return ClippingStatistics(
             norms=norm_B,
             num_clipped=int((~nonfinite_B & (factor_LB < 1).any(0)).sum()),
             num_nonfinite=num_nonfinite,
         )
+
+    @property
+    def is_look_due(self) -> bool:
+        """Whether the neighbour check waits for a batch of two or more records."""
+        return self._neighbours.is_due
+
+    def look(self, losses: Losses, batch: Any, *, subset: Subset | None = None) -> None:
+        """The neighbour check alone, on two or more records; for those whose micro-batches hold one. See `backward`."""
+        self._look(losses, batch, subset, RandomState(self.model), None)
+
+    def _look(self, losses: Losses, batch: Any, subset: Subset | None, start: RandomState, seen: Seen | None) -> None:
+        def run(batch: Any, weight_B: Tensor | None = None, gradients: bool = True) -> Seen:
+            with self._recording():
+                loss_B = self._losses(losses, batch)
+                return (
+                    self._differentiate(loss_B, weight_B)[0]
+                    if gradients
+                    else Seen(loss_B.detach(), None, self._entering(len(loss_B)))
+                )
+
+        device_type = next(iter(self._parameters.values())).device.type
+        end = RandomState(self.model)
+        start.restore()
+        try:
+            is_mixed = torch.is_autocast_enabled(device_type)
+            with torch.autocast(device_type, enabled=False):
+                self._neighbours.look(run, losses, batch, None if is_mixed else seen, subset)
+        except BaseException:
+            self._sums, self._num_records = {}, 0
+            raise
+        finally:
+            end.restore()
 
     def release(
         self,
@@ -225,13 +290,13 @@ class PrivacyEngine:
             self._sums[parameter] = torch.zeros(parameter.shape, dtype=torch.float32, device=parameter.device)
         return self._sums[parameter]
 
-    def _per_record_gradients(self, loss_B: Tensor) -> dict[nn.Parameter, list[clip.PerRecordGradient]]:
+    def _per_record_gradients(self, loss_B: Tensor) -> _Gradients:
         gradients = self._per_record.gradients(loss_B, self._calls, self._outputs)
         self._is_recording = False  # no layer runs for the model any more
         self._calls, self._outputs = [], []
         return gradients
 
-    def _layer_norms(self, gradients: dict[nn.Parameter, list[clip.PerRecordGradient]], loss_B: Tensor) -> Tensor:
+    def _layer_norms(self, gradients: _Gradients, loss_B: Tensor) -> Tensor:
         """Norms [L, B] of what each layer contributes to the records' gradients."""
         num_layers = 1 + max(self._layer_of.values())
         squared_LB = torch.zeros(num_layers, len(loss_B), device=loss_B.device)
@@ -354,23 +419,15 @@ class PrivacyEngine:
                 "Attach the engine when the model is complete"
             )
 
-    def _refuse_dependent_records(self, loss_B: Tensor) -> None:
-        """The losses of every other record must not reach the rows of the records between them."""
-        calls = [call for call in self._calls if call.input.ndim and len(call.input) == len(loss_B)]
-        if not calls:
-            return
-        edges = [call.output_edge for call in calls]
-        gradients = torch.autograd.grad(loss_B[::2].sum(), edges, retain_graph=True, allow_unused=True)
+    def _refuse_dependent_modules(self) -> None:
         problems = {
-            self._names[call.module]: "the loss of one record depends on the rows of others here"
-            for call, gradient in zip(calls, gradients, strict=True)
-            if gradient is not None and gradient[1::2].nan_to_num(0.0, 0.0, 0.0).any()
+            self._names[call.module]: "its output for a record depends on other records"
+            for call in self._calls
+            if call.input.ndim > 0
+            and len(call.input) > 1
+            and any(map(clip.is_general, self._rules[call.module].values()))
+            and clip.depends_on_others(call.module, call.input)
         }
-        for call in calls:
-            if any(map(clip.is_general, self._rules[call.module].values())) and clip.depends_on_others(
-                call.module, call.input
-            ):
-                problems[self._names[call.module]] = "its output for a record depends on other records"
         if problems:
             raise UnsupportedModuleError(problems)
 
@@ -385,6 +442,6 @@ def _refuse_raw_gradient(parameter: Tensor) -> None:
     parameter.grad = None
     raise UsageError(
         "an ordinary backward() reached a model with a privacy engine attached; its gradient is neither clipped "
-        "nor noised. Use engine.recording() and engine.backward(), torch.autograd.grad for a term that reads no "
+        "nor noised. Use engine.backward(), torch.autograd.grad for a term that reads no "
         "private record, or engine.detach()"
     )

@@ -90,6 +90,11 @@ def number_layers(parameters: Mapping[str, nn.Parameter]) -> dict[nn.Parameter, 
     }
 
 
+def layer_names(parameters: Mapping[str, nn.Parameter]) -> list[str]:
+    """The modules of the layers, in the order of their numbers."""
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in parameters))
+
+
 def _checkpoints_reentrantly(module: nn.Module) -> bool:
     """Such layers run without a graph, which autograd.grad cannot pass; transformers' way to switch it on."""
     if not getattr(module, "gradient_checkpointing", False):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from privlm import files
-from privlm.masking import mask_command
+from privlm.masking import mask_text
 from privlm.report.audit import audit_section
 from privlm.report.card import READING_COLUMNS, Card, figure, number, privacy_card, rounded_up
 from privlm.report.compare import flatten
@@ -67,7 +67,7 @@ def render_report(run: RunRecord) -> str:
     )
     card = privacy_card(run.privacy, run.audit)
     env = dict(run.env or {})
-    command = mask_command(env.pop("command", ""))
+    command = mask_text(env.pop("command", ""))
     artefacts = _artefacts(run)
     return environment.get_template(REPORT).render(
         run=run,

@@ -7,7 +7,6 @@ stop; only a file of a newer schema is refused by name, since guessing what it m
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import socket
 import time
@@ -128,6 +127,7 @@ class RunRecord:
         from omegaconf import OmegaConf
 
         try:
+            self._require_sealed("config.yaml")
             config = OmegaConf.to_container(OmegaConf.load(self.path / "config.yaml"), resolve=True)
         except FileNotFoundError:
             return {}
@@ -165,6 +165,7 @@ class RunRecord:
     def metrics(self) -> list[Metric]:
         """All points in the order of the file. Steps redone after a resume count once, as last written."""
         try:
+            self._require_sealed("metrics.jsonl")
             rows = files.read_json_lines(self.path / "metrics.jsonl")
         except ValueError as error:
             self.problems.append(f"metrics.jsonl cannot be read: {_first_line(error)}")
@@ -175,6 +176,12 @@ class RunRecord:
             point = Metric(row["stage"], row["step"], row["split"], row["name"], float(row["value"]), series)
             points[point.stage, point.step, point.split, point.name, series] = point
         return list(points.values())
+
+    def _require_sealed(self, name: str) -> None:
+        """Raises ValueError where a file of a finished run is not the one that its result knows, if it knows one."""
+        digest = (self.result or {}).get("files", {}).get(name)
+        if self.finished and digest is not None and files.sha256_file(self.path / name) != digest:
+            raise ValueError("it is not what was written; restore it from a copy, or make the run again with --force")
 
     def files(self) -> list[tuple[str, int]]:
         """Relative path and size in bytes of every file, sorted by path; hidden files are the runner's own."""
@@ -276,11 +283,14 @@ def _is_alive(pid: int) -> bool:
 
 def _read_json(path: Path, problems: list[str]) -> dict[str, Any] | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
+        content = files.read_json(path)
+    except OSError as error:
         problems.append(f"{path.name} cannot be read: {_first_line(error)}")
+        return None
+    except files.DamagedFileError as damage:
+        problems.append(f"{path.name} cannot be read: {damage.reason}")
+        return None
+    if content is None:
         return None
     if not isinstance(content, dict):
         problems.append(f"{path.name} cannot be read: it holds no object")

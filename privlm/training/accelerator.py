@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -15,11 +16,16 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
+from privlm import launchers
 from privlm.errors import PrivLMError, UsageError
+
+logger = logging.getLogger("privlm")
 
 PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 """trainer.precision -> accelerate's mixed_precision."""
 
+WORLDS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+OUTER_PRECISION = "ACCELERATE_MIXED_PRECISION"  # what `accelerate launch` was asked for
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 MPS = torch.device("mps")  # Apple's GPUs, on which accelerate scales no losses
 
@@ -27,10 +33,11 @@ MPS = torch.device("mps")  # Apple's GPUs, on which accelerate scales no losses
 def make_accelerator(config: Any) -> Accelerator:
     """The Accelerator for a TrainerConfig.
 
-    Raises UsageError for a keyword in trainer.accelerate that accelerate does not know and for half precision on a
-    CPU, PrivLMError when the world is not the one that the config asks for (accelerate itself falls back to one process
-    without a word).
+    Raises UsageError for a keyword in trainer.accelerate that accelerate does not know, for half precision on a CPU and
+    for an outer launcher whose world does not come through (privlm.launchers), PrivLMError when the world is not the
+    one that the config asks for (accelerate itself falls back to one process without a word).
     """
+    launchers.outer_world()
     # Without an accelerator accelerate must be told to use the CPU, else it ignores the other processes.
     cpu = not torch.accelerator.is_available()
     keywords = {"mixed_precision": PRECISION[config.precision], "cpu": cpu} | dict(config.accelerate)
@@ -48,8 +55,12 @@ def make_accelerator(config: Any) -> Accelerator:
             f"trainer.processes={config.processes}, but accelerate runs {accelerator.num_processes}: start the "
             "run without an outer launcher, or with `torchrun --nproc-per-node N -m privlm run ...`"
         )
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        raise UsageError("FSDP and DeepSpeed are not supported: use trainer=single or trainer=ddp")
+    if accelerator.distributed_type not in WORLDS:
+        kind = accelerator.distributed_type.value
+        raise UsageError(f"{kind}: FSDP and DeepSpeed are not supported: use trainer=single or trainer=ddp")
+    outer = os.environ.get(OUTER_PRECISION, "no")
+    if outer not in ("no", keywords["mixed_precision"]):
+        logger.warning("%s=%s has no effect: trainer.precision=%s decides", OUTER_PRECISION, outer, config.precision)
     return accelerator
 
 

@@ -18,8 +18,6 @@ from torch import Tensor
 from privlm import files
 from privlm.errors import PrivLMError
 
-DIGESTS = "digests.json"
-
 logger = logging.getLogger("privlm")
 
 
@@ -73,8 +71,7 @@ class CheckpointStore:
             torch.save(checkpoint.optimizer, folder / "optimizer.pt")
             _save_state(checkpoint.objective, folder / "objective.pt")
             (folder / "progress.json").write_text(json.dumps(numbers), encoding="utf-8")
-            digests = {path.name: files.sha256_file(path) for path in sorted(folder.iterdir())}
-            (folder / DIGESTS).write_text(json.dumps(digests), encoding="utf-8")
+            files.write_digests(folder)
 
         files.write_directory(self._folder(checkpoint.step), fill)
         self._tidy(checkpoint.step)
@@ -123,11 +120,9 @@ class CheckpointStore:
         """Raises UnusableCheckpoint where a file of the checkpoint is not the one that was written."""
         folder = self._folder(step)
         try:
-            digests = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
-            found = {path.name: files.sha256_file(path) for path in folder.iterdir() if path.name != DIGESTS}
-            wrong = sorted(name for name in found.keys() | digests.keys() if found.get(name) != digests.get(name))
-        except (OSError, ValueError, AttributeError) as error:
-            raise UnusableCheckpoint(f"checkpoint {folder} cannot be read ({DIGESTS}: {error})") from error
+            wrong = files.damaged_files(folder)
+        except (OSError, ValueError) as error:
+            raise UnusableCheckpoint(f"checkpoint {folder} cannot be read ({files.DIGESTS}: {error})") from error
         if wrong:
             raise UnusableCheckpoint(f"checkpoint {folder} is damaged ({', '.join(wrong)}: not what was written)")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import torch
 from accelerate import Accelerator
@@ -16,7 +16,7 @@ from privlm.privacy.rgp import Reparametrization
 from privlm.privacy.sampling import micro_batches, share
 from privlm.training.batches import Batches, Indices, TrainingData
 from privlm.training.canaries import Losses
-from privlm.training.objective import ExampleRandom, PerExample
+from privlm.training.objective import Batch, ExampleRandom, PerExample
 from privlm.training.processes import sum_by_name, sum_over_processes
 
 RESERVED = {"loss", "learning_rate", "gradient_norm", "loss_scale", "clipped_fraction", "batch_size", "epsilon"}
@@ -66,6 +66,13 @@ class Totals:
         return read | ({name: value / read["weight"] for name, value in sums.items()} if read["weight"] else {})
 
 
+class Rows(TypedDict):
+    """A micro-batch: numbers of its examples [B], and what the data gives for them."""
+
+    ids: Indices
+    batch: Batch
+
+
 @dataclass(frozen=True)
 class Examples:
     """The losses of any examples of the training data at any step, cut into micro-batches.
@@ -88,14 +95,22 @@ class Examples:
         return micro_batches(mine, self.data.lengths, self.micro_batch_size)
 
     def __call__(self, step: int, piece: Indices) -> PerExample:
-        # Dropout draws from torch's global generator: seeded by the first example, it is the same after a resume.
+        self.seed_dropout(step, piece)
+        with self.accelerator.autocast():
+            return self.losses_of(step, self.rows(piece))
+
+    def seed_dropout(self, step: int, piece: Indices) -> None:
+        """Dropout draws from torch's global generator: seeded by the first example, it is the same after a resume."""
         bits = keyed_random.key_bits("dropout", self.seed, step, int(piece[0])) >> 65
         torch.manual_seed(secrets.randbits(63) if self.secret_dropout else bits)
-        device = self.accelerator.device
-        batch = {name: tensor.to(device) for name, tensor in self.data.batch(piece).items()}
-        with self.accelerator.autocast():
-            per_example = self.losses(self.model, batch, ExampleRandom(self.seed, step, piece))
-        _check_shapes(per_example, len(piece))
+
+    def rows(self, piece: Indices) -> Rows:
+        batch = {name: tensor.to(self.accelerator.device) for name, tensor in self.data.batch(piece).items()}
+        return {"ids": piece, "batch": batch}
+
+    def losses_of(self, step: int, rows: Rows) -> PerExample:
+        per_example = self.losses(self.model, rows["batch"], ExampleRandom(self.seed, step, rows["ids"]))
+        _check_shapes(per_example, len(rows["ids"]))
         return per_example
 
 

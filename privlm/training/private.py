@@ -5,18 +5,23 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
 from privlm.errors import PrivLMError
 from privlm.privacy import accounting
-from privlm.privacy.engine import PrivacyEngine
+from privlm.privacy.engine import ClippingStatistics, PrivacyEngine
 from privlm.privacy.ledger import Ledger
+from privlm.privacy.neighbours import Subset
 from privlm.privacy.noise import Noise, ReproducibleNoise, SecureNoise
 from privlm.privacy.plan import PrivacyPlan
 from privlm.privacy.rgp import Reparametrization
 from privlm.privacy.sampling import PoissonSampler
 from privlm.privacy.watch import SamplingCheck
-from privlm.training.gradients import Examples, Totals
+from privlm.training.batches import Indices
+from privlm.training.gradients import Examples, Rows, Totals
+from privlm.training.objective import PerExample
 from privlm.training.processes import broadcast, world_of
 
 
@@ -38,7 +43,11 @@ class Private:
         if math.isinf(plan.budget) or plan.covers([*self.ledger.segments(), plan.step]):
             return True
         return self.ledger.budget_allows(
-            plan.step, target_epsilon=plan.budget, delta=plan.delta, adjacency=plan.adjacency
+            plan.step,
+            target_epsilon=plan.budget,
+            delta=plan.delta,
+            accountant=plan.certifier,
+            adjacency=plan.adjacency,
         )
 
     def spent_through(self, step: int) -> float:
@@ -46,8 +55,9 @@ class Private:
         return accounting.epsilon(
             self.ledger.segments(through_step=step),
             self.plan.delta,
+            accountant=self.plan.certifier,
             adjacency=self.plan.adjacency,
-            discretization=1e-3,
+            discretization=1e-3 if self.plan.certifier == "pld" else None,
         ).epsilon
 
 
@@ -76,18 +86,14 @@ class PrivateGradient:
         indices = self._sampler.indices(step)
         self._check.see(indices)
         totals = Totals(accelerator.device, len(indices)) if self._private.log_diagnostics else None
-        for piece in self._examples.pieces(indices):
-            with self._engine.recording():
-                per_example = self._examples(step, piece)
-                if per_example.weight is not None:
-                    raise PrivLMError(
-                        "privacy: the objective weighs its examples, which lets one example change another's share; "
-                        "use an objective without weights or privacy=none"
-                    )
-                statistics = self._engine.backward(per_example.loss)
+        pieces = self._examples.pieces(indices)
+        for piece in pieces:
+            per_example, statistics = self._add(step, piece)
             if totals is not None:
                 clipped = torch.tensor(float(statistics.num_clipped))
                 totals.add(per_example, torch.ones_like(per_example.loss), clipped_fraction=clipped)
+        if self._engine.is_look_due and len(pieces) > 1:  # no piece had two examples
+            self._look(step, np.concatenate(pieces)[:2])
         self._engine.release(
             self._noise,
             step=step,
@@ -101,3 +107,36 @@ class PrivateGradient:
         if totals is not None:
             totals.share(accelerator)
         return totals
+
+    def _add(self, step: int, piece: Indices) -> tuple[PerExample, ClippingStatistics]:
+        """Takes the examples of one micro-batch into the sum; what the objective gave for them."""
+        given: list[PerExample] = []
+
+        def losses(model: nn.Module, rows: Rows) -> Tensor:
+            given.append(self._losses(step, rows))
+            return given[-1].loss
+
+        self._examples.seed_dropout(step, piece)
+        with self._examples.accelerator.autocast():
+            statistics = self._engine.backward(losses, self._examples.rows(piece), subset=self._subset(piece))
+        return given[0], statistics
+
+    def _look(self, step: int, pair: Indices) -> None:
+        """Micro-batches of one example show nothing of their neighbours: two are looked at together."""
+        self._examples.seed_dropout(step, pair)
+        with self._examples.accelerator.autocast():
+            self._engine.look(
+                lambda model, rows: self._losses(step, rows).loss, self._examples.rows(pair), subset=self._subset(pair)
+            )
+
+    def _subset(self, piece: Indices) -> Subset:
+        return lambda positions: self._examples.rows(piece[list(positions)])
+
+    def _losses(self, step: int, rows: Rows) -> PerExample:
+        per_example = self._examples.losses_of(step, rows)
+        if per_example.weight is not None:
+            raise PrivLMError(
+                "privacy: the objective weighs its examples, which lets one example change another's share; "
+                "use an objective without weights or privacy=none"
+            )
+        return per_example

@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from privlm.llm.program.answers import well_formed
+
 from .items import Question
 
 Reader = Callable[[str, Question], str | None]
@@ -18,7 +20,6 @@ FIRST_TAG = re.compile(r"<answer>.*</answer>")  # on one line, greedy, as releas
 LAST_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.IGNORECASE | re.DOTALL)
 LETTER = re.compile(r"\(?([A-Z])\)?[.:)]?", re.IGNORECASE)
 LETTER_AND_TEXT = re.compile(r"\(?([A-Z])\)?[.:)]?\s+(.+)", re.IGNORECASE | re.DOTALL)
-FIRST_WORD = re.compile(r"[^\w<]*(\w+)")
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,8 @@ def _strict_tagged_word(*words: str) -> Reader:
     return read
 
 
-def _strict_first_word(text: str, question: Question) -> str | None:
-    found = FIRST_WORD.match(text)
-    return {"yes": "Yes", "no": "No"}.get(found[1].lower()) if found else None
+def _strict_one_word(text: str, question: Question) -> str | None:
+    return well_formed(text, ("Yes", "No"))
 
 
 def _upstream_starts_with_yes(text: str, question: Question) -> str | None:
@@ -106,5 +106,5 @@ TAGGED_YES_NO = AnswerFormat(_by_containment((">yes", "Yes"), (">no", "No")), _s
 TAGGED_NORMALITY = AnswerFormat(
     _by_containment((">abnormal", "Abnormal"), (">normal", "Normal")), _strict_tagged_word("Normal", "Abnormal")
 )
-ONE_WORD = AnswerFormat(_upstream_starts_with_yes, _strict_first_word)
-YES_ANYWHERE = AnswerFormat(_upstream_yes_anywhere, _strict_first_word)
+ONE_WORD = AnswerFormat(_upstream_starts_with_yes, _strict_one_word)
+YES_ANYWHERE = AnswerFormat(_upstream_yes_anywhere, _strict_one_word)

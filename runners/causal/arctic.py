@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -87,11 +86,11 @@ def _question(first: str, second: str, truth: str) -> Question:
 
 
 def predicted(grading: Grading, parser: str | None, num_nodes: int) -> graphs.Adjacency:
-    """The graph of the answers; of several samples the most frequent answer counts, the first of equals."""
+    """The graph of the answers; of several samples the most frequent answer counts."""
     graph = np.zeros((num_nodes, num_nodes), dtype=bool)
     for item_id, replies in grading.units.items():
         i, j = (int(number) for number in item_id.split("_")[1:])
-        label = Counter(grading.label(reply, parser) for reply in replies).most_common(1)[0][0]
+        label = grading.vote(replies, parser)
         graph[i, j], graph[j, i] = EDGES[label] if label else (False, False)
     return graph
 

@@ -85,13 +85,15 @@ def pc_graph(data: np.ndarray, alpha: float, forbidden: graphs.Adjacency | None 
 
 
 def answered_directions(grading: Grading, names: Sequence[str]) -> list[tuple[str, str]]:
-    """(cause, effect) by the model, for the links inside the subgraph whose answer could be read."""
+    """(cause, effect) by the model, one for each link inside the subgraph whose answer could be read; of several
+    samples the most frequent answer counts.
+    """
     directions = []
-    for reply in grading.replies:
-        cause, _, effect = reply.item.id.partition(" -> ")
-        label = grading.label(reply)
+    for replies in grading.units.values():
+        cause, _, effect = replies[0].item.id.partition(" -> ")
+        label = grading.vote(replies)
         if label is not None and {cause, effect} <= set(names):
-            directions.append((cause, effect) if label == reply.question.truth else (effect, cause))
+            directions.append((cause, effect) if label == replies[0].question.truth else (effect, cause))
     return directions
 
 

@@ -19,8 +19,8 @@ def row(metric: str, estimate: Estimate, split: str, unit: str = "fraction") -> 
 
 
 def accuracy(grading: Grading, split: str, constants: dict[str, np.ndarray] | None = None) -> list[Result]:
-    """Accuracy by the settings of the run and by the released scorer, their paired difference, the baselines, and what
-    could not be read.
+    """Accuracy by the settings of the run and by the released scorer, their paired difference, the baselines, what
+    could not be read, and the accuracy of what could (filtered).
 
     constants: credit by unit of each answer that ignores the question, the first option's first.
     """
@@ -40,7 +40,18 @@ def accuracy(grading: Grading, split: str, constants: dict[str, np.ndarray] | No
     for name, credits in baselines.items():
         rows.append(Result(f"baseline_{name}", float(credits.mean()), "fraction", len(credits), split=split))
     rows.append(row("gain_over_majority", estimates.mean(ours - baselines["majority"]), split))
+    if len(parsed := credit_of_parsed(grading)):
+        rows.append(row("accuracy_filtered", estimates.mean(parsed), split))
     return [*rows, *asked(grading, split)]
+
+
+def credit_of_parsed(grading: Grading) -> np.ndarray:
+    """Mean credit of each unit's answers that could be read; units without one are left out."""
+    credits = [
+        [grading.credit(reply) for reply in replies if grading.label(reply) is not None]
+        for replies in grading.units.values()
+    ]
+    return np.array([np.mean(read) for read in credits if read])
 
 
 def asked(grading: Grading, split: str) -> list[Result]:
@@ -53,6 +64,7 @@ def asked(grading: Grading, split: str) -> list[Result]:
         return Result(metric, float(sum(holds)), "answers", len(replies), split=split)
 
     rows = [
+        Result("answers", float(len(replies)), "answers", len(replies), split=split),
         count("unparsed", (grading.label(reply) is None for reply in replies)),
         count("unparsed_upstream", (grading.label(reply, "upstream") is None for reply in replies)),
         count("refused", (reply.status == "refused" for reply in replies)),
@@ -65,9 +77,10 @@ def asked(grading: Grading, split: str) -> list[Result]:
 
 
 def swap_consistency(grading: Grading) -> Estimate | None:
-    """Share of the answers that say the same when the options are swapped; one that cannot be read says nothing.
+    """Share of the answers that say the same when the options are swapped, of those that could be read both times: one
+    that could not says nothing.
 
-    None where no question has both answers.
+    None where no question has two such answers.
     """
     straight = {(reply.item.id, reply.sample): reply for reply in grading.replies}
 
@@ -78,8 +91,8 @@ def swap_consistency(grading: Grading) -> Estimate | None:
     same = []
     for reply in grading.swapped:
         if (twin := straight.get((reply.item.id, reply.sample))) is not None:
-            first = says(twin)
-            same.append(float(first is not None and first == says(reply)))
+            both = says(twin), says(reply)
+            same += [float(both[0] == both[1])] if None not in both else []
     return estimates.mean(np.array(same)) if same else None
 
 

@@ -152,17 +152,19 @@ def graph100_results(grading: Grading) -> list[Result]:
     """Accuracy over the three options; precision, recall and F1 of edges, ours and as released.
 
     Ours: a wrong direction is a false edge and a missed one, an answer that cannot be read predicts no edge. Upstream:
-    a wrong direction only misses the edge, and unread answers are left out.
+    a wrong direction only misses the edge, and unread answers are left out. Of several samples of a pair the most
+    frequent answer counts.
     """
     split = "neuropathic_graph100"
     rows = accuracy(grading, split)
     ours, theirs = [], []
-    for reply in grading.replies:
-        has_edge = reply.question.truth != "C"
-        label = grading.label(reply)
-        ours.append([label == reply.question.truth != "C", label in ("A", "B"), has_edge])
-        label = grading.label(reply, "upstream")
-        right = label == reply.question.truth
+    for replies in grading.units.values():
+        truth = replies[0].question.truth
+        has_edge = truth != "C"
+        label = grading.vote(replies)
+        ours.append([label == truth != "C", label in ("A", "B"), has_edge])
+        label = grading.vote(replies, "upstream")
+        right = label == truth
         read = label is not None
         theirs.append([right and has_edge, read and (right if has_edge else not right), read and has_edge])
     for suffix, counts in (("", ours), ("_upstream", theirs)):

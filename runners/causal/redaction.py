@@ -46,19 +46,21 @@ def _plain(word: str) -> str:
 
 
 def results(grading: Grading) -> list[Result]:
-    """Accuracy with and without the word, the loss over all pairs, and the loss for each word left out."""
-    credits: dict[str, dict[str, float]] = {}
+    """Accuracy with and without the word, the loss over all pairs, and the loss for each word left out; credits of
+    several samples are averaged.
+    """
+    credits: dict[str, tuple[list[float], list[float]]] = {}
     words = {}
     for pair, replies in grading.units.items():
         for reply in replies:
-            is_whole = reply.item.part == WHOLE
-            credits.setdefault(pair, {})["whole" if is_whole else "shorter"] = grading.credit(reply)
-            if not is_whole:
+            whole, shorter = credits.setdefault(pair, ([], []))
+            (whole if reply.item.part == WHOLE else shorter).append(grading.credit(reply))
+            if reply.item.part != WHOLE:
                 words[pair] = reply.item.part
-    pairs = [pair for pair, both in credits.items() if len(both) == 2]
+    pairs = [pair for pair, both in credits.items() if all(both)]
     rows: list[Result] = []
     if pairs:
-        table = np.array([[credits[pair]["whole"], credits[pair]["shorter"]] for pair in pairs])
+        table = np.array([[np.mean(credit) for credit in credits[pair]] for pair in pairs])
         losses = table[:, 0] - table[:, 1]
         rows += [
             row("accuracy", estimates.mean(table[:, 1]), "redaction"),

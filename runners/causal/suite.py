@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -82,6 +83,12 @@ class Grading:
         if label is None:
             return self.suite.unparsed_credit if settings.credit == "upstream" else 0.0
         return float(label == reply.question.truth)
+
+    def vote(self, replies: Sequence[Reply], parser: str | None = None) -> str | None:
+        """The most frequent reading of several samples of one question, the first of equals; None where most of them
+        cannot be read.
+        """
+        return Counter(self.label(reply, parser) for reply in replies).most_common(1)[0][0]
 
     def part(self, part: str) -> Grading:
         """The answers to one part of the suite."""

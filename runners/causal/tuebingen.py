@@ -175,7 +175,7 @@ def load(sources: Sources, prompting: str) -> Suite:
 
 
 def results(grading: Grading) -> list[Result]:
-    """Accuracy of pairs (the mean of the two bits of a pair), plain and weighted; filtered: of the parsed answers."""
+    """Accuracy of pairs (the mean of the two bits of a pair), plain and weighted."""
     weights = grading.weights
     constants = constant_directions(grading)
     split = grading.suite.name
@@ -189,9 +189,6 @@ def results(grading: Grading) -> list[Result]:
             row("weighted_accuracy_upstream", estimates.mean(theirs, weights), split),
             Result("baseline_first_weighted", estimates.mean(always_first, weights).value, n=len(weights), split=split),
         ]
-    parsed = np.array([grading.credit(reply) for reply in grading.replies if grading.label(reply) is not None])
-    if len(parsed):
-        rows.append(row("accuracy_filtered", estimates.mean(parsed), split))
     return rows
 
 

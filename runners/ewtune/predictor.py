@@ -22,6 +22,7 @@ from privlm.errors import PrivLMError, UsageError
 from privlm.fit import MODEL, load_trained
 from privlm.metrics.classification import Estimate
 from privlm.models.encoder import EncoderClassifier
+from privlm.models.loading import NO_PICKLE
 from privlm.predictor import Row
 
 from .measure import measure
@@ -85,7 +86,7 @@ class Classifier:
         told = {name: getattr(self.model, name) for name in ("pooling", "normalize_features")}
         told |= {"head": self.config.model.head, "labels": list(self.config.data.labels)}
         (folder / "classifier.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-        self.model.encoder = AutoModel.from_pretrained(folder / "encoder").eval()
+        self.model.encoder = AutoModel.from_pretrained(folder / "encoder", **NO_PICKLE).eval()
         apart = float((self._logits(texts) - before).abs().max())
         if not apart <= TOLERANCE:
             raise PrivLMError(f"{folder}: the exported model is not the trained one: its logits are {apart:.3g} apart")

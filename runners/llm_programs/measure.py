@@ -28,7 +28,7 @@ def measure(part: Part, lines: list[dict[str, Any]], config: Config) -> tuple[li
     else:
         results, majority = _accuracy(part, lines, part.gold, config)
         facts.append(majority)
-        facts.append(f"{sum(line['answer'] is None for line in lines)} unparsed")
+        facts.append(f"{sum(line['answer'] is None for line in lines)} unparsed, {statuses.count('refused')} refused")
     if part.name in TREE_ROWS:
         facts.append(f"{statuses.count('budget_exhausted')} at their budget of {budget_in_words(config)}")
         facts += [f"{sum(line[key] for line in lines)} {key.replace('_', ' ')}" for key in ("forced", "empty_steps")]
@@ -40,14 +40,21 @@ def measure(part: Part, lines: list[dict[str, Any]], config: Config) -> tuple[li
 def _accuracy(
     part: Part, lines: Sequence[dict[str, Any]], gold: dict[str, str], config: Config
 ) -> tuple[list[Result], str]:
-    """An answer that could not be read counts as wrong."""
+    """Of all items, where an answer that could not be read earns nothing, and of those that could be read; beside them
+    the shares that could not be read, and that the model refused (which are among these).
+    """
     classes = {"no": 0, "yes": 1, None: -1}
     predictions = np.array([classes[line["answer"]] for line in lines])
     labels = np.array([classes[gold[line["item"]]] for line in lines])
     answer, share = majority_class(labels)
-    unparsed = Result(f"unparsed_{part.name}", float(np.mean(predictions == -1)), n=len(lines), split=config.data.split)
-    measured = _result(f"accuracy_{part.name}", accuracy(predictions, labels), config)
-    return [measured, unparsed], f"always {('no', 'yes')[answer]} {share:.3f}"
+    read = predictions != -1
+    refused = np.array([line["status"] == "refused" for line in lines])
+    results = [_result(f"accuracy_{part.name}", accuracy(predictions, labels), config)]
+    if read.any():
+        results.append(_result(f"accuracy_read_{part.name}", accuracy(predictions[read], labels[read]), config))
+    for name, holds in (("unparsed", ~read), ("refused", refused)):
+        results.append(Result(f"{name}_{part.name}", float(holds.mean()), n=len(lines), split=config.data.split))
+    return results, f"always {('no', 'yes')[answer]} {share:.3f}"
 
 
 def _top_n(part: Part, lines: Sequence[dict[str, Any]], config: Config) -> list[Result]:

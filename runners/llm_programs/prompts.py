@@ -62,6 +62,9 @@ class Steps:
     force: Step
 
 
+ENDED = re.compile(r"[\"'”*)]*\s*(?:[.!]|$|\n)")
+"""After an answer: `the answer is no longer known` is none."""
+
 REASONING = "Reasoning:\n{% for step in steps %}{{ step }}\n{% endfor %}"
 """How a block ends whose next line is a step."""
 
@@ -132,11 +135,12 @@ def one_line(output: str) -> str:
 
 
 def chain_parser(pattern: str) -> Any:
-    """The answer of a whole chain: the first match of `pattern`, whose group is yes or no."""
+    """The answer of a whole chain: the first match of `pattern`, whose group is yes or no and ends its sentence."""
     compiled = re.compile(pattern, re.IGNORECASE | re.MULTILINE)
 
     def parse(output: str) -> str:
-        found = compiled.search(output)
+        ended = (match for match in compiled.finditer(output) if ENDED.match(output, match.end(1)))
+        found = next(ended, None)
         if found is None or found.group(1).lower() not in ANSWERS:
             raise ParseError(f"no line '{answer_sentence('yes or no')}'")
         return found.group(1).lower()

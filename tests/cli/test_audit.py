@@ -9,6 +9,7 @@ import pytest
 from support.runs import only_run, tiny_run
 from support.zygote import Zygote
 
+from privlm import files
 from privlm.cli import main
 
 DELTA = ("--delta", "0")
@@ -109,8 +110,8 @@ def test_a_run_that_understates_its_epsilon_fails(zygote: Zygote, messages: Path
     words = tiny_run(messages, tmp_path, *guesses, *training)
     assert zygote.run("audit", *words).status == 0
     run = only_run(tmp_path)
-    privacy = json.loads((run / "privacy.json").read_text())
-    (run / "privacy.json").write_text(json.dumps(privacy | {"epsilon": 0.01}))
+    privacy = files.read_json(run / "privacy.json")
+    files.write_json(run / "privacy.json", privacy | {"epsilon": 0.01})
     finished = zygote.run("audit", str(run))
     assert finished.status == 1, finished.output
     assert "audit: FAIL" in finished.output

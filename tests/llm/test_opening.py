@@ -25,9 +25,13 @@ class Run:
         self.directory = directory
         self.stop = SimpleNamespace(signum=0)
         self.said: list[str] = []
+        self.notes: list[str] = []
 
     def say(self, message: str) -> None:
         self.said.append(message)
+
+    def note(self, *notes: str) -> None:
+        self.notes += notes
 
 
 @pytest.fixture

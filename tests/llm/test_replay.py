@@ -97,11 +97,66 @@ def test_scores_are_served_where_they_are_recorded(replay):
         ('{"answer": "a"}', "neither `prompt` nor `id`"),
         ('{"prompt": 5, "answer": "a"}', "neither text nor a list"),
         ('{"context": "c", "sum_nll": 1}', "is no score"),
+        ('{"context": "c", "continuation": "x", "sum_nll": NaN, "num_tokens": 1}', "is no score"),
+        ('{"context": "c", "continuation": "x", "sum_nll": 1, "num_tokens": 0}', "is no score"),
+        ('{"prompt": "a", "result": {"choices": [{}]}}', "neither `answer`"),
     ],
 )
 def test_a_bad_line_is_named(replay, line, message):
     with pytest.raises(UsageError, match=rf"answers.jsonl:2.*{message}"):
         replay({"prompt": "fine", "answer": "1"}, line)
+
+
+ROW = {"prompt": "a, b", "answer": "1"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("answers.jsonl", b"\xef\xbb\xbf" + json.dumps(ROW).encode()),
+        ("answers.jsonl", json.dumps(ROW).encode("utf-16")),
+        ("answers.json", json.dumps([ROW], indent=2).encode()),
+        ("answers.json", json.dumps(ROW).encode()),
+        ("answers.csv", b'prompt,answer\n"a, b",1\n'),
+        ("answers.csv", b'\xef\xbb\xbfid,prompt,answer\r\n7,"a, b",1\r\n'),
+        ("answers.tsv", b"prompt\tanswer\na, b\t1\n"),
+    ],
+)
+def test_other_forms_of_a_file_are_read(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert answer(ReplayBackend(path), ask("a, b")) == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("answers.jsonl", "", r"llm.path: .*answers.jsonl is empty: a JSONL file has an object a line"),
+        ("answers.jsonl", "\n\n", r"is empty: a JSONL file"),
+        ("answers.jsonl", "prompt,answer\na,1\n", r"answers.jsonl:1 is not JSON .*a JSONL file .* a .csv or .tsv file"),
+        (
+            "answers.csv",
+            "pair_id,groundtruth,CorrectCause\n1,A,1\n",
+            r"has the columns pair_id, groundtruth, CorrectCause: ",
+        ),
+        ("answers.csv", "question,answer\na,1\n", r"has the columns question, answer: "),
+    ],
+)
+def test_a_file_of_another_form_is_told_which_is_read(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError, match=message):
+        ReplayBackend(tmp_path / name)
+
+
+def test_replies_of_another_model_are_refused(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    reply = {"model": "gpt-3.5-turbo-0301", "choices": [{"message": {"content": "x"}}]}
+    path.write_text(json.dumps({"prompt": "a", "result": reply}))
+    for model in ("recorded", "gpt-3.5-turbo", "gpt-3.5-turbo-0301"):
+        assert answer(ReplayBackend(path, model), ask("a")) == ["x"]
+    for model in ("gpt-4", "gpt-3", "gpt-3.5-turbo-1106"):
+        with pytest.raises(UsageError, match=rf"llm.model={model}: the replies in .* are of gpt-3.5-turbo-0301"):
+            ReplayBackend(path, model)
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -45,9 +45,7 @@ def clipped_sums(
     num_records = len(next(iter(batch.values())))
     statistics = []
     for start in range(0, num_records, micro_batch_size):
-        with engine.recording():
-            loss_B = losses(engine.model, records(batch, slice(start, start + micro_batch_size)))
-            statistics.append(engine.backward(loss_B))
+        statistics.append(engine.backward(losses, records(batch, slice(start, start + micro_batch_size))))
     release(engine, step=step, noise_multiplier=0.0)
     return statistics, [parameter.grad for parameter in engine.model.parameters() if parameter.requires_grad]
 

@@ -29,8 +29,7 @@ def test_sum_is_divided_by_the_expected_batch_size() -> None:
     engine = PrivacyEngine(model, clipping_norm=0.3)
     clipped_sums(engine, losses, batch)
     total = gradients(model)
-    with engine.recording():
-        engine.backward(losses(model, batch))
+    engine.backward(losses, batch)
     release(engine, step=1, noise_multiplier=0.0, expected_batch_size=12.8)
     torch.testing.assert_close(gradients(model), total / 12.8)
 
@@ -59,8 +58,8 @@ def test_record_without_a_finite_gradient_contributes_nothing(poison: float) -> 
 def test_clipping_is_float32_inside_bfloat16_autocast() -> None:
     model, batch = small_model(), small_batch(8)
     engine = PrivacyEngine(model, clipping_norm=1e-3)
-    with torch.autocast("cpu", dtype=torch.bfloat16), engine.recording():
-        statistics = engine.backward(losses(model, batch))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        statistics = engine.backward(losses, batch)
     release(engine, noise_multiplier=0.0)
     assert statistics.norms.dtype == torch.float32
     assert gradients(model).norm() <= 8e-3 * (1 + 1e-5)  # in bfloat16 the factors alone would be off by 4e-3
@@ -109,8 +108,8 @@ def test_model_is_as_before_after_a_failure_and_after_detach() -> None:
     model, batch = small_model(), small_batch(4)
     expected = losses(model, batch)
     engine = PrivacyEngine(model, clipping_norm=1.0)
-    with pytest.raises(RuntimeError, match="mat1 and mat2"), engine.recording():
-        model(torch.zeros(2, 7))
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        engine.backward(lambda model, x: model(x).sum(1), torch.zeros(2, 7))
     assert all(parameter.requires_grad for parameter in model.parameters())
     torch.testing.assert_close(losses(model, batch), expected, rtol=0, atol=0)
     engine.detach()

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from privlm.masking import mask_command, mask_secrets
+from privlm.masking import mask_secrets, mask_text
 from privlm.report import page
 from privlm.report.page import render_report, write_report
 from privlm.report.plots import plots_of, svg
@@ -176,7 +176,7 @@ def test_masking():
         "db": [{"password": "***"}],
     }
     assert mask_secrets({"api_key": None}) == {"api_key": None}
-    assert mask_command("run a.secret=1 seed=2") == "run a.secret=*** seed=2"
+    assert mask_text("run a.secret=1 seed=2") == "run a.secret=*** seed=2"
 
 
 def test_a_later_private_stage_begins_with_what_the_earlier_ones_have_spent(make_run, tmp_path):

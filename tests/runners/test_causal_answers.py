@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from privlm.errors import UsageError
 
 registry.runners_dir()  # makes privlm.runners importable in a plain checkout
 
-from privlm.runners.causal import arctic, estimates, grading, graphs, neuropathic, tuebingen  # noqa: E402
+from privlm.runners.causal import arctic, estimates, grading, graphs, neuropathic, redaction, tuebingen  # noqa: E402
 from privlm.runners.causal.answers import (  # noqa: E402
     ARCTIC,
     CRASS,
@@ -21,6 +23,7 @@ from privlm.runners.causal.answers import (  # noqa: E402
     YES_ANYWHERE,
     AnswerFormat,
 )  # fmt: skip
+from privlm.runners.causal.discovery import answered_directions, subgraph  # noqa: E402
 from privlm.runners.causal.items import Item, Question  # noqa: E402
 from privlm.runners.causal.sources import Sources  # noqa: E402
 from privlm.runners.causal.suite import UPSTREAM, Grading, Reply, Settings, Suite  # noqa: E402
@@ -77,6 +80,21 @@ def test_options_are_read_by_both_parsers(
         (ONE_WORD, "Maybe. Yes.", "No", None),
         (ONE_WORD, "Unknown, I am not sure", "No", None),
         (ONE_WORD, "Nothing is known", "No", None),
+        (ONE_WORD, "No idea.", "No", None),
+        (ONE_WORD, "Yes? No.", "Yes", None),
+        (ONE_WORD, "Not sure.", "No", None),
+        (ONE_WORD, "None of the two.", "No", None),
+        (ONE_WORD, "No one can tell.", "No", None),
+        (ONE_WORD, "No, I don't know.", "No", None),
+        (ONE_WORD, "Yes and no.", "Yes", None),
+        (ONE_WORD, "Yes, and no.", "Yes", None),
+        (ONE_WORD, "Yes/No", "Yes", None),
+        (ONE_WORD, "No. Yes.", "No", None),
+        (ONE_WORD, "Yes, it does.", "Yes", "Yes"),
+        (ONE_WORD, "**No.**", "No", "No"),
+        (YES_ANYWHERE, "No idea; yes?", "Yes", None),
+        (TAGGED_YES_NO, "<Answer>No idea</Answer>", "No", None),
+        (TAGGED_YES_NO, "<Answer>Yes and no</Answer>", "Yes", None),
         (ONE_WORD, "", "No", None),
         (YES_ANYWHERE, "I would say yes", "Yes", None),
         (YES_ANYWHERE, "yesterday", "Yes", None),
@@ -161,6 +179,76 @@ def test_constant_answers_of_the_pairs_are_the_baselines() -> None:
     assert found["baseline_first"] == found["accuracy"] == pytest.approx(78 / 108)
     assert found["baseline_first_weighted"] == found["weighted_accuracy"] == pytest.approx(0.69867, abs=5e-5)
     assert found["gain_over_majority"] == 0
+
+
+def test_swapped_options_are_compared_where_both_answers_could_be_read() -> None:
+    suite = arctic.load(Sources(None))
+    answers = graded(suite, "<Answer>C</Answer>", swapped="<Answer>C</Answer>")
+    unread = [replace(reply, text="No idea.") for reply in answers.swapped[:60]]
+    some = grading.swap_consistency(replace(answers, swapped=[*unread, *answers.swapped[60:]]))
+    assert some is not None
+    assert (some.value, some.n) == (1.0, 6)
+    assert grading.swap_consistency(replace(answers, swapped=unread)) is None
+
+
+def test_what_could_not_be_read_is_no_wrong_answer() -> None:
+    """Beside the accuracy of all answers stands that of those that could be read."""
+    suite = arctic.load(Sources(None))
+    always_no = values(tuebingen.load(Sources(None), "two"), graded(tuebingen.load(Sources(None), "two"), "No."))
+    assert (always_no["accuracy_filtered"], always_no["unparsed"]) == (0.5, 0)
+    crass_like = graded(replace(suite, results=lambda grading_: grading.accuracy(grading_, "s")), "<Answer>A</Answer>")
+    half = replace(crass_like, replies=[
+        replace(reply, text="No idea.") if number % 2 else reply for number, reply in enumerate(crass_like.replies)
+    ])  # fmt: skip
+    found = {row.metric: row for row in grading.accuracy(half, "s")}
+    right = [reply.question.truth == "A" for reply in crass_like.replies[::2]]
+    assert (found["accuracy_filtered"].value, found["accuracy_filtered"].n) == (pytest.approx(np.mean(right)), 33)
+    assert (found["unparsed"].value, found["unparsed"].n) == (33, 66)
+
+
+@pytest.mark.parametrize(
+    ("texts", "label"),
+    [("ABA", "A"), ("BAB", "B"), ("AB", "A"), ("A??", None), ("?AA", "A"), ("CBB", "B")],
+)
+def test_samples_of_a_question_vote(texts: str, label: str | None) -> None:
+    suite = arctic.load(Sources(None))
+    item = suite.items[0]
+    replies = [Reply(item, item.question, i, f"<Answer>{text}</Answer>", "ok") for i, text in enumerate(texts)]
+    assert Grading(suite, replies, [], STRICT).vote(replies) == label
+
+
+def samples(suite: Suite, texts: list[str]) -> Grading:
+    """Each question answered by each of the texts."""
+    replies = [Reply(item, item.question, i, text, "ok") for item in suite.items for i, text in enumerate(texts)]
+    return Grading(suite, replies, [], STRICT)
+
+
+def test_a_dissenting_sample_changes_neither_the_directions_nor_the_graph() -> None:
+    pairs, graph = neuropathic.load_pairs(Sources(None), 0), neuropathic.load_graph100(Sources(None))
+    names = subgraph(neuropathic.read_links(Sources(None)), 8)[0]
+    one, three = (
+        answered_directions(samples(pairs, [f"<Answer>{letter}</Answer>" for letter in letters]), names)
+        for letters in ("A", "ABA")
+    )
+    assert one == three
+    assert len({frozenset(direction) for direction in three}) == len(three) > 0
+    single, voted = (
+        {row.metric: (row.value, row.n) for row in graph.results(samples(graph, texts)) if row.metric in EDGES}
+        for texts in (["<Answer>A</Answer>"], ["<Answer>A</Answer>", "<Answer>C</Answer>", "<Answer>A</Answer>"])
+    )
+    assert single == voted
+    assert single["f1"][1] == 100
+
+
+EDGES = ("precision", "recall", "f1", "f1_upstream")
+
+
+def test_samples_of_a_redacted_prompt_are_averaged() -> None:
+    suite = redaction.load(Sources(None), 0)
+    right = [Reply(item, item.question, 0, f"<Answer>{item.question.truth}</Answer>", "ok") for item in suite.items]
+    wrong = [replace(reply, sample=1, text="no") for reply in right]
+    found = {row.metric: row.value for row in redaction.results(Grading(suite, [*right, *wrong], [], STRICT))}
+    assert (found["accuracy"], found["accuracy_whole"]) == (0.5, 0.5)
 
 
 def test_samples_of_an_item_are_averaged() -> None:

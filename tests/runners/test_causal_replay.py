@@ -8,8 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from privlm import registry
 from privlm.cli import main
+from privlm.config import configs_dir
+
+registry.runners_dir()  # makes privlm.runners importable in a plain checkout
+
+from privlm.runners.causal import tuebingen  # noqa: E402
+from privlm.runners.causal.items import Question  # noqa: E402
+from privlm.runners.causal.sources import Sources  # noqa: E402
 
 pytestmark = pytest.mark.torch_free
 
@@ -91,13 +100,72 @@ def test_recorded_answers_score_as_published(
     assert found == pytest.approx(expected, abs=TOLERANCE)
 
 
+# --- the rows of recorded models ------------------------------------------------------------------------------------
+
+
+def recorded_rows() -> list[tuple[str, str, list[str]]]:
+    """(table, row, words) of each row that is filled by recorded answers."""
+    return [
+        (path.stem, row["name"], row["run"])
+        for path in sorted((Path(configs_dir()) / "table").glob("causal_*.yaml"))
+        for row in yaml.safe_load(path.read_text())["rows"]
+        if "llm=replay" in (row.get("run") or ())
+    ]
+
+
+def test_a_row_is_filled_by_the_answers_of_its_own_model() -> None:
+    for table, name, words in recorded_rows():
+        (model,) = (word.removeprefix("llm.model=") for word in words if word.startswith("llm.model="))
+        (path,) = (word for word in words if word.startswith("llm.path="))
+        assert model in name.removeprefix("graph: ").split(",")[0], (table, name)
+        assert model in path, (table, name)
+
+
+FILLED = ("text-davinci-003", "gpt-4, single prompt")
+
+
+@pytest.mark.parametrize("row", FILLED)
+def test_recorded_answers_of_any_path_fill_their_row(
+    row: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Answers in the form of the authors' files, all of them right, and their row of the table."""
+    spec = yaml.safe_load((Path(configs_dir()) / "table" / "causal_tuebingen.yaml").read_text())
+    spec["rows"] = [one for one in spec["rows"] if one["name"] == row]  # the others take their time
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table" / "one_row.yaml").write_text(yaml.safe_dump(spec))
+    words = spec["rows"][0]["run"]
+    model = row.partition(",")[0]
+    suite = tuebingen.load(Sources(None), "single" if "single" in row else "two")
+    lines = [{"prompt": item.question.prompt, "result": _reply(model, item.question)} for item in suite.items]
+    path = tmp_path / "downloaded.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    changed = [f"llm.path={path}" if word.startswith("llm.path=") else word for word in words]
+    assert main(["run", *changed, f"runs={tmp_path / 'runs'}"]) == 0
+    capsys.readouterr()
+    options = ["--config-dir", str(tmp_path), "--runs", str(tmp_path / "runs"), "--format", "md"]
+    assert main(["tables", "one_row", *options]) == 0
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"| {row} |")]
+    (accuracy,) = (line for line in shown if "| accuracy |" in line)
+    assert "1.0000" in accuracy
+    assert "(replayed)" in accuracy
+    (answers,) = (line for line in shown if "| answers |" in line)
+    assert f"{len(lines)}" in answers
+    assert "(replayed)" in answers
+
+
+def _reply(model: str, question: Question) -> dict[str, Any]:
+    if question.options:
+        message = {"role": "assistant", "content": f"<Answer>{question.truth}</Answer>"}
+        return {"model": f"{model}-0314", "choices": [{"message": message, "finish_reason": "stop"}]}
+    return {"model": model, "choices": [{"text": f"\n\n{question.truth}", "finish_reason": "length"}]}
+
+
 def test_single_prompt_has_only_the_authors_verdicts() -> None:
-    """No raw text of these answers exists; their 0/1 table still fixes how pairs are weighted."""
+    """No raw text of these answers is at hand; their 0/1 table still fixes how pairs are weighted."""
     import csv
 
     import numpy as np
     from privlm.runners.causal import estimates
-    from privlm.runners.causal.sources import Sources
     from privlm.runners.causal.tuebingen import read_pairs
 
     path = OUTPUTS / "tueb_gpt-3.5-turbo_system_results_singleprompt.csv"

@@ -22,13 +22,14 @@ from typing import Any
 @dataclass(frozen=True)
 class Finished:
     """status: exit status, negative for a signal. writes: durable writes that the command made; appends: numbers of
-    those that append lines to a file, which alone can be torn.
+    those that append lines to a file, which alone can be torn. removals: files and folders that it removed.
     """
 
     status: int
     output: str
     writes: int
     appends: tuple[int, ...]
+    removals: int = 0
 
 
 class Zygote:
@@ -49,7 +50,7 @@ class Zygote:
 
     def run(self, *words: str, fault: tuple[str, int] | None = None) -> Finished:
         """`privlm WORDS`; fault: (kind, number of the write) with kind kill, torn (half written, then killed) or
-        full.
+        full; or ("remove", number of the removal before which it is killed).
         """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -59,9 +60,9 @@ class Zygote:
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         status = int(self.process.stdout.readline())
-        kinds = count.read_text()
+        kinds, removals = count.read_text().replace("r", ""), count.read_text().count("r")
         appends = tuple(number for number, kind in enumerate(kinds, start=1) if kind == "a")
-        return Finished(status, log.read_text(), len(kinds), appends)
+        return Finished(status, log.read_text(), len(kinds), appends, removals)
 
     def close(self) -> None:
         assert self.process.stdin is not None
@@ -117,7 +118,7 @@ def _count_writes(fault: tuple[str, int] | None, count_path: str) -> None:
     from privlm import files
 
     kind, chosen = fault or ("", 0)
-    writes = 0
+    writes = removals = 0
     real_open, real_append = builtins.open, files.append_json_lines
 
     def strike(kind: str = "w") -> bool:
@@ -126,7 +127,19 @@ def _count_writes(fault: tuple[str, int] | None, count_path: str) -> None:
         writes += 1
         with real_open(count_path, "a") as file:
             file.write(kind)
-        return writes == chosen
+        return writes == chosen and kind != "remove"
+
+    def removing(function: Any) -> Any:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            nonlocal removals
+            removals += 1
+            with real_open(count_path, "a") as file:
+                file.write("r")
+            if kind == "remove" and removals == chosen:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **keywords)
+
+        return call
 
     def guarded(function: Any) -> Any:
         def call(*arguments: Any, **keywords: Any) -> Any:
@@ -150,6 +163,7 @@ def _count_writes(fault: tuple[str, int] | None, count_path: str) -> None:
         real_append(path, rows)
 
     os.fsync, os.replace = guarded(os.fsync), guarded(os.replace)
+    os.unlink, os.rmdir = removing(os.unlink), removing(os.rmdir)
     files.append_json_lines = append
 
 

@@ -126,6 +126,40 @@ def test_weights_are_refused_under_privacy() -> None:
         trained(Squares(weighted=True), private=private(plan()))
 
 
+class LessTheMean(Squares):
+    """What is left of the batch's mean counts, as in group-relative methods."""
+
+    def losses(self, model: nn.Module, batch: Any, rng: ExampleRandom) -> PerExample:
+        loss_B = super().losses(model, batch, rng).loss
+        return PerExample(loss_B * (1 + (loss_B - loss_B.mean()).detach()))
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 32])
+def test_examples_that_know_of_each_other_are_refused_whatever_the_micro_batch(micro_batch_size: int) -> None:
+    """Micro-batches of one example show nothing by themselves."""
+    ledger = Ledger()
+    with pytest.raises(UsageError, match="loss of one record depends on other records"):
+        trained(
+            LessTheMean(),
+            config=settings(micro_batch_size=micro_batch_size),
+            private=Private(plan(), ledger),
+        )
+    assert len(ledger) == 0
+
+
+class PointsByTheLongest(Points):
+    """What an example gets depends on the longest of its batch, as with padding that counts."""
+
+    def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
+        batch = super().batch(indices)
+        return batch | {"x": batch["x"] / (1 + indices.max())}
+
+
+def test_a_batch_that_is_put_together_otherwise_without_an_example_is_refused() -> None:
+    with pytest.raises(UsageError, match="they change when records leave"):
+        trained(data=PointsByTheLongest(), private=private(plan()))
+
+
 @pytest.mark.parametrize("privately", [False, True])
 def test_penalty_is_added_beside_the_examples(privately: bool) -> None:
     def mechanism() -> Private | None:

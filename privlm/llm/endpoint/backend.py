@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from privlm.errors import ServiceError, UsageError
 from privlm.llm.endpoint.connection import Connection
 from privlm.llm.endpoint.limiter import Limiter
-from privlm.llm.endpoint.protocol import echoed_score, parse_reply, prompt_logprobs_score
+from privlm.llm.endpoint.protocol import ONLY_REASONING, are_logprobs, parse_reply, tells_an_error
 from privlm.llm.endpoint.retry import CallFailure, retrying
+from privlm.llm.endpoint.scores import ScoreFault, Sent, echoed_score, prompt_logprobs_score
 from privlm.llm.tokens import TokenCounter, texts_of
 from privlm.llm.types import Answer, GenerateRequest, Message, Norm, Pooling, Reply, Request, Score, ScoreRequest
 from privlm.signals import Interrupted
@@ -66,7 +67,7 @@ class EndpointBackend:
         self._counter = TokenCounter(config.tokenizer)
         self._lock = threading.Lock()
         self._failures = 0
-        self._answers_as: str | None = None
+        self._has_told_of_reasoning = False
 
     def check_ready(self) -> None:
         """Looks whether anybody answers at the address, which costs nothing. A server that is loading its model is
@@ -161,21 +162,31 @@ class EndpointBackend:
         answer = parse_reply(content)
         if answer is None:
             raise self._malformed(content, request, "the reply is not the protocol")
-        if request.logprobs and answer.logprobs is None and answer.status in ("ok", "length"):
+        if not request.logprobs:
+            answer = replace(answer, logprobs=None)
+        elif answer.status in ("ok", "length") and answer.logprobs is None:
             raise UsageError(f"{self._url} returns no logprobs for {self._config.model}; use a local model")
+        elif not are_logprobs(answer.logprobs or ()):
+            raise self._malformed(content, request, "a logprob of the reply is not a number, infinite or above 0")
+        if answer.detail == ONLY_REASONING:
+            self._tell_of_reasoning(answer.status)
         if answer.estimated:
             prompt = answer.prompt_tokens or self._counter.estimate(request)
             answer = replace(answer, prompt_tokens=prompt, completion_tokens=self._counter.estimate_text(answer.text))
-        self._notice_model(content.get("model"))
         return replace(answer, http_status=200)
 
     def _score(self, content: Any, request: ScoreRequest, prompt: str | list[int]) -> Score:
         read = echoed_score if self._config.score == "echo" else prompt_logprobs_score
         num_tokens = self._counter.num_continuation_tokens(request) if isinstance(prompt, list) else None
-        score = read(content, request, num_tokens)
-        if score is None:
-            raise self._malformed(content, request, "the reply holds no scores")
-        return score
+        sent = Sent(request, prompt if isinstance(prompt, list) else None, num_tokens)
+        if tells_an_error(content):
+            raise self._malformed(content, request, "the reply is not the protocol")
+        try:
+            score = read(content, sent)
+        except ScoreFault as fault:
+            raise self._malformed(content, request, str(fault)) from fault
+        model = content.get("model")
+        return replace(score, answered_by=model if isinstance(model, str) else None)
 
     def _malformed(self, content: Any, request: Request, detail: str) -> CallFailure:
         message = self._connection.message(content, texts_of(request))
@@ -249,11 +260,12 @@ class EndpointBackend:
         if signum := self._stop():
             raise Interrupted(signum)
 
-    def _notice_model(self, model: Any) -> None:
+    def _tell_of_reasoning(self, status: str) -> None:
         with self._lock:
-            before, self._answers_as = self._answers_as, model
-        if before not in (None, model):
-            logger.warning("%s answers as %s now, before as %s", self._url, model, before)
+            told, self._has_told_of_reasoning = self._has_told_of_reasoning, True
+        if not told:
+            remedy = "raise max_tokens of what asks it" if status == "length" else "turn its reasoning off"
+            logger.warning("%s: %s (status %s); %s", self._url, ONLY_REASONING, status, remedy)
 
 
 def _failed_answer(failure: CallFailure, attempts: int) -> Answer:

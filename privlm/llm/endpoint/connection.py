@@ -6,6 +6,7 @@ was sent.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -17,20 +18,22 @@ from typing import TYPE_CHECKING, Any
 from privlm.errors import UsageError
 from privlm.llm.endpoint.retry import CallFailure, retry_after
 from privlm.llm.types import Status
+from privlm.masking import MASK
 
 if TYPE_CHECKING:
+    import httpx2
     import openai
 
-OVERLOADED = frozenset({429, 502, 503, 504})
-STATUS_OF: dict[int, Status] = {
-    408: "timeout",
-    429: "rate_limited",
-    500: "server_error",
-    502: "server_error",
-    503: "server_error",
-    504: "server_error",
-}
-"""HTTP statuses that are worth another attempt, and the answer's status when none helps."""
+OVERLOADED = frozenset({429, 502, 503, 504, *range(520, 531)})
+"""HTTP statuses of a server that is down or busy (from 520 on those of proxies in front of it, 529 overloaded)."""
+
+PASSING: dict[int, Status] = {408: "timeout", 409: "server_error", 424: "server_error", 425: "server_error",
+                              429: "rate_limited"}  # fmt: skip
+LASTING = frozenset({501, 505})  # not implemented, HTTP version not supported
+
+SAME_REQUEST = frozenset({307, 308})
+"""Redirects that are followed, within their origin: the others turn a question into a GET."""
+MAX_REDIRECTS = 3
 
 TOO_LONG = re.compile(r"context|too long|maximum.{0,20}(length|tokens)|max_model_len", re.IGNORECASE)
 FILTERED = frozenset({"content_filter", "content_policy_violation"})
@@ -90,17 +93,28 @@ class Connection:
 
         client = self._open()
         headers = {} if self._key else {"Authorization": openai.Omit()}
+        for _ in range(MAX_REDIRECTS + 1):
+            try:
+                response = client.post(path, body=body, cast_to=httpx2.Response, options={"headers": headers})
+                break
+            except openai.APIStatusError as error:
+                if not 300 <= error.status_code < 400:
+                    raise self._refused(error, sent) from error
+                path = self._redirected(error)
+            except openai.APIConnectionError as error:
+                raise _disconnected(error.__cause__ or error) from error
+        else:
+            raise UsageError(f"llm.base_url: {self.url} redirects in a circle")
         try:
-            response = client.post(path, body=body, cast_to=httpx2.Response, options={"headers": headers})
-        except openai.APIStatusError as error:
-            raise self._refused(error, sent) from error
-        except openai.APIConnectionError as error:
-            raise _disconnected(error.__cause__ or error) from error
-        try:
-            return response.json()
+            echoed = bool(self._key) and self._key in response.text
+            return json.loads(self._without_key(response.text)) if echoed else response.json()
         except ValueError as error:
             kind = response.headers.get("content-type", "no content type")
             raise CallFailure("malformed", f"the reply is not JSON ({kind})", http_status=200) from error
+
+    def _without_key(self, text: str) -> str:
+        """A reply may repeat the key that was sent, and replies are recorded."""
+        return text.replace(self._key, MASK) if self._key else text
 
     def message(self, body: Any, sent: Sequence[str]) -> str:
         """The message in a server's error object in one line, cut and without the key; "" where there is none, and
@@ -112,7 +126,7 @@ class Connection:
             return ""
         if any(part and part[:QUOTED] in body for part in sent):
             return ""
-        return " ".join((body.replace(self._key, "***") if self._key else body).split())[:MAX_MESSAGE]
+        return " ".join(self._without_key(body).split())[:MAX_MESSAGE]
 
     def close(self) -> None:
         if self._client is not None:
@@ -136,17 +150,37 @@ class Connection:
             api_key=self._key or "none",
             max_retries=0,
             timeout=httpx2.Timeout(config.timeout.read, connect=config.timeout.connect, pool=None),
-            http_client=openai.DefaultHttpxClient(limits=limits),
+            http_client=openai.DefaultHttpxClient(limits=limits, follow_redirects=False),
         )
+
+    def _redirected(self, error: openai.APIStatusError) -> str:
+        """The address of a redirect within the origin. Questions and the key go to nobody whom the user did not name.
+
+        Raises UsageError for any other.
+        """
+        request, location = error.request.url, error.response.headers.get("location", "")
+        target = request.join(location)
+        if not location or _origin(target) != _origin(request):
+            elsewhere = f" to {_origin(target)}" if location else ""
+            raise UsageError(
+                f"llm.base_url: {self.url} redirects{elsewhere} (HTTP {error.status_code}), and is not followed: give "
+                "the address that is meant"
+            )
+        if error.status_code not in SAME_REQUEST:
+            raise UsageError(
+                f"llm.base_url: {self.url} redirects questions to {target.path} (HTTP {error.status_code}): give the "
+                "address itself"
+            )
+        return str(target)
 
     def _refused(self, error: openai.APIStatusError, sent: Sequence[str]) -> Exception:
         """What a status of 400 or above means."""
         code, text = error.status_code, self.message(error.body, sent)
         detail = f"HTTP {code}{': ' if text else ''}{text}"
-        if code in STATUS_OF:
+        if (status := _passing(code)) is not None:
             pause = retry_after(error.response.headers)
             gone = code in OVERLOADED
-            return CallFailure(STATUS_OF[code], detail, http_status=code, gone=gone, retry_after=pause)
+            return CallFailure(status, detail, http_status=code, gone=gone, retry_after=pause)
         if error.code in FILTERED:
             return CallFailure("refused", detail, http_status=code, again=False)
         if code == 413 or (code == 400 and TOO_LONG.search(text)):
@@ -158,6 +192,19 @@ class Connection:
         place = f"llm.model={self._config.model}, llm.base_url={self.url}"
         hint = "no such model or address; an address usually ends in /v1" if code == 404 else "the request is refused"
         return UsageError(f"{place}: {hint} ({detail})")
+
+
+def _passing(code: int) -> Status | None:
+    """The answer's status when no attempt helps, for an HTTP status that is worth another; None for a lasting one."""
+    if code >= 500 and code not in LASTING:
+        return "server_error"
+    return PASSING.get(code)
+
+
+def _origin(url: httpx2.URL) -> str:
+    """scheme://host:port, the port also where it is the scheme's own."""
+    port = url.port or {"http": 80, "https": 443}.get(url.scheme, 0)
+    return f"{url.scheme}://{url.host}:{port}"
 
 
 def _disconnected(error: BaseException) -> CallFailure:

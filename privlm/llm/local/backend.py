@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from privlm.llm.local.batching import Limits, Model
+    from privlm.llm.local.architectures import Model
+    from privlm.llm.local.batching import Limits
     from privlm.llm.local.continuation import Prompt
     from privlm.llm.local.scoring import Encoder
 

@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from privlm.llm.local.architectures import Model, has_window
+
 MIN_SHARED_TOKENS = 16  # a shorter beginning is not worth a pass of its own
 MIN_SHARING_ROWS = 4  # fewer rows are better off in fuller batches
-
-Model = Any
-"""A causal language model of transformers, or a peft model around one."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ class Rows:
         """Rows that have read these sequences, of one token at least, and the logits after them [B, vocabulary]."""
         shared = 0
         # Padding lies between a shared beginning and the rest of a row, where a sliding window would count it.
-        if not getattr(model.config, "sliding_window", None):
+        if not has_window(model):
             shared = worth_sharing([sequence[:-1] for sequence in sequences])
         rows = Rows.begin(model, sequences[0][:shared], len(sequences))
         return rows, rows.read(model, [sequence[shared:] for sequence in sequences])

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from privlm.errors import UsageError
-from privlm.llm.local.batching import Limits, Model, batches, output_layer_sees, pad_right
+from privlm.llm.local.architectures import Model, read_alone, reads_together
+from privlm.llm.local.batching import Limits, batches, output_layer_sees, pad_right
 from privlm.llm.types import Norm, Pooling
 
 
@@ -30,21 +31,32 @@ def hidden_states(
     for option, value, kind in (("pooling", pooling, Pooling), ("norm", norm, Norm)):
         if value not in get_args(kind):
             raise UsageError(f"{option} must be one of {', '.join(get_args(kind))}, not {value}")
-    num_layers = model.config.num_hidden_layers
+    num_layers = model.config.get_text_config().num_hidden_layers
     if not -num_layers - 1 <= layer <= num_layers:
         raise UsageError(f"layer {layer}: the model has layers 0 (the embedding) to {num_layers}")
     is_inner = layer % (num_layers + 1) != num_layers
     normalise = _final_norm(model) if norm == "final" and is_inner else nn.Identity()
-    found: dict[int, Tensor] = {}
-    nowhere = torch.empty(0, dtype=torch.long)
     lengths = [len(text) for text in texts]
-    for batch in batches(limits, lengths, lengths):
-        ids_BT = pad_right([texts[i] for i in batch], model)  # which no token sees in a causal model
-        with output_layer_sees(model, nowhere, nowhere):
-            output = model(input_ids=ids_BT, output_hidden_states=True, use_cache=False)
-        hidden_BTd = normalise(output.hidden_states[layer]).float()
+    together = reads_together(model)
+    found: dict[int, Tensor] = {}
+    for batch in batches(limits, lengths, lengths) if together else ([i] for i in range(len(texts))):
+        states_BTd = _read(model, [texts[i] for i in batch], layer, together=together)
+        hidden_BTd = normalise(states_BTd).float()
         found |= {i: _pool(hidden_BTd[row, : lengths[i]], pooling).cpu() for row, i in enumerate(batch)}
     return [found[i] for i in range(len(texts))]
+
+
+def _read(model: Model, texts: Sequence[Sequence[int]], layer: int, *, together: bool) -> Tensor:
+    """What a layer holds [B, T, d]: of texts that are padded on the right, which no token sees in a causal model; or of
+    one text alone.
+    """
+    if not together:
+        output = read_alone(model, texts[0], output_hidden_states=True)
+        return output.hidden_states[layer][:, -len(texts[0]) :]  # virtual tokens that peft has tuned come before
+    nowhere = torch.empty(0, dtype=torch.long)
+    with output_layer_sees(model, nowhere, nowhere):
+        output = model(input_ids=pad_right(texts, model), output_hidden_states=True, use_cache=False)
+    return output.hidden_states[layer]
 
 
 def _pool(hidden_Td: Tensor, pooling: Pooling) -> Tensor:

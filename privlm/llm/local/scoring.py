@@ -6,6 +6,7 @@ continuations share is read once. The log-softmax is float32 whatever the weight
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from privlm.errors import UsageError
-from privlm.llm.local.batching import Limits, Model, Rows, batches, shared_beginnings, worth_sharing
+from privlm.llm.local.architectures import NO_NUMBER, Model, logits_alone, reads_together
+from privlm.llm.local.batching import Limits, Rows, batches, shared_beginnings, worth_sharing
 from privlm.llm.types import Score, ScoreRequest
 
 
@@ -100,19 +102,38 @@ class Encoder:
 
 @torch.inference_mode()
 def score(model: Model, requests: Sequence[Encoded], limits: Limits) -> Iterator[tuple[int, Score]]:
-    """Yields (index, score), batch by batch."""
+    """Yields (index, score), batch by batch; one by one where an architecture may not read rows together.
+
+    Raises UsageError for a model that gives no number.
+    """
+    parts = _in_batches(model, requests, limits) if reads_together(model) else _one_by_one(model, requests)
+    for index, sum_nll in parts:
+        if math.isnan(sum_nll):
+            raise UsageError(NO_NUMBER)
+        request = requests[index]
+        yield index, Score(sum_nll, len(request.continuation), request.truncated, len(request.context))
+
+
+def _one_by_one(model: Model, requests: Sequence[Encoded]) -> Iterator[tuple[int, float]]:
+    for index, request in enumerate(requests):
+        num_context = len(request.context)
+        logits_TV = logits_alone(model, request.context + request.continuation[:-1])[num_context - 1 :]
+        target_T = torch.tensor(request.continuation, device=logits_TV.device)
+        nll_T = torch.nn.functional.cross_entropy(logits_TV, target_T, reduction="none")
+        yield index, float(nll_T.double().sum())
+
+
+def _in_batches(model: Model, requests: Sequence[Encoded], limits: Limits) -> Iterator[tuple[int, float]]:
     by_context: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, request in enumerate(requests):
         by_context[request.context].append(index)
-    alone = [indices[0] for indices in by_context.values() if len(indices) == 1]
-    together = [indices for indices in by_context.values() if len(indices) > 1]
-    for part in (_score_together(model, requests, together, limits), _score_alone(model, requests, alone, limits)):
-        for index, sum_nll in part:
-            request = requests[index]
-            yield index, Score(sum_nll, len(request.continuation), request.truncated, len(request.context))
+    single = [indices[0] for indices in by_context.values() if len(indices) == 1]
+    several = [indices for indices in by_context.values() if len(indices) > 1]
+    yield from _score_together(model, requests, several, limits)
+    yield from _score_single(model, requests, single, limits)
 
 
-def _score_alone(
+def _score_single(
     model: Model, requests: Sequence[Encoded], indices: Sequence[int], limits: Limits
 ) -> Iterator[tuple[int, float]]:
     """Each context with its one continuation, in one pass."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from privlm.llm.local.batching import Model
+    from privlm.llm.local.architectures import Model
     from privlm.models.causal import CausalLM
 
 

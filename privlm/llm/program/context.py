@@ -20,7 +20,7 @@ from privlm.llm.program.parsers import ParseError
 from privlm.llm.program.search import Rules, SearchResult, search
 from privlm.llm.program.step import Step
 from privlm.llm.program.trace import ItemTrace
-from privlm.llm.types import ANSWERED, Answer, GenerateRequest, Reply, Request, Score, ScoreRequest
+from privlm.llm.types import ANSWERED, Answer, GenerateRequest, Reply, Request, Score, ScoreRequest, likeliest
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -275,8 +275,7 @@ def _read(step: Step, reply: Answer, attempt: int) -> StepResult:
 
 
 def _choose(step: Step, scores: tuple[Score, ...]) -> Chosen:
-    values = [getattr(score, step.by) for score in scores]
-    index = values.index(min(values))
+    index = likeliest(scores, step.by)
     return Chosen(step.options[index], index, scores)
 
 

@@ -18,7 +18,16 @@ class MalformedError(PrivLMError):
     """The output of a step could not be read, at the last attempt either."""
 
 
-ENDINGS = {ItemBudgetExhausted: "budget_exhausted", MalformedError: "malformed", CallFailed: "failed"}
+class RefusedError(MalformedError):
+    """The model refused to answer a step."""
+
+
+ENDINGS = {
+    ItemBudgetExhausted: "budget_exhausted",
+    RefusedError: "refused",
+    MalformedError: "malformed",
+    CallFailed: "failed",
+}
 
 
 def ending(error: BaseException | None) -> str | None:
@@ -45,9 +54,11 @@ class StepResult:
     finished: bool = True
 
     def require(self) -> Any:
-        """The value. Raises MalformedError where there is none, which ends the item with that status."""
+        """The value. Raises MalformedError or RefusedError where there is none, which ends the item so."""
         if self.status != "ok":
-            raise MalformedError(f"step '{self.step}': {self.error or self.status}")
+            raise (RefusedError if self.status == "refused" else MalformedError)(
+                f"step '{self.step}': {self.error or self.status}"
+            )
         return self.value
 
 

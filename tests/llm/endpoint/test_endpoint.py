@@ -27,6 +27,7 @@ from privlm.config import EndpointLLMConfig, defaults
 from privlm.errors import ServiceError, UsageError
 from privlm.llm import LanguageModel
 from privlm.llm.endpoint.backend import EndpointBackend
+from privlm.llm.record import CallRecord
 from privlm.llm.types import GenerateRequest, Message, Sampling, ScoreRequest
 
 KEY = "sk-canary-5f2b"
@@ -104,6 +105,11 @@ def test_no_key_is_sent_where_none_is_needed(server, backend):
     assert server.keys == [None]
 
 
+def test_a_reply_that_repeats_the_key_comes_without_it(backend, monkeypatch):
+    monkeypatch.setenv("TEST_KEY", "CANARY-5F2B")
+    assert one(backend(), ask("what is canary-5f2b?")).text == "WHAT IS ***?"  # the server repeats in capitals
+
+
 def test_a_missing_key_is_named_before_any_call(server, backend, monkeypatch):
     monkeypatch.setenv("TEST_KEY", "")
     with pytest.raises(UsageError, match=r"llm.api_key_env: the environment variable TEST_KEY is not set"):
@@ -123,7 +129,21 @@ def test_a_missing_key_is_named_before_any_call(server, backend, monkeypatch):
         (changed(message={"content": None}), "empty", ""),
         (changed(message={"content": ""}), "empty", ""),
         (changed(message={"content": None, "tool_calls": [{"id": "1"}]}, finish_reason="tool_calls"), "empty", ""),
-        (changed(message=None), "empty", ""),
+        (
+            changed(message={"content": [{"type": "text", "text": "so "}, {"type": "text", "text": "it is"}]}),
+            "ok",
+            "so it is",
+        ),
+        (
+            changed(message={"content": [{"type": "reasoning", "text": "hm"}, {"type": "text", "text": "yes"}]}),
+            "ok",
+            "yes",
+        ),
+        (changed(message={"content": ["so ", "it is"]}), "ok", "so it is"),
+        (changed(message={"content": []}), "empty", ""),
+        (changed(message={"content": [{"type": "refusal", "refusal": "I cannot."}]}), "refused", "I cannot."),
+        (changed(message={"tool_calls": [{"id": "1"}]}), "empty", ""),
+        (changed(message={"content": None, "reasoning_content": "hm"}, finish_reason="length"), "length", ""),
         (replying({"choices": []}), "empty", ""),
         (failing(400, "filtered", code="content_filter"), "refused", ""),
     ],
@@ -164,9 +184,25 @@ PASSING = {
     "error with 200": replying({"error": {"message": "overloaded"}}),
     "no object": replying([1, 2]),
     "choices of a kind of its own": replying({"choices": "none"}),
+    "an error beside an answer": replying({"error": {"code": 1}, "choices": [{"message": {"content": "x"}}]}),
+    "an error in the choice": changed(error={"message": "upstream"}),
+    "an error as the end": changed(finish_reason="error"),
+    "a choice that is none": replying({"choices": ["x"]}),
+    "a choice of nothing": replying({"choices": [{}]}),
+    "no message": changed(message=None),
+    "a message of text": changed(message="x"),
+    "a message without content": changed(message={"role": "assistant"}),
+    "content that is a number": changed(message={"content": 5}),
+    "content that is an object": changed(message={"content": {"text": "x"}}),
+    "a part that is a number": changed(message={"content": [{"type": "text", "text": 5}]}),
+    "a part of an unknown kind": changed(message={"content": [{"type": "hologram"}]}),
+    "the pieces of a stream": replying({"choices": [{"delta": {"content": "x"}}]}),
     "wrong content type and nothing": replying(b"", Content_Type="image/png"),
     "hanging": hanging,
     "408": failing(408),
+    "409": failing(409),
+    "424": failing(424),
+    "425": failing(425),
     "429": failing(429),
     "429 with seconds": failing(429, Retry_After="0.02"),
     "429 with a past date": failing(429, Retry_After="Wed, 21 Oct 2015 07:28:00 GMT"),
@@ -175,6 +211,9 @@ PASSING = {
     "502 with a page": replying(b"<html>bad gateway</html>", 502, Content_Type="text/html"),
     "503": failing(503),
     "504": failing(504),
+    "507": failing(507),
+    "520": failing(520),
+    "529": failing(529),
 }
 
 
@@ -215,7 +254,13 @@ def test_a_lasting_fault_of_a_request_is_its_status(server, backend, fault, stat
 
 @pytest.mark.parametrize(
     ("fault", "status"),
-    [(failing(503), "server_error"), (failing(429), "rate_limited"), (dropped, "server_error"), (cut, "server_error")],
+    [
+        (failing(503), "server_error"),
+        (failing(529), "server_error"),
+        (failing(429), "rate_limited"),
+        (dropped, "server_error"),
+        (cut, "server_error"),
+    ],
 )
 def test_a_lasting_fault_of_the_server_ends_asking(server, backend, fault, status):
     server.always(fault)
@@ -241,6 +286,8 @@ def test_requests_that_fail_one_after_the_other_end_asking(server, backend):
         (failing(404, "no model m"), r"llm.model=m, .*usually ends in /v1 \(HTTP 404: no model m\)"),
         (failing(400, "served is tiny"), r"llm.model=m, .*the request is refused \(HTTP 400: served is tiny\)"),
         (failing(422), r"the request is refused \(HTTP 422: no\)"),
+        (failing(501), r"the request is refused \(HTTP 501: no\)"),
+        (failing(505), r"the request is refused \(HTTP 505: no\)"),
     ],
 )
 def test_a_refusal_is_an_error_at_once(server, backend, fault, message):
@@ -285,12 +332,76 @@ def test_a_slow_body_is_waited_for(server, backend):
     assert one(backend(timeout={"connect": 10.0, "read": 1.5})).attempts == 1
 
 
+OTHER = {"model": "other", "choices": [{"message": {"content": "x"}}]}
+
+
 def test_another_model_that_answers_is_told(server, backend, caplog):
-    server.next(None, replying({"model": "other", "choices": [{"message": {"content": "x"}}]}))
-    restarted = backend()
-    one(restarted)
-    one(restarted)
+    server.next(None, replying(OTHER))
+    model = LanguageModel(backend(concurrency=1))
+    model.generate([ask("p1"), ask("p2")])
     assert "answers as other now, before as m" in caplog.text
+    assert model.answered_by == ("m", "other")
+
+
+def test_another_model_is_told_after_a_new_start_too(server, backend, caplog, tmp_path):
+    for prompts, fault in ((["p1"], None), (["p1", "p2"], replying(OTHER))):
+        server.next(fault)
+        record = CallRecord(tmp_path / "calls.sqlite")
+        model = LanguageModel(backend(concurrency=1), record=record)
+        model.generate([ask(prompt) for prompt in prompts])
+        record.close()
+    assert len(server.calls) == 2
+    assert "answers as other now, before as m" in caplog.text
+
+
+def test_reasoning_without_an_answer_is_said_once(server, backend, caplog):
+    thinking = changed(message={"content": "", "reasoning": "hm"}, finish_reason="length")
+    server.next(thinking, thinking)
+    thinker = backend()
+    assert [one(thinker).status for _ in range(2)] == ["length", "length"]
+    assert caplog.text.count("reasoned and not come to an answer") == 1
+    assert "raise max_tokens" in caplog.text
+
+
+# --- redirects ------------------------------------------------------------------------------------------------------
+
+
+def redirecting(status, location):
+    return replying(b"", status, Location=location)
+
+
+@pytest.mark.parametrize("status", [307, 308])
+def test_a_redirect_within_the_origin_is_followed_with_the_question(server, backend, status):
+    server.next(redirecting(status, "/v2/chat/completions"))
+    assert one(backend()).text == PROMPT.upper()
+    assert server.calls[0] == server.calls[1]
+    assert server.keys == [f"Bearer {KEY}"] * 2
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize(
+    "place", ["http://localhost:{port}/v1", "https://127.0.0.1:{port}/v1", "//127.0.0.1:{other}/v1"]
+)
+def test_a_redirect_to_another_origin_is_refused_and_nothing_is_sent_there(server, backend, status, place):
+    with FaultyProxy() as elsewhere:
+        location = place.format(port=server.port, other=elsewhere.port)
+        server.always(redirecting(status, location))
+        with pytest.raises(UsageError, match=rf"redirects to .*HTTP {status}.*not followed"):
+            one(backend())
+        assert not elsewhere.calls
+    assert len(server.calls) == 1
+
+
+def test_a_redirect_that_loses_the_question_or_goes_in_a_circle_is_refused(server, backend):
+    server.next(redirecting(302, "/v2/chat/completions"))
+    with pytest.raises(UsageError, match=r"redirects questions to /v2/chat/completions"):
+        one(backend())
+    server.always(redirecting(307, "/v1/chat/completions"))
+    with pytest.raises(UsageError, match="redirects in a circle"):
+        one(backend())
+    server.always(redirecting(307, ""))
+    with pytest.raises(UsageError, match="not followed"):
+        one(backend())
 
 
 # --- nobody there ---------------------------------------------------------------------------------------------------
@@ -376,6 +487,142 @@ def test_prompt_logprobs_of_a_text_begin_at_the_border(server, backend):
     assert (score.sum_nll, score.num_tokens) == (1.75, 2)
     with pytest.raises(UsageError, match="border of the continuation cannot be found"):
         one(scoring, ScoreRequest("another", " text", "offsets"))
+
+
+# Sent: <s> the box is red blue, of which red and blue are scored.
+ECHOED = [None, -1.0, -1.0, -1.0, -0.25, -0.5]
+WORDS = ["<s>", "the", " box", " is", " red", " blue"]
+NUMBERED = [f"token_id:{number}" for number in (0, 3, 4, 5, 6, 7)]
+STARTS = [0, 0, 3, 7, 10, 14]
+
+
+def echo(values, tokens=None, starts=None, **more):
+    return changed(logprobs={"token_logprobs": values, "tokens": tokens, "text_offset": starts}, **more)
+
+
+def entry(number, logprob, **others):
+    return {**{key: {"logprob": value} for key, value in others.items()}, str(number): {"logprob": logprob}}
+
+
+PROMPT_LOGPROBS = [None, entry(3, -1.0), entry(4, -1.0), entry(5, -1.0), entry(6, -0.25), entry(7, -0.5)]
+SENT_AND_SCORED = {
+    "echo": ("echo", echo(ECHOED)),
+    "echo with its tokens": ("echo", echo(ECHOED, WORDS)),
+    "echo with the numbers of its tokens": ("echo", echo(ECHOED, NUMBERED)),
+    "echo of a first token": ("echo", echo([-3.0, *ECHOED[1:]], WORDS)),
+    "echo that exceeds 0 by rounding": ("echo", echo([None, -1.0, -1.0, -1.0, 1e-6, -0.75])),
+    "prompt logprobs": ("vllm_prompt_logprobs", changed(prompt_logprobs=PROMPT_LOGPROBS)),
+    "prompt logprobs with likelier tokens before": (
+        "vllm_prompt_logprobs",
+        changed(prompt_logprobs=[*PROMPT_LOGPROBS[:4], entry(6, -0.25, **{"9": -0.1}), entry(7, -0.5, **{"8": -0.2})]),
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "reply"), SENT_AND_SCORED.values(), ids=SENT_AND_SCORED)
+def test_what_was_sent_is_what_is_scored(server, backend, tokenizer, kind, reply):
+    server.next(reply)
+    score = one(backend(api="completions", score=kind, tokenizer=tokenizer), BOX)
+    assert (score.sum_nll, score.num_tokens, score.context_tokens) == (0.75, 2, 4)
+    assert score.answered_by == "m"
+
+
+NOT_SCORED = {
+    "echo and a generated token": ("echo", echo([*ECHOED, -9.0])),
+    "a token less": ("echo", echo(ECHOED[1:])),
+    "a token put before": ("echo", echo([None, *ECHOED])),
+    "echo ignored, as many generated": ("echo", echo([-0.1] * 6)),
+    "echo ignored, as many generated, with their texts": ("echo", echo([-0.1] * 6, list("abcdef"))),
+    "other tokens": ("echo", echo(ECHOED, [*WORDS[:5], " green"])),
+    "other numbers of tokens": ("echo", echo(ECHOED, [*NUMBERED[:5], "token_id:9"])),
+    "fewer tokens than scores": ("echo", echo(ECHOED, WORDS[:5])),
+    "NaN": ("echo", echo([*ECHOED[:5], float("nan")])),
+    "infinite": ("echo", echo([*ECHOED[:5], float("-inf")])),
+    "above 0": ("echo", echo([*ECHOED[:5], 0.5])),
+    "text": ("echo", echo([*ECHOED[:5], "-0.5"])),
+    "true": ("echo", echo([*ECHOED[:5], True])),
+    "none": ("echo", echo([*ECHOED[:5], None])),
+    "no list": ("echo", echo({"0": -1.0})),
+    "an error beside them": ("echo", echo(ECHOED, error={"message": "overloaded"})),
+    "another token's": ("vllm_prompt_logprobs", changed(prompt_logprobs=[*PROMPT_LOGPROBS[:5], entry(9, -0.1)])),
+    "a prompt token more": ("vllm_prompt_logprobs", changed(prompt_logprobs=[None, *PROMPT_LOGPROBS])),
+    "a prompt token less": ("vllm_prompt_logprobs", changed(prompt_logprobs=PROMPT_LOGPROBS[1:])),
+    "a NaN of the prompt": (
+        "vllm_prompt_logprobs",
+        changed(prompt_logprobs=[*PROMPT_LOGPROBS[:5], entry(7, float("nan"))]),
+    ),
+    "above 0 of the prompt": ("vllm_prompt_logprobs", changed(prompt_logprobs=[*PROMPT_LOGPROBS[:5], entry(7, 1.2)])),
+    "no entry": ("vllm_prompt_logprobs", changed(prompt_logprobs=[*PROMPT_LOGPROBS[:5], None])),
+}
+
+
+@pytest.mark.parametrize(("kind", "reply"), NOT_SCORED.values(), ids=NOT_SCORED)
+def test_scores_of_anything_else_are_a_fault_of_the_server(server, backend, tokenizer, kind, reply):
+    server.always(reply)
+    scoring = backend(api="completions", score=kind, tokenizer=tokenizer, retry={"max_attempts": 2, "max_wait": 0.05})
+    answer = one(scoring, BOX)
+    assert answer.status == "malformed"
+    assert len(server.calls) == 2
+    with pytest.raises(ServiceError):
+        LanguageModel(scoring).choose(BOX.context, [" red", " blue"])
+
+
+TEXT = ScoreRequest(BOX.context, BOX.continuation, "offsets")
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        echo(ECHOED, None, STARTS),
+        echo(ECHOED, WORDS, STARTS, text="the box is red blue"),
+        echo([*ECHOED, -9.0], [*WORDS, " and"], [*STARTS, 19], text="the box is red blue and"),
+    ],
+    ids=["starts", "tokens", "a generated token"],
+)
+def test_of_a_text_the_tokens_that_start_in_the_continuation_are_scored(server, backend, reply):
+    server.next(reply)
+    score = one(backend(api="completions", score="echo"), TEXT)
+    assert (score.sum_nll, score.num_tokens, score.context_tokens) == (0.75, 2, 4)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        echo(ECHOED),
+        echo(ECHOED, None, STARTS[1:]),
+        echo(ECHOED, None, STARTS[::-1]),
+        echo(ECHOED, None, [0, 0, 1, 2, 3, 4]),
+        echo([-0.1] * 6, None, STARTS),
+        echo([-0.1] * 6, list("abcdef"), STARTS),
+        echo(ECHOED, [*WORDS[:5], " green"], STARTS),
+    ],
+)
+def test_scores_of_another_text_are_a_fault_of_the_server(server, backend, reply):
+    server.always(reply)
+    assert (
+        one(backend(api="completions", score="echo", retry={"max_attempts": 1, "max_wait": 0.05}), TEXT).status
+        == "malformed"
+    )
+
+
+def test_of_several_tokens_of_a_text_the_one_that_fits_is_taken(server, backend):
+    def candidates(*pairs):
+        return {str(n): {"logprob": logprob, "decoded_token": token} for n, (token, logprob) in enumerate(pairs)}
+
+    fitting = [None, *(candidates((token, -1.0)) for token in (" box", " is"))]
+    fitting += [candidates((" green", -0.1), (" red", -0.25)), candidates((" sky", -0.1), (" blue", -0.5))]
+    server.next(changed(prompt_logprobs=fitting), changed(prompt_logprobs=[*fitting[:4], candidates((" sky", -0.1))]))
+    scoring = backend(api="completions", score="vllm_prompt_logprobs")
+    assert one(scoring, TEXT).sum_nll == 0.75
+    with pytest.raises(UsageError, match="border of the continuation cannot be found"):
+        one(scoring, TEXT)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), 0.5])
+def test_logprobs_that_cannot_be_are_a_fault_of_the_server(server, backend, value):
+    server.always(changed(logprobs={"content": [{"logprob": -0.5}, {"logprob": value}]}))
+    assert one(backend(), ask(PROMPT, logprobs=True)).status == "malformed"
+    assert one(backend(), ask(PROMPT)).logprobs is None  # not asked for, not held against it
 
 
 def test_scores_that_cannot_be_are_told(server, backend):

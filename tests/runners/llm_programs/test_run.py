@@ -14,7 +14,7 @@ import pytest
 from privlm.runners.llm_programs import config as task_config
 from support.zygote import Finished, Zygote
 
-from privlm import schema
+from privlm import files, schema
 from privlm.cli.compose import Words, compose
 from privlm.errors import UsageError
 from privlm.llm.program.trace import SCHEMA_FILE
@@ -146,7 +146,7 @@ def test_every_row_has_its_figures_and_costs(whole: tuple[Path, Finished]) -> No
         assert word in note
     assert "budget 60 calls a question" in finished.output
     assert {row["provenance"] for row in result["rows"]} == {"smoke"}
-    assert json.loads((directory / "privacy.json").read_text()) == {"mechanism": "none", "trains": False}
+    assert files.read_json(directory / "privacy.json") == {"mechanism": "none", "trains": False}
 
 
 @pytest.mark.medium
