@@ -127,8 +127,9 @@ def measured(pairs: list[tuple[str, str]], num_workers: int) -> Iterator[tuple[t
 
 PROSE = """# Which models are clipped exactly
 
-{command}: tiny random models in float32 without dropout, {shapes} records and tokens, padded where the
-model has masks; torch {torch}, transformers {transformers}, peft {peft}.
+Written by {command}: tiny random models in float32 without dropout, in batches of
+{shapes} records and tokens, padded where the model has masks; torch {torch},
+transformers {transformers}, peft {peft}.
 
 A cell is **exact** where the norm of every record and the clipped sum equal those of one ordinary backward pass for
 each record alone, within {tolerance:.0e}; the largest relative error is beside it. Everything else is refused before
@@ -183,7 +184,7 @@ def page(cells: Mapping[tuple[str, str], Cell]) -> str:
 def note(cell: Cell) -> str:
     """One sentence, without the names of single layers, so that equal reasons share a note."""
     if cell.without:
-        return f"not to be built: {cell.without}"
+        return f"peft cannot train it so: {cell.without}"
     assert cell.refusal is not None, cell
     return f"refused: {cell.refusal}".replace("\n", " ")
 
