@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.modules import module as torch_module
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from privlm.errors import UsageError
@@ -16,7 +18,7 @@ class UnsupportedModuleError(UsageError):
     """Per-record clipping cannot treat the model exactly; the message names every place and the reason."""
 
     def __init__(self, problems: Mapping[str, str]) -> None:
-        lines = "".join(f"\n  {name}: {problem}" for name, problem in problems.items())
+        lines = "".join(f"\n  {name or 'the model itself'}: {problem}" for name, problem in problems.items())
         super().__init__(f"privacy=dp_sgd cannot treat this model exactly; freeze or replace:{lines}")
 
 
@@ -25,7 +27,9 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def find_rules(model: nn.Module) -> tuple[dict[nn.Module, dict[str, clip.Rule]], dict[str, str]]:
-    """Rules of all trainable parameters, by the module that holds them; and parameters without one, with the reason."""
+    """Rules of the trainable parameters that have one, by the module that holds them; and what is refused, with the
+    reason.
+    """
     rules: dict[nn.Module, dict[str, clip.Rule]] = {}
     problems: dict[str, str] = {}
     for module_name, module in model.named_modules():
@@ -33,16 +37,42 @@ def find_rules(model: nn.Module) -> tuple[dict[nn.Module, dict[str, clip.Rule]],
             if not parameter.requires_grad:
                 continue
             try:
-                rules.setdefault(module, {})[name] = clip.rule_of(module, name)
+                rule = clip.rule_of(module, name)
             except clip.NoRuleError as error:
                 problems[f"{module_name}.{name}".lstrip(".")] = str(error)
+                continue
+            if rule is not None:
+                rules.setdefault(module, {})[name] = rule
     return rules, problems
+
+
+def exact_rules(rules: Mapping[str, clip.Rule]) -> dict[str, clip.Rule]:
+    return {name: rule for name, rule in rules.items() if not clip.is_general(rule)}
+
+
+def modules_around(model: nn.Module) -> dict[nn.Module, list[nn.Module]]:
+    """Every module with those that hold it, from the inside out, itself first and `model` left out."""
+    modules = dict(model.named_modules())
+    around: dict[nn.Module, list[nn.Module]] = {}
+    for name, module in modules.items():
+        parts = name.split(".") if name else []
+        around[module] = [modules[".".join(parts[:depth])] for depth in range(len(parts), 0, -1)]
+    return around
 
 
 def mixing_modes(model: nn.Module) -> dict[str, str]:
     """Modules in a mode that rules out exact treatment; such modes can change between steps."""
     problems: dict[str, str] = {}
+    if torch_module._global_forward_hooks:
+        problems["register_module_forward_hook"] = "a hook on all modules may change what a layer returns: remove it"
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter._backward_hooks:
+            problems[name] = "a hook changes its gradient, which would not be that of a record: remove it"
     for name, module in model.named_modules():
+        if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
+            problems[name] = "torch.compile leaves no calls of layers to see: attach the engine to the plain module"
+        if isinstance(module, torch.jit.ScriptModule | nn.DataParallel):
+            problems[name] = f"{type(module).__name__} runs layers where no hook sees them: use the plain module"
         if _SHARDED & {base.__name__ for base in type(module).__mro__}:
             problems[name] = "FSDP leaves no rank with whole layers; use trainer=single or trainer=ddp"
         if isinstance(module, _BatchNorm) and module.training:

@@ -39,14 +39,14 @@ def naive(
 
 
 def clipped_sums(
-    engine: PrivacyEngine, losses: Losses, batch: dict[str, Tensor], micro_batch_size: int = 10**6
+    engine: PrivacyEngine, losses: Losses, batch: dict[str, Tensor], micro_batch_size: int = 10**6, step: int = 0
 ) -> tuple[list[ClippingStatistics], list[Tensor]]:
     """The same from the engine: a release without noise and with expected batch size 1."""
     num_records = len(next(iter(batch.values())))
     statistics = []
     for start in range(0, num_records, micro_batch_size):
         statistics.append(engine.backward(losses, records(batch, slice(start, start + micro_batch_size))))
-    release(engine, noise_multiplier=0.0)
+    release(engine, step=step, noise_multiplier=0.0)
     return statistics, [parameter.grad for parameter in engine.model.parameters() if parameter.requires_grad]
 
 
@@ -62,15 +62,26 @@ def release(engine: PrivacyEngine, **changes: Any) -> None:
     engine.release(changes.pop("noise", ReproducibleNoise(0)), **(settings | changes))
 
 
-def assert_agrees(model: nn.Module, losses: Losses, batch: dict[str, Tensor], share_clipped: float = 0.5) -> None:
-    """Norms and clipped sums of the engine equal the reference, with about `share_clipped` of the records clipped."""
-    norm_B, _ = naive(model, losses, batch, 1.0)
+def assert_agrees(
+    model: nn.Module, losses: Losses, *batches: dict[str, Tensor], share_clipped: float = 0.5, reference: Any = None
+) -> PrivacyEngine:
+    """Norms and clipped sums of the engine equal the reference in every step, with about `share_clipped` of the records
+    of the first clipped. Returns the engine, detached.
+
+    reference: a model of the same weights, where `model` itself cannot be differentiated in the ordinary way.
+    """
+    reference = reference or model
+    norm_B, _ = naive(reference, losses, batches[0], 1.0)
     clipping_norm = float(norm_B.quantile(1 - share_clipped))
-    _, expected = naive(model, losses, batch, clipping_norm)
     engine = PrivacyEngine(model, clipping_norm=clipping_norm)
-    (statistics,), sums = clipped_sums(engine, losses, batch)
+    for step, batch in enumerate(batches):
+        norm_B, expected = naive(reference, losses, batch, clipping_norm)
+        (statistics,), sums = clipped_sums(engine, losses, batch, step=step)
+        torch.testing.assert_close(statistics.norms.double(), norm_B, rtol=1e-5, atol=0)
+        scale = max(float(total.abs().max()) for total in expected)
+        for total, reference_sum in zip(sums, expected, strict=True):
+            torch.testing.assert_close(total.double(), reference_sum, rtol=1e-5, atol=1e-5 * scale)
+        for parameter in model.parameters():
+            parameter.grad = None
     engine.detach()
-    torch.testing.assert_close(statistics.norms.double(), norm_B, rtol=1e-5, atol=0)
-    scale = max(float(total.abs().max()) for total in expected)
-    for total, reference in zip(sums, expected, strict=True):
-        torch.testing.assert_close(total.double(), reference, rtol=1e-5, atol=1e-5 * scale)
+    return engine

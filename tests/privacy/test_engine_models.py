@@ -148,12 +148,6 @@ def test_lora_on_gpt2() -> None:
     assert_agrees(model, language_model, padded_batch())
 
 
-def test_parameters_of_dora_are_refused() -> None:
-    model = peft.get_peft_model(bert(), peft.LoraConfig(r=4, use_dora=True, target_modules=["query"]))
-    with pytest.raises(UnsupportedModuleError, match="lora_magnitude_vector"):
-        PrivacyEngine(model, clipping_norm=1.0)
-
-
 def test_switching_the_adapter_after_attaching_is_an_error() -> None:
     model = with_lora(bert(), task_type="SEQ_CLS", target_modules=["query"])
     model.add_adapter("other", peft.LoraConfig(r=2, task_type="SEQ_CLS", target_modules=["query"]))
@@ -175,24 +169,6 @@ def test_llama() -> None:
         tie_word_embeddings=True,
     )
     assert_agrees(transformers.LlamaForCausalLM(config), language_model, padded_batch())
-
-
-def test_position_table_of_t5_is_refused_whatever_the_batch_size() -> None:
-    config = transformers.T5Config(
-        vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, dropout_rate=0.0
-    )
-    model = transformers.T5EncoderModel(config)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("relative_attention_bias" in name)
-
-    def losses(model: nn.Module, batch: Batch) -> Tensor:
-        return model(input_ids=batch["input_ids"]).last_hidden_state.square().flatten(1).sum(1)
-
-    for num_records in (4, 11):
-        engine = PrivacyEngine(model, clipping_norm=1.0)
-        with pytest.raises(UnsupportedModuleError, match="relative_attention_bias"):
-            engine.backward(losses, padded_batch(num_records, num_tokens=11))
-        engine.detach()
 
 
 def test_class_saving_and_generation_work_while_attached(tmp_path: Path) -> None:

@@ -9,27 +9,45 @@ and weighted sums from them, `styles` turns norms into factors.
 """
 
 from privlm.privacy.clipping.gradients import (
+    Instantiated,
     PerRecordGradient,
     accumulate,
     merge,
     squared_norms,
     without_records,
 )
-from privlm.privacy.clipping.rules import RULES, NoRuleError, Rule, bias, depends_on_others, is_general, rule_of
+from privlm.privacy.clipping.layouts import grouped, of_one_form, stacked
+from privlm.privacy.clipping.rules import (
+    RULES,
+    NoRuleError,
+    Rule,
+    bias,
+    depends_on_others,
+    has_rows,
+    is_general,
+    reads_input,
+    rule_of,
+)
 from privlm.privacy.clipping.styles import STYLES
 
 __all__ = [
     "RULES",
     "STYLES",
+    "Instantiated",
     "NoRuleError",
     "PerRecordGradient",
     "Rule",
     "accumulate",
     "bias",
     "depends_on_others",
+    "grouped",
+    "has_rows",
     "is_general",
     "merge",
+    "of_one_form",
+    "reads_input",
     "rule_of",
     "squared_norms",
+    "stacked",
     "without_records",
 ]

@@ -112,7 +112,7 @@ def squared_norms(merged: Sequence[PerRecordGradient]) -> Tensor:
             return single.squared_norms()
         case [OuterProducts() as outer, RowUpdates() as rows]:
             return outer.squared_norms() + rows.squared_norms() + 2 * _cross_term(outer, rows)
-    raise AssertionError(f"no layers share a parameter in these forms: {merged}")
+    raise AssertionError(f"no layers share a parameter in these forms: {[type(part).__name__ for part in merged]}")
 
 
 def accumulate(merged: Sequence[PerRecordGradient], sum_s: Tensor, weight_B: Tensor) -> None:

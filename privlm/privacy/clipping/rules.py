@@ -1,7 +1,7 @@
 """What the input and the output gradient of a layer say about the per-record gradients of its parameters.
 
 A rule belongs to a forward function, not to a class: a subclass that computes something else has no rule of its own
-and gets the general one, which differentiates that single module once per record (torch.func).
+and gets the general one, which differentiates that single module once per record (torch.func), if it has one input.
 Shapes: B records, T positions (all dimensions between the first and the features), d inputs, p outputs.
 """
 
@@ -52,6 +52,11 @@ def _embedding_weight(module: nn.Embedding, ids: Tensor, grad: Tensor) -> PerRec
     return RowUpdates(ids_BT, grad_BTd)
 
 
+def _scaled_embedding_weight(module: Any, ids: Tensor, grad: Tensor) -> PerRecordGradient:
+    """Of Gemma and BART, whose tables multiply their rows by `embed_scale`."""
+    return _embedding_weight(module, ids, grad.float() * float(module.embed_scale))
+
+
 def _layer_norm_weight(module: nn.LayerNorm, x: Tensor, grad: Tensor) -> PerRecordGradient:
     normalized = F.layer_norm(x.float(), module.normalized_shape, eps=module.eps)
     return Instantiated(_sum_positions(normalized * grad, module.weight.ndim))
@@ -94,62 +99,82 @@ RULES: dict[Callable, dict[str, Rule]] = {
 }
 
 
-def rule_of(module: nn.Module, parameter_name: str) -> Rule:
-    """The rule of the parameter `parameter_name` that `module` holds itself.
+def rule_of(module: nn.Module, parameter_name: str) -> Rule | None:
+    """The rule of the parameter `parameter_name` that `module` holds itself; None where it has neither kind.
 
-    Raises NoRuleError where neither an exact rule nor the general one applies.
+    Raises NoRuleError for what mixes records, and for what is far cheaper in another form.
     """
+    kind = type(module).__name__
     if isinstance(module, nn.Embedding) and (module.scale_grad_by_freq or module.max_norm is not None):
         raise NoRuleError("scale_grad_by_freq and max_norm let records of a batch influence each other")
+    if isinstance(module, nn.MultiheadAttention):
+        raise NoRuleError("torch's MultiheadAttention holds a bare parameter: use Linear layers for q, k, v and o")
+    if isinstance(module, nn.RNNBase):
+        raise NoRuleError(f"{kind} hides its steps: use privlm.models.lstm.UnrolledLSTM")
+    if "forward" in vars(module):  # another library's, or the user's own
+        return None
     if _is_rms_norm(module):
         return _transformers_rms_norm_weight
+    if _is_scaled_embedding(module):
+        return _scaled_embedding_weight
     unusual = isinstance(module, nn.Conv2d) and (
         module.groups > 1 or module.padding_mode != "zeros" or isinstance(module.padding, str)
     )
     rule = RULES.get(type(module).forward, {}).get(parameter_name)
     if rule is not None and not unusual:
         return rule
-    _refuse_without_general_rule(module)
-    return partial(_differentiated, parameter_name=parameter_name)
+    return partial(_differentiated, parameter_name=parameter_name) if _has_general_rule(module) else None
 
 
 def is_general(rule: Rule) -> bool:
     return isinstance(rule, partial)
 
 
-def depends_on_others(module: nn.Module, x: Tensor) -> bool:
-    """Whether the first record of `x` gets another output alone than among the others.
+def reads_input(rule: Rule) -> bool:
+    """Whether the rule needs the values of the input, and not its shape alone."""
+    return rule not in (bias, _channel_bias)
 
-    True also of modules that draw random numbers.
-    """
+
+def has_rows(module: nn.Module, x: Tensor) -> bool:
+    """Whether the input of a layer with an exact rule has a first dimension beside those that the layer reads."""
+    return x.ndim >= _num_dims(module)
+
+
+def _num_dims(module: nn.Module) -> int:
+    """Of an input with rows."""
+    if isinstance(module, nn.Embedding):
+        return 1
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        return 1 + len(module.normalized_shape)
+    return 4 if isinstance(module, nn.Conv2d) else 2
+
+
+def depends_on_others(module: nn.Module, x: Tensor) -> bool:
+    """Whether, in a module without chance, the first record of `x` gets another output alone than among others."""
     x = _as_float32(x)
     with torch.no_grad():
-        together, alone = module.forward(x)[:1], module.forward(x[:1])
-    return not torch.allclose(together, alone, rtol=1e-3, atol=1e-5 * float(together.abs().max()))
+        together, again, alone = module.forward(x), module.forward(x), module.forward(x[:1])
+    if not isinstance(together, Tensor) or not torch.equal(together, again):
+        return False
+    return not torch.allclose(together[:1], alone, rtol=1e-3, atol=1e-5 * float(together.abs().max()))
 
 
-def _refuse_without_general_rule(module: nn.Module) -> None:
-    kind = type(module).__name__
-    if isinstance(module, nn.MultiheadAttention):
-        raise NoRuleError("torch's MultiheadAttention holds a bare parameter: use Linear layers for q, k, v and o")
-    if isinstance(module, nn.RNNBase):
-        raise NoRuleError(f"{kind} hides its steps: use privlm.models.lstm.UnrolledLSTM")
-    if any(module.children()):
-        raise NoRuleError(f"{kind} holds this parameter beside other modules: move it into a module of its own")
-    if type(module).forward is nn.Module.forward:
-        raise NoRuleError(f"{kind} has no forward function: its parameter is used where no hook sees it")
+def _has_general_rule(module: nn.Module) -> bool:
+    """Whether it stands alone, with a forward function of one input."""
+    if any(module.children()) or type(module).forward is nn.Module.forward:
+        return False
     _, *inputs = inspect.signature(type(module).forward).parameters.values()
-    if sum(argument.default is argument.empty for argument in inputs) != 1:
-        raise NoRuleError(f"the forward function of {kind} does not take exactly one input")
+    return sum(argument.default is argument.empty for argument in inputs) == 1
 
 
 def _differentiated(module: nn.Module, x: Tensor, grad: Tensor, *, parameter_name: str) -> PerRecordGradient:
     """The general rule: the parameter's gradient for one record at a time, vectorised over records."""
     parameter = getattr(module, parameter_name).detach().float()
+    forward = _Forward(module)
 
     def gradient_of_record(x: Tensor, grad: Tensor) -> Tensor:
         def output(parameter: Tensor) -> Tensor:
-            return functional_call(module, {parameter_name: parameter}, (x.unsqueeze(0),)).squeeze(0)
+            return functional_call(forward, {f"module.{parameter_name}": parameter}, (x.unsqueeze(0),)).squeeze(0)
 
         pull_back = vjp(output, parameter)[1]
         return pull_back(grad)[0]
@@ -157,9 +182,34 @@ def _differentiated(module: nn.Module, x: Tensor, grad: Tensor, *, parameter_nam
     try:
         with torch.no_grad():  # else the module's other parameters tie the gradient to a graph
             return Instantiated(vmap(gradient_of_record)(_as_float32(x), grad.float()))
-    except RuntimeError as error:  # of vmap: random numbers, changes in place, branches on values
+    except (RuntimeError, AttributeError) as error:  # of vmap: random numbers, changes in place, branches on values
         reason = str(error).partition("\n")[0]
         raise NoRuleError(f"cannot be differentiated record by record ({reason})") from error
+
+
+class _Forward(nn.Module):
+    """The forward function of a module without the hooks around it, which belong to what is around it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Any:
+        return self.module.forward(x)
+
+
+def _is_scaled_embedding(module: nn.Module) -> bool:
+    """Told by what it holds, and confirmed by what it computes."""
+    if not isinstance(module, nn.Embedding) or type(module).forward is nn.Embedding.forward:
+        return False
+    _, *inputs = inspect.signature(type(module).forward).parameters
+    scale: Any = getattr(module, "embed_scale", None)
+    if scale is None or len(inputs) != 1:
+        return False
+    ids = torch.arange(min(len(module.weight), 8), device=module.weight.device)[None]
+    with torch.no_grad():
+        scaled = F.embedding(ids, module.weight, module.padding_idx) * float(scale)
+        return torch.allclose(module.forward(ids), scaled, rtol=1e-2)
 
 
 def _is_rms_norm(module: nn.Module) -> bool:
