@@ -25,6 +25,16 @@ def clipped_sum(engine: PrivacyEngine, losses: Losses, batch: Batch) -> Tensor:
     return torch.cat(gradients)
 
 
+SHARE_AND_KNOW_NOTHING = {
+    "one row of a table for all",
+    "one row of a table for all, its second half",
+    "as many positions as records",
+    "packed into one row, row 0",
+    "packed into one row, all",
+}
+"""Ways in which records only share what reads no record; they are differentiated once per record."""
+
+
 def sensitivity(engine: PrivacyEngine, losses: Losses, batch: Batch) -> float:
     """|S(D) - S(D without j)| / C, the largest over j; the clipping norm is 1."""
     torch.manual_seed(1)
@@ -40,6 +50,9 @@ def sensitivity(engine: PrivacyEngine, losses: Losses, batch: Batch) -> float:
 @pytest.mark.parametrize("name", WAYS)
 def test_records_that_know_of_each_other_are_refused(name: str) -> None:
     model, losses, batch = ways()[name]
+    if name in SHARE_AND_KNOW_NOTHING:
+        assert sensitivity(PrivacyEngine(model, clipping_norm=1.0), losses, batch) <= 1.001
+        return
     with pytest.raises(UsageError) as refusal:
         sensitivity(PrivacyEngine(model, clipping_norm=1.0), losses, batch)
     assert "tensor(" not in str(refusal.value)
