@@ -20,10 +20,15 @@ from omegaconf import DictConfig
 from privlm import files, identity, processes, registry, rundir
 from privlm.errors import BudgetExhausted, PrivLMError, UsageError
 from privlm.job import Job, StoppedAfter
+from privlm.privacy.run_account import kept_accounts, put_aside, read_account, resumable
+from privlm.report.page import REPORT
 from privlm.signals import Interrupted
 from privlm.tracking import open_tracker
 
 logger = logging.getLogger("privlm")
+
+FORCED = ".forced"
+"""Marks a directory whose run --force is removing."""
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
@@ -48,10 +53,10 @@ def start(
     """Runs a composed configuration in its directory: a new run, an interrupted one taken up, a finished one skipped.
 
     overrides: the words that gave the configuration. roles: of its keys in the hashes.
-    force: a run that is there is removed first.
+    force: a run that is there is removed first, but for the account of its releases.
     introduce: told the directory and the number of restarts before the work begins.
 
-    Raises UsageError for what is not at hand, before anything is written.
+    Raises UsageError for what is not at hand and for a privacy ledger that does not add up, before anything is written.
     """
     _require_outer_world(config)
     fingerprints = registry.entry_of(config).inputs(config)
@@ -64,10 +69,10 @@ def start(
         def open_directory() -> str:
             """What the main process decides for all: `work`, or `skip` for a finished run."""
             stack.enter_context(rundir.locked(directory))
-            if is_done(directory) and not force:
-                return "skip"
-            if force:
+            if force or (directory / FORCED).exists():
                 _clear(directory)
+            elif resumable_or_done(directory):
+                return "skip"
             status = rundir.create(
                 directory,
                 config,
@@ -92,7 +97,18 @@ def directory_of(config: DictConfig, roles: identity.Roles) -> Path:
 
 def is_done(directory: Path) -> bool:
     status = files.read_json(directory / "status.json")
-    return status is not None and status["state"] == "done" and (directory / "result.json").exists()
+    is_cleared = (directory / FORCED).exists()
+    return status is not None and status["state"] == "done" and (directory / "result.json").exists() and not is_cleared
+
+
+def resumable_or_done(directory: Path) -> bool:
+    """Whether the run is done. Raises UsageError where its ledger does not add up, or is of an older version."""
+    if is_done(directory):
+        read_account(directory)
+        return True
+    resumable(directory)
+    files.remove(directory / REPORT)  # it tells of a run that had stopped
+    return False
 
 
 def _execute(directory: Path, num_processes: int) -> int:
@@ -126,6 +142,7 @@ def work(directory: Path, rank: int) -> int:
         except Exception as error:
             return _failed(job, error)
         finally:
+            job.close()
             job.world.leave()
     return 0
 
@@ -191,9 +208,15 @@ def _logging(directory: Path, rank: int) -> Iterator[None]:
 
 
 def _clear(directory: Path) -> None:
+    """Removes a run but for the account of its releases. Where it was killed half way, the next start does the rest."""
+    files.write_text(directory / FORCED, "this run is being removed by --force\n")
+    if (kept := put_aside(directory)) is not None:
+        print(f"kept the account of the removed run: {kept.name}", file=sys.stderr, flush=True)
+    accounts = {path.name for path in kept_accounts(directory)}
     for entry in directory.iterdir():
-        if entry.name != ".lock":
+        if entry.name not in (".lock", FORCED, *accounts):
             files.remove(entry)
+    files.remove(directory / FORCED)
 
 
 def _require_key(config: DictConfig) -> None:
