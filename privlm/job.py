@@ -298,9 +298,14 @@ class Job:
 
         return Price(kept_accounts(self.directory) if self.is_kept else ())
 
+    @property
+    def _is_priced(self) -> bool:
+        """Whether a private stage was begun; a run without one imports no accountant."""
+        return "price" in self.__dict__ and bool(self.price.stages)
+
     def tell_price(self, *, quick: bool = False) -> None:
         """Writes into privacy.json what the private stages have spent so far."""
-        if self.is_main and self.price.stages:
+        if self.is_main and self._is_priced:
             self.records.write_json("privacy.json", self.price.so_far(self.ledger, self._flags(), quick=quick))
 
     def _flags(self) -> list[str]:
@@ -426,7 +431,7 @@ class Job:
         """What all private stages together have spent, as rows of result.json, and the head of the ledger that says so;
         privacy.json says the same where the run has come to its end.
         """
-        if not self.price.stages:
+        if not self._is_priced:
             return [], None
         from privlm.privacy.plan import price_rows
 

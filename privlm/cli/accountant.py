@@ -36,11 +36,11 @@ examples:
     privlm accountant ledger RUN RUN
 
 accountants:
-  pld        certified, tight (default)
-  rdp        certified, looser
+  pld        certified at a delta of 1e-10 and more, tight (default)
+  rdp        certified at any delta, looser
   gdp        ESTIMATE: central limit theorem; far too low in short runs
   edgeworth  ESTIMATE: cumulant expansion (--order); close, but too low in short runs
-  prv        certified, two-sided: the upper end is the answer, the lower end is in a note
+  prv        certified at a delta of 1e-7 and more, two-sided: the upper end is the answer, the lower end is in a note
   contour    CROSS-CHECK: exact up to a quadrature error that it states; no answer for a few steps
 
 exit status: 0, or 2 for a wrong argument.
@@ -119,7 +119,7 @@ def _answer(segments: list[Any], delta: float, choice: dict[str, Any], setting: 
     answer = accounting.epsilon(segments, delta, **choice, **setting).to_dict()
     if choice["accountant"] in accounting.ESTIMATES:
         certified = accounting.epsilon(segments, delta, **setting)
-        answer["certified_pld"] = certified.to_dict()["epsilon"]
+        answer["certified_pld"] = certified.to_dict()["epsilon"] if certified.guarantee else None
     return answer
 
 

@@ -30,7 +30,7 @@ def _print_one(answer: dict[str, Any], columns: Sequence[str]) -> None:
     for column in columns:
         print(f"{column.replace('_', ' ')} {number_text(answer[column])}")
     print(f"{_status(answer)} ({_name(answer)}, {answer['version']})")
-    if "certified_pld" in answer:
+    if answer.get("certified_pld") is not None:
         print(f"certified by pld: epsilon {number_text(answer['certified_pld'])}")
     if "eeai_upper" in answer:
         lower, upper = math.floor(answer["eeai_lower"] * 1e4) / 1e4, number_text(answer["eeai_upper"])
@@ -44,7 +44,7 @@ def _print_table(answers: Sequence[dict[str, Any]], columns: Sequence[str]) -> N
     """Beside what each accountant says: the epsilon that is certified for the same noise."""
     rows = []
     for answer in answers:
-        certified = answer.get("certified_pld", answer["epsilon"])
+        certified = answer["epsilon"] if answer["guarantee"] else answer.get("certified_pld")
         numbers = [number_text(value) for value in (*(answer[column] for column in columns), certified)]
         rows.append([_name(answer), *numbers, _status(answer)])
     headings = ["accountant", *(column.replace("_", " ") for column in columns), "certified epsilon", "status"]
@@ -68,8 +68,10 @@ def _status(answer: dict[str, Any]) -> str:
     return "certified" if answer["guarantee"] else "not a guarantee"
 
 
-def number_text(value: float | str) -> str:
+def number_text(value: float | str | None) -> str:
     """A whole number as it is, others with four decimals, upwards: what is printed never promises too much privacy."""
+    if value is None:
+        return "none"
     if isinstance(value, str | int):
         return str(value)
     return f"{math.ceil(value * 1e4) / 1e4:.4f}"

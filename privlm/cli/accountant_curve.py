@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 _POINTS = 30
 _LINES: dict[str, dict[str, Any]] = {
-    "rdp": {"color": "#8c6d31", "label": "RDP (certified)"},
-    "pld": {"color": "#1f5fa8", "linewidth": 2.4, "label": "PLD (certified)"},
-    "contour": {"color": "black", "linestyle": "", "marker": ".", "markersize": 4, "label": "contour (cross-check)"},
-    "edgeworth": {"color": "#c2410c", "linestyle": "--", "label": "Edgeworth (estimate)"},
-    "gdp": {"color": "#777777", "linestyle": ":", "label": "GDP (estimate)"},
+    "rdp": {"color": "#8c6d31", "label": "RDP"},
+    "pld": {"color": "#1f5fa8", "linewidth": 2.4, "label": "PLD"},
+    "contour": {"color": "black", "linestyle": "", "marker": ".", "markersize": 4, "label": "contour"},
+    "edgeworth": {"color": "#c2410c", "linestyle": "--", "label": "Edgeworth"},
+    "gdp": {"color": "#777777", "linestyle": ":", "label": "GDP"},
 }
 
 
@@ -88,7 +88,7 @@ def _draw(panels: Sequence[_Panel], title: str, delta: float, options: argparse.
         for axes, panel in zip(figure.subplots(1, 2), panels, strict=True):
             curves = epsilon_curves(panel.runs, delta, order=order, adjacency=options.adjacency)
             for name, style in _LINES.items():
-                axes.plot(panel.positions, curves[name], **style)
+                axes.plot(panel.positions, curves[name], **style | {"label": label_of(name, delta)})
             axes.axvline(panel.asked, color="black", linewidth=0.8, label="this run")
             _shade(axes, panel.positions, understated(curves))
             axes.set(xscale="log", yscale="log", xlabel=panel.quantity, ylabel="epsilon")
@@ -105,6 +105,14 @@ def _draw(panels: Sequence[_Panel], title: str, delta: float, options: argparse.
             f"{title}, delta {delta:.3g}, adjacency {options.adjacency}, Edgeworth order {order}", fontsize=9
         )
         figure.savefig(options.output, metadata={"Date": None} if options.output.suffix == ".svg" else {})
+
+
+def label_of(accountant: str, delta: float) -> str:
+    """The name of a line, and what its points are worth at `delta`."""
+    from privlm.privacy import accounting
+
+    worth = {"contour": "cross-check", "edgeworth": "estimate", "gdp": "estimate"}.get(accountant, "not certified")
+    return f"{_LINES[accountant]['label']} ({'certified' if accounting.certifies(accountant, delta) else worth})"
 
 
 def _shade(axes: Any, x: Sequence[float], where: np.ndarray) -> None:

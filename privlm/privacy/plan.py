@@ -1,7 +1,8 @@
 """What a private training run will cost and which noise it needs, known before the first step.
 
-The certified epsilon (PLD) is always computed, whatever accountant has set the noise; an estimate stands beside it and
-never in its place. Imports no torch: dry runs and tables use it too.
+The certified epsilon is always computed, whatever accountant has set the noise; an estimate stands beside it and never
+in its place. What no accountant certifies is refused here, before anything is trained. Imports no torch: dry runs and
+tables use it too.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from privlm.errors import UsageError
 from privlm.privacy import accounting
-from privlm.privacy.accounting import Segment
+from privlm.privacy.accounting import Segment, pld
 from privlm.privacy.accounting.types import json_number, merge
 from privlm.privacy.ledger import Ledger
 from privlm.results import Result
@@ -23,8 +24,8 @@ from privlm.results import Result
 class PrivacyPlan:
     """The mechanism of a run: sampling, clipping, noise, and its price.
 
-    epsilon: certified by PLD for all `steps` and what is `spent`; at most target_epsilon unless an estimate has set
-        the noise.
+    epsilon: certified by `certifier` for all `steps` and what is `spent`; at most target_epsilon unless an estimate has
+        set the noise.
     bounds: certified epsilons of other accountants at this noise; estimates: what the others say, not guarantees.
     noise_multipliers: what each accountant would ask for to keep target_epsilon (empty without a target).
     spent: released by earlier stages, out of the same budget.
@@ -52,6 +53,7 @@ class PrivacyPlan:
     noise_multipliers: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     spent: tuple[Segment, ...] = ()
+    certifier: str = "pld"
 
     @property
     def step(self) -> Segment:
@@ -84,8 +86,10 @@ class PrivacyPlan:
 
     def describe(self) -> str:
         """The price in one line: certified epsilon first, the estimate named as one."""
+        by = "" if self.certifier == "pld" else f" by {self.certifier}"
+        epsilon = math.ceil(self.epsilon * 1e4) / 1e4  # rounded down it would promise more than is certified
         return (
-            f"certified epsilon {self.epsilon:.4f} at delta {self.delta:.3g} after {self.steps} steps"
+            f"certified epsilon {epsilon:.4f}{by} at delta {self.delta:.3g} after {self.steps} steps"
             f"{' and the stages before' if self.spent else ''} "
             f"(Edgeworth estimate {self.estimates['edgeworth']:.4f})"
         )
@@ -123,11 +127,12 @@ def account(
         answer = accounting.epsilon(segments, delta, accountant=accountant, order=plan.order, adjacency=plan.adjacency)
         return answer.epsilon
 
-    certified = accounting.epsilon(segments, delta, adjacency=plan.adjacency)
+    certifier = min(plans.values(), key=lambda plan: plan.delta).certifier
+    certified = accounting.epsilon(segments, delta, accountant=certifier, adjacency=plan.adjacency)
     return _facts(plans, steps) | {
         "final": True,
         "delta": delta,
-        "accountant": certified.accountant,
+        "accountant": certifier,
         "repeated_releases": max(0, sum(segment.steps for segment in segments) - sum(steps.values())),
         "epsilon": certified.epsilon,
         "guarantee": certified.guarantee,
@@ -150,12 +155,14 @@ def account_so_far(
     plan, delta = next(iter(plans.values())), min(plan.delta for plan in plans.values())
     steps = {name: len({r.step for r in ledger.releases if r.stage == name}) for name in plans}
     segments = ledger.segments(unit=plan.unit)
-    price = accounting.epsilon(segments, delta, adjacency=plan.adjacency, discretization=discretization)
+    certifier = min(plans.values(), key=lambda plan: plan.delta).certifier
+    grid = discretization if certifier == "pld" else None
+    price = accounting.epsilon(segments, delta, accountant=certifier, adjacency=plan.adjacency, discretization=grid)
     releases = sum(segment.steps for segment in segments)
     return _facts(plans, steps) | {
         "final": False,
         "delta": delta,
-        "accountant": price.accountant,
+        "accountant": certifier,
         "repeated_releases": max(0, releases - sum(steps.values())),
         "epsilon": None,
         "guarantee": False,
@@ -247,8 +254,8 @@ def make_plan(
     spent: what earlier stages have released; with this stage it must stay within privacy.epsilon.
     share: of privacy.epsilon that may be spent when this stage ends; the rest is for later ones.
 
-    Raises UsageError for a batch larger than the data set, a delta that protects nobody, a target out of reach, or a
-    budget that is spent.
+    Raises UsageError for a batch larger than the data set, a delta that protects nobody or that no accountant
+    certifies, noise that is none, a target out of reach, or a budget that is spent.
     """
     if batch_size > dataset_size:
         raise UsageError(
@@ -258,6 +265,7 @@ def make_plan(
     delta = accounting.resolve_delta(privacy.delta, dataset_size)
     warnings = accounting.check_delta(delta, dataset_size, privacy.allow_large_delta)
     sampling_rate = batch_size / dataset_size
+    certifier = _certifier(privacy.accountant, delta, [*spent, Segment(sampling_rate, 1.0, steps)])
 
     def multiplier(accountant: str) -> float:
         return accounting.noise_multiplier(
@@ -275,15 +283,16 @@ def make_plan(
     noise = privacy.noise_multiplier
     if noise is None:
         distrusted = privacy.strict and privacy.accountant in ("gdp", "edgeworth")
-        used = (privacy.accountant, "pld") if distrusted else (privacy.accountant,)
-        multipliers = {name: multiplier(name) for name in (accounting.ACCOUNTANTS if compare else used)}
+        used = (privacy.accountant, certifier) if distrusted else (privacy.accountant,)
+        askable = [name for name in accounting.ACCOUNTANTS if name != "pld" or certifier == "pld"]
+        multipliers = {name: multiplier(name) for name in (askable if compare else used)}
         noise = multipliers[privacy.accountant]
         if distrusted:
             warnings.append(
                 f"privacy.strict: the {privacy.accountant} estimate would set noise_multiplier={noise:.4f}, which is "
-                f"not a guarantee; the certified {multipliers['pld']:.4f} is used"
+                f"not a guarantee; the certified {multipliers[certifier]:.4f} is used"
             )
-            noise = multipliers["pld"]
+            noise = multipliers[certifier]
     segments = [*spent, Segment(sampling_rate, noise, steps)]
 
     def price(accountant: str) -> float:
@@ -292,6 +301,8 @@ def make_plan(
         )
         return answer.epsilon
 
+    epsilon = price(certifier)
+    _refuse_useless(noise, epsilon)
     return PrivacyPlan(
         dataset_size=dataset_size,
         expected_batch_size=batch_size,
@@ -302,7 +313,7 @@ def make_plan(
         clipping_norm=privacy.clipping_norm,
         delta=delta,
         target_epsilon=target,
-        epsilon=price("pld"),
+        epsilon=epsilon,
         accountant=privacy.accountant,
         order=privacy.order,
         adjacency=privacy.adjacency,
@@ -313,7 +324,33 @@ def make_plan(
         noise_multipliers=multipliers,
         warnings=tuple(warnings),
         spent=tuple(spent),
+        certifier=certifier,
     )
+
+
+def _certifier(accountant: str, delta: float, segments: Sequence[Segment]) -> str:
+    """Whose epsilon the run is told by. Raises UsageError where it would be none's.
+
+    pld keeps half of delta for steps that are taken again after a kill.
+    """
+    least = max(accounting.MIN_CERTIFIED_DELTAS["pld"], 2 * pld.round_off(segments))
+    if delta >= least:
+        return "pld"
+    if accountant == "rdp":
+        return "rdp"
+    raise UsageError(
+        f"privacy.delta = {delta:.3g} is below {least:.3g}, where round-off leaves accountant pld no certificate: "
+        "raise privacy.delta, or take privacy.accountant=rdp, which certifies any delta"
+    )
+
+
+def _refuse_useless(noise: float, epsilon: float) -> None:
+    if math.isinf(noise):
+        raise UsageError("privacy.noise_multiplier=inf leaves nothing to learn from: give a finite one")
+    if math.isinf(epsilon):
+        raise UsageError(
+            f"privacy.noise_multiplier={noise:g} promises nothing (epsilon is infinite): raise it, or use privacy=none"
+        )
 
 
 def _kind(segment: Segment) -> tuple[float, float]:

@@ -66,7 +66,8 @@ def spent(ledger: Ledger, privacy: Mapping[str, Any]) -> dict[str, Any]:
     from privlm.privacy import accounting
     from privlm.privacy.accounting.types import json_number
 
-    answer = accounting.epsilon(segments, float(privacy["delta"]), adjacency=privacy["adjacency"])
+    how = {"accountant": privacy["accountant"], "adjacency": privacy["adjacency"]}
+    answer = accounting.epsilon(segments, float(privacy["delta"]), **how)
     price = {"epsilon": json_number(answer.epsilon), "certified": answer.guarantee}
     return repeated | {
         "epsilon": price["epsilon"],

@@ -38,7 +38,11 @@ class Private:
         if math.isinf(plan.budget) or plan.covers([*self.ledger.segments(), plan.step]):
             return True
         return self.ledger.budget_allows(
-            plan.step, target_epsilon=plan.budget, delta=plan.delta, adjacency=plan.adjacency
+            plan.step,
+            target_epsilon=plan.budget,
+            delta=plan.delta,
+            accountant=plan.certifier,
+            adjacency=plan.adjacency,
         )
 
     def spent_through(self, step: int) -> float:
@@ -46,8 +50,9 @@ class Private:
         return accounting.epsilon(
             self.ledger.segments(through_step=step),
             self.plan.delta,
+            accountant=self.plan.certifier,
             adjacency=self.plan.adjacency,
-            discretization=1e-3,
+            discretization=1e-3 if self.plan.certifier == "pld" else None,
         ).epsilon
 
 

@@ -197,7 +197,41 @@ def test_stages_that_no_single_epsilon_describes_are_refused(change: dict[str, A
         account(plans, Ledger(), steps={"teacher": 0, "student": 0})
 
 
-def test_no_noise_is_told_as_no_guarantee_worth_having() -> None:
-    plan, ledger = plan_of(noise_multiplier=0.0, epsilon=None), Ledger()
+@pytest.mark.parametrize(("noise", "why"), [(0.0, "promises"), (1e-7, "promises"), (math.inf, "leaves")])
+def test_noise_that_is_none_and_noise_without_end_are_refused(noise: float, why: str) -> None:
+    with pytest.raises(UsageError, match=rf"privacy\.noise_multiplier={noise:g} {why} nothing"):
+        plan_of(noise_multiplier=noise, epsilon=None)
+
+
+@pytest.mark.parametrize("given", [{}, {"noise_multiplier": 1.0, "epsilon": None}])
+@pytest.mark.parametrize("accountant", ["pld", "gdp", "edgeworth"])
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_delta_that_the_accountant_cannot_certify_is_refused_with_the_one_that_can(
+    given: dict[str, Any], accountant: str, strict: bool
+) -> None:
+    remedy = r"privacy\.delta = 1e-12 is below 1e-10.*raise privacy\.delta, or take privacy\.accountant=rdp"
+    with pytest.raises(UsageError, match=remedy):
+        plan_of(delta=1e-12, accountant=accountant, strict=strict, **given)
+
+
+def test_pld_certifies_the_least_delta_it_can() -> None:
+    plan = plan_of(delta=1e-10, noise_multiplier=1.0, epsilon=None)
+    assert plan.certifier == "pld"
+    assert accounting.epsilon([dataclasses.replace(plan.step, steps=40)], 1e-10).guarantee
+
+
+def test_below_the_deltas_of_pld_rdp_certifies_plan_and_result() -> None:
+    plan, ledger = plan_of(delta=1e-12, accountant="rdp"), Ledger()
+    assert 3.0 - 1e-3 <= plan.epsilon <= 3.0
+    assert set(plan.noise_multipliers) == {"rdp", "gdp", "edgeworth"}
+    assert "by rdp at delta 1e-12" in plan.describe()
     carry_out(plan, ledger)
-    assert price_rows(account(plan, ledger, steps=40))[0].value == math.inf
+    told = account(plan, ledger, steps=40)
+    assert (told["accountant"], told["guarantee"], told["epsilon"]) == ("rdp", True, plan.epsilon)
+    assert told["certificate"]["accountant"] == "rdp"
+
+
+def test_the_epsilon_that_is_printed_is_not_below_the_certified_one() -> None:
+    for noise in (1.0, 1.3, 2.7):
+        plan = plan_of(noise_multiplier=noise, epsilon=None)
+        assert float(plan.describe().split()[2]) >= plan.epsilon

@@ -5,7 +5,7 @@ answers with a `Guarantee`, which says whether its number is certified (pld, rdp
 edgeworth, contour).
 """
 
-from privlm.privacy.accounting.accountant import epsilon
+from privlm.privacy.accounting.accountant import MIN_CERTIFIED_DELTAS, certifies, epsilon
 from privlm.privacy.accounting.calibration import Calibration, noise_multiplier
 from privlm.privacy.accounting.edgeworth_answer import EdgeworthAnswer, edgeworth_answer
 from privlm.privacy.accounting.limits import largest_batch_size, most_steps
@@ -29,11 +29,13 @@ __all__ = [
     "CROSS_CHECKS",
     "DIRECTIONS",
     "ESTIMATES",
+    "MIN_CERTIFIED_DELTAS",
     "ORDERS",
     "Calibration",
     "EdgeworthAnswer",
     "Guarantee",
     "Segment",
+    "certifies",
     "check_delta",
     "edgeworth_answer",
     "epsilon",

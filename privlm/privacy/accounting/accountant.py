@@ -2,13 +2,13 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
 from privlm.errors import UsageError
 from privlm.privacy.accounting import contour, edgeworth, gdp, pld, prv, rdp
-from privlm.privacy.accounting.adjacency import doubled_sensitivity, group_privacy, on_full_data
+from privlm.privacy.accounting.adjacency import pair_of
 from privlm.privacy.accounting.types import (
     ACCOUNTANTS,
     ADJACENCIES,
@@ -16,12 +16,14 @@ from privlm.privacy.accounting.types import (
     DIRECTIONS,
     ESTIMATES,
     ORDERS,
-    Curve,
     Guarantee,
     Segment,
     check_delta_range,
     merge,
 )
+
+MIN_CERTIFIED_DELTAS = {"pld": pld.MIN_CERTIFIED_DELTA, "prv": prv.MIN_CERTIFIED_DELTA, "rdp": 0.0}
+"""What each accountant that certifies needs of delta."""
 
 # Less noise than this is no noise: infinity is the honest bound long before floating point overflows.
 NO_NOISE = 1e-6
@@ -35,9 +37,6 @@ _LIBRARY = {
     "contour": "privlm",
 }
 
-# (curve, delta) -> (epsilon, the delta at which the curve was read)
-_Reading = Callable[[Curve, float], tuple[float, float]]
-
 
 @dataclass(frozen=True)
 class _Answer:
@@ -45,6 +44,11 @@ class _Answer:
     certified: bool
     discretization: float | None = None
     notes: tuple[str, ...] = ()
+
+
+def certifies(accountant: str, delta: float) -> bool:
+    """Whether what `accountant` says of both directions at `delta` is a guarantee."""
+    return delta >= MIN_CERTIFIED_DELTAS.get(accountant, math.inf)
 
 
 def epsilon(
@@ -63,8 +67,8 @@ def epsilon(
         accountant: pld, rdp and prv certify; gdp and edgeworth estimate, contour cross-checks (`guarantee` is False).
         order: groups of Edgeworth corrections, 0 to 3; only edgeworth reads it.
         direction: both, or only the loss of a record being there ("remove") or not ("add"); not for rdp and gdp.
-        adjacency: add_remove, zero_out (same numbers), or replace_one (exact where every sampling rate is 1,
-            otherwise through group privacy).
+        adjacency: add_remove, zero_out (same numbers), or replace_one; each by its dominating pairs, see
+            `privlm.privacy.accounting.adjacency`.
         discretization: interval of the PLD grid. None takes 1e-4, and 2e-5 as well where 1e-3 and 1e-4 differ by
             more than 0.01; every interval bounds from above, so the smallest value is given.
 
@@ -88,34 +92,28 @@ def _epsilon(
     check_delta_range(delta)
     _check_discretization(discretization, accountant)
     active = merge(segments)
-    notes: list[str] = []
-    reading: _Reading = _read
-    if adjacency == "replace_one" and active:
-        if on_full_data(active):
-            active = doubled_sensitivity(active)
-            notes.append("replace_one: exact, with twice the sensitivity of add_remove")
-        else:
-            reading = group_privacy
-            notes.append("replace_one: group privacy from add_remove")
+    pair = pair_of(adjacency, direction)
     if not active:
         answer = _Answer(0.0, certified=accountant not in ESTIMATES)
     elif min(segment.noise_multiplier for segment in active) < NO_NOISE:
         answer = _Answer(math.inf, certified=accountant not in ESTIMATES)
     else:
         answers = {
-            "pld": lambda: _pld(active, delta, direction, discretization, reading),
-            "rdp": lambda: _rdp(active, delta, reading),
-            "prv": lambda: _prv(active, delta, direction, reading),
-            "contour": lambda: _contour(active, delta, direction, reading),
-            "gdp": lambda: _estimate(gdp.curve(active), delta, reading),
-            "edgeworth": lambda: _estimate(edgeworth.curve(active, order, direction), delta, reading),
+            "pld": lambda: _pld(active, delta, pair, discretization),
+            "rdp": lambda: _rdp(active, delta, pair),
+            "prv": lambda: _prv(active, delta, pair),
+            "contour": lambda: _contour(active, delta, pair),
+            "gdp": lambda: _Answer(gdp.curve(active, pair)(delta), certified=False),
+            "edgeworth": lambda: _Answer(edgeworth.curve(active, order, pair)(delta), certified=False),
         }
         answer = answers[accountant]()
 
     if not answer.epsilon >= 0:
         raise UsageError(f"accountant {accountant} failed on these steps (epsilon {answer.epsilon}); take another")
+    notes = []
     if accountant in ESTIMATES:
-        notes.append("estimate, not a guarantee: accountant pld certifies")
+        certifier = next(name for name in ("pld", "rdp") if certifies(name, delta))
+        notes.append(f"estimate, not a guarantee: accountant {certifier} certifies")
     if direction != "both":
         notes.append(f"bounds the direction {direction} only, not the other one")
     return Guarantee(
@@ -159,58 +157,40 @@ def _check_discretization(discretization: float | None, accountant: str) -> None
         raise UsageError(f"discretization must be positive and finite, got {discretization}")
 
 
-def _read(curve: Curve, delta: float) -> tuple[float, float]:
-    return curve(delta), delta
-
-
-def _pld(
-    segments: Sequence[Segment], delta: float, direction: str, discretization: float | None, reading: _Reading
-) -> _Answer:
-    def at(interval: float) -> tuple[float, float]:
-        return reading(pld.curve(segments, direction, interval), delta)
+def _pld(segments: Sequence[Segment], delta: float, pair: str, discretization: float | None) -> _Answer:
+    def at(interval: float) -> float:
+        return pld.curve(segments, pair, interval)(delta)
 
     if discretization is not None:
         readings = {discretization: at(discretization)}
     else:
         readings = {interval: at(interval) for interval in (pld.COARSE, pld.FINE)}
-        if readings[pld.COARSE][0] - readings[pld.FINE][0] > 0.01:
+        if readings[pld.COARSE] - readings[pld.FINE] > 0.01:
             readings[pld.FINEST] = at(pld.FINEST)
-    interval = min(readings, key=lambda interval: readings[interval][0])
-    value, read_at = readings[interval]
-    if read_at >= pld.MIN_CERTIFIED_DELTA:
-        return _Answer(value, certified=True, discretization=interval)
-    note = f"not certified: at delta {read_at:.1e} FFT round-off may hide more than the rounding adds"
-    return _Answer(value, certified=False, discretization=interval, notes=(note,))
+    interval = min(readings, key=lambda interval: readings[interval])
+    if certifies("pld", delta) and pld.round_off(segments) < delta:
+        return _Answer(readings[interval], certified=True, discretization=interval)
+    least = max(pld.MIN_CERTIFIED_DELTA, pld.round_off(segments))
+    note = f"not certified below delta {least:.3g}: FFT round-off; accountant rdp certifies there"
+    return _Answer(readings[interval], certified=False, discretization=interval, notes=(note,))
 
 
-def _rdp(segments: Sequence[Segment], delta: float, reading: _Reading) -> _Answer:
-    curve, num_dropped = rdp.curve(segments)
+def _rdp(segments: Sequence[Segment], delta: float, pair: str) -> _Answer:
+    curve, num_dropped = rdp.curve(segments, pair)
     notes = (f"{num_dropped} orders left out: their series did not converge",) if num_dropped else ()
-    return _Answer(reading(curve, delta)[0], certified=True, notes=notes)
+    return _Answer(curve(delta), certified=True, notes=notes)
 
 
-def _estimate(curve: Curve, delta: float, reading: _Reading) -> _Answer:
-    return _Answer(reading(curve, delta)[0], certified=False)
-
-
-def _prv(segments: Sequence[Segment], delta: float, direction: str, reading: _Reading) -> _Answer:
-    ends = {}
-
-    def upper_end(delta: float) -> float:
-        ends[delta] = prv.solve(segments, direction, delta)
-        return ends[delta][2]
-
-    value, read_at = reading(upper_end, delta)
-    lower, estimate, upper = ends[read_at]
-    notes = (f"at delta {read_at:.3g} epsilon lies in [{lower:.4f}, {upper:.4f}], by estimate at {estimate:.4f}",)
-    if read_at >= prv.MIN_CERTIFIED_DELTA:
-        return _Answer(value, certified=True, notes=notes)
+def _prv(segments: Sequence[Segment], delta: float, pair: str) -> _Answer:
+    lower, estimate, upper = prv.solve(segments, pair, delta)
+    note = f"at delta {delta:.3g} epsilon lies in [{lower:.4f}, {upper:.4f}], by estimate at {estimate:.4f}"
+    if certifies("prv", delta):
+        return _Answer(upper, certified=True, notes=(note,))
     return _Answer(
-        value, certified=False, notes=(*notes, f"not certified below delta {prv.MIN_CERTIFIED_DELTA:g}: FFT round-off")
+        upper, certified=False, notes=(note, f"not certified below delta {prv.MIN_CERTIFIED_DELTA:g}: FFT round-off")
     )
 
 
-def _contour(segments: Sequence[Segment], delta: float, direction: str, reading: _Reading) -> _Answer:
-    value, read_at = reading(lambda delta: contour.solve(segments, direction, delta)[0], delta)
-    error = contour.solve(segments, direction, read_at)[1]
+def _contour(segments: Sequence[Segment], delta: float, pair: str) -> _Answer:
+    value, error = contour.solve(segments, pair, delta)
     return _Answer(value, certified=False, notes=(f"estimated quadrature error of epsilon: {error:.1e}",))

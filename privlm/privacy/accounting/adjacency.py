@@ -1,48 +1,29 @@
-"""Replacing one record, bounded from what adding or removing one record costs.
+"""Which pairs of outputs bound a step under each adjacency, and why.
 
-zero_out (a record becomes the null record) has the loss of add_remove and needs nothing here.
+add_remove, zero_out: removing a record and adding one (loss.py: remove, add; Zhu, Dong, Wang, arXiv 2106.08567,
+Theorem 11). zero_out makes a record the null record, which has the same loss.
+
+replace_one: the pair `replace`, of a record at one end of the clipping ball and its replacement at the other (Koskela,
+Jalko, Honkela, arXiv 1906.03049, section on substitution; dp-accounting's AdjacencyType.REPLACE). It dominates: let the
+noise be 1, u and v the clipped gradients of the two records, |u|, |v| <= mu, and the other records' draw fixed. For any
+set S of outputs with N(0)(S) = a and any weight alpha >= 0,
+
+    P(S) - alpha Q(S) = (1 - q)(1 - alpha) a + q N(u)(S) - alpha q N(v)(S),
+
+and by Neyman and Pearson N(u)(S) <= Phi(Phi^-1(a) + mu) and N(v)(S) >= Phi(Phi^-1(a) - mu). The half-line with
+N(0)-mass a attains both at once where u = mu and v = -mu, so that no other records have a larger hockey-stick
+divergence, at any alpha. Mixing over the draw of the others does not raise it (joint convexity), and dominating pairs
+compose, steps chosen by earlier outputs included (arXiv 2106.08567, Theorem 10).
 """
 
-import math
-from collections.abc import Sequence
-from dataclasses import replace
-
-import numpy as np
-from scipy.optimize import brentq
-
-from privlm.privacy.accounting.types import Curve, Segment
+REPLACE = "replace"
 
 
-def on_full_data(segments: Sequence[Segment]) -> bool:
-    """Whether every step uses every record."""
-    return all(segment.sampling_rate == 1 for segment in segments)
+def directions_of(direction: str) -> tuple[str, ...]:
+    """The pairs to bound: both stands for removing and adding."""
+    return ("remove", "add") if direction == "both" else (direction,)
 
 
-def doubled_sensitivity(segments: Sequence[Segment]) -> tuple[Segment, ...]:
-    """Steps on the full data: a replaced record moves the sum by two clipping norms: exactly half the noise."""
-    assert on_full_data(segments)
-    return tuple(replace(segment, noise_multiplier=segment.noise_multiplier / 2) for segment in segments)
-
-
-def group_privacy(curve: Curve, delta: float) -> tuple[float, float]:
-    """(epsilon under replace_one at `delta`, the add_remove delta it was taken from).
-
-    A replacement is one removal and one addition: (e, d) for each gives (2 e, (1 + exp(e)) d) for both. The largest d
-    with (1 + exp(e)) d <= delta is found to 1e-7, on the side that keeps the inequality. inf where no d of at least
-    1e-14 does.
-    """
-
-    def excess(log_delta: float) -> float:
-        return log_delta + np.logaddexp(0.0, curve(math.exp(log_delta))) - math.log(delta)
-
-    high = math.log(delta / 2)
-    if excess(high) <= 0:
-        return 2 * curve(delta / 2), delta / 2
-    low = min(math.log(1e-14), high - 1)  # below this a numerical curve has no digits left
-    if excess(low) > 0:
-        return math.inf, math.exp(low)
-    precision = 1e-7
-    root = brentq(excess, low, high, xtol=precision)
-    while excess(root) > 0:
-        root -= precision
-    return 2 * curve(math.exp(root)), math.exp(root)
+def pair_of(adjacency: str, direction: str) -> str:
+    """What the accountants are asked for: the direction, which replace_one has only one of."""
+    return REPLACE if adjacency == "replace_one" else direction

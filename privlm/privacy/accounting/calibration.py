@@ -85,7 +85,7 @@ def noise_multiplier(
     if accountant in ESTIMATES:
         found = _solve(lambda sigma: certify(sigma).epsilon, target_epsilon, guess=1.0, tolerance=TOLERANCE / 1000)
         return Calibration(found, target_epsilon, certify(found))
-    guess = _edgeworth_guess(target_epsilon, delta, sampling_rate, steps, spent)
+    guess = _edgeworth_guess(target_epsilon, delta, sampling_rate, steps, adjacency, spent)
     if accountant == "pld":
         return _certified_by_pld(target_epsilon, certify, guess)
     found = _solve(lambda sigma: certify(sigma).epsilon, target_epsilon, guess)
@@ -115,7 +115,7 @@ def _certified_by_pld(target: float, certify: Callable[..., Guarantee], sigma: f
 
 def _refuse_spent_budget(target: float, spent: Guarantee, least: Guarantee) -> None:
     """least: the epsilon of what is spent and of the steps to come under the most noise there is."""
-    if least.epsilon > target - TOLERANCE:
+    if least.epsilon > target - min(TOLERANCE, target / 100):
         raise UsageError(
             f"privacy.epsilon={target:g}: earlier releases have spent {spent.epsilon:.4f} of it at delta "
             f"{spent.delta:g}, which leaves too little for more steps; raise privacy.epsilon, or spend less before"
@@ -123,17 +123,23 @@ def _refuse_spent_budget(target: float, spent: Guarantee, least: Guarantee) -> N
 
 
 def _edgeworth_guess(
-    target_epsilon: float, delta: float, sampling_rate: float, steps: int, spent: Sequence[Segment]
+    target_epsilon: float, delta: float, sampling_rate: float, steps: int, adjacency: str, spent: Sequence[Segment]
 ) -> float:
-    try:
+    """Replacing a record takes at least the noise of removing it, and its own estimate is the worse of the two."""
+
+    def ask(adjacency: str) -> float:
         return noise_multiplier(
             target_epsilon=target_epsilon,
             delta=delta,
             sampling_rate=sampling_rate,
             steps=steps,
             accountant="edgeworth",
+            adjacency=adjacency,
             spent=spent,
         ).noise_multiplier
+
+    try:
+        return max(map(ask, {"add_remove", adjacency}))
     except UsageError:
         return MAX_NOISE_MULTIPLIER  # only a place to start from, and all accountants are at their best there
 

@@ -11,7 +11,8 @@ from numpy.polynomial.hermite_e import hermeval
 from scipy.optimize import brentq
 from scipy.special import ndtr
 
-from privlm.privacy.accounting.loss import loss
+from privlm.privacy.accounting.adjacency import REPLACE
+from privlm.privacy.accounting.loss import loss, loss_in
 from privlm.privacy.accounting.types import Curve, Segment
 
 # Trapezoid nodes for expectations over N(0, 1). The privacy loss is analytic up to a distance pi sigma from the real
@@ -37,6 +38,9 @@ def totals(segments: Sequence[Segment], direction: str) -> list[tuple[np.ndarray
 
     The primal loss S_Y and its dual S_X have delta(epsilon) = P[S_Y > epsilon] - e^epsilon P[S_X > epsilon].
     """
+    if direction == REPLACE:
+        primal = np.sum([segment.steps * _cumulants(*replaced_losses(segment)) for segment in segments], axis=0)
+        return [(primal, _FLIP * primal)]
     absent, present = np.sum([segment.steps * np.stack(cumulants(segment)) for segment in segments], axis=0)
     pairs = {"remove": (present, absent), "add": (_FLIP * absent, _FLIP * present)}
     return list(pairs.values()) if direction == "both" else [pairs[direction]]
@@ -57,6 +61,13 @@ def losses(segment: Segment) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.nd
     unsampled, sampled = loss(_NODES, q, mu), loss(_NODES + mu, q, mu)
     mixture = np.concatenate([unsampled, sampled]), np.concatenate([(1 - q) * _WEIGHTS, q * _WEIGHTS])
     return (unsampled, _WEIGHTS), mixture
+
+
+def replaced_losses(segment: Segment) -> tuple[np.ndarray, np.ndarray]:
+    """(values, probabilities) of one step's loss where a record is replaced; its dual is the mirror of it."""
+    q, mu = segment.sampling_rate, 1 / segment.noise_multiplier
+    values = [loss_in(REPLACE, nodes, q, mu) for nodes in (_NODES, _NODES + mu)]
+    return np.concatenate(values), np.concatenate([(1 - q) * _WEIGHTS, q * _WEIGHTS])
 
 
 def _cumulants(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from scipy.optimize import brentq
 from scipy.special import gamma, gammaincc
 
 from privlm.privacy.accounting import edgeworth
+from privlm.privacy.accounting.adjacency import REPLACE, directions_of
 from privlm.privacy.accounting.types import Segment
 
 
@@ -25,12 +26,19 @@ def interval(segments: Sequence[Segment], direction: str, delta: float) -> tuple
     if len(segments) > 1:
         return 0.0, math.inf
     [segment] = segments
-    absent, present = (distance(moments(*side), segment.steps) for side in edgeworth.losses(segment))
-    distances = {"remove": [(present, absent)], "add": [(absent, present)]}
-    distances["both"] = distances["remove"] + distances["add"]
-    pairs = zip(edgeworth.totals(segments, direction), distances[direction], strict=True)
+    distances = [_distances(segment, each) for each in directions_of(direction)]
+    pairs = zip(edgeworth.totals(segments, direction), distances, strict=True)
     lower, upper = zip(*(_interval(*cumulants, *errors, delta) for cumulants, errors in pairs), strict=True)
     return max(lower), max(upper)
+
+
+def _distances(segment: Segment, direction: str) -> tuple[float, float]:
+    """Of the primal loss and of its dual."""
+    if direction == REPLACE:
+        mirrored = distance(moments(*edgeworth.replaced_losses(segment)), segment.steps)
+        return mirrored, mirrored
+    absent, present = (distance(moments(*side), segment.steps) for side in edgeworth.losses(segment))
+    return (present, absent) if direction == "remove" else (absent, present)
 
 
 def _interval(

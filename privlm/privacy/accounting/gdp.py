@@ -1,7 +1,8 @@
 """Gaussian-DP central limit accountant: an estimate that can be far too low in short runs.
 
 Bu, Dong, Long, Su, "Deep learning with Gaussian differential privacy" (arXiv 1911.11607): T subsampled steps tend to
-mu-GDP with mu = q sqrt(T (exp(1/sigma^2) - 1)); squares of mu add over segments.
+mu-GDP with mu = q sqrt(T (exp(1/sigma^2) - 1)); squares of mu add over segments. The same limit of the pair of a
+replaced record has (exp(1/sigma^2) - exp(-1/sigma^2)) 2 for (exp(1/sigma^2) - 1): mu = 2 q sqrt(T sinh(1/sigma^2)).
 """
 
 import math
@@ -11,13 +12,18 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import erfcx, ndtr
 
+from privlm.privacy.accounting.adjacency import REPLACE
 from privlm.privacy.accounting.types import Curve, Segment
 
 
-def curve(segments: Sequence[Segment]) -> Curve:
-    """epsilon(delta) in the central limit; inf where it exceeds the range of floats."""
+def curve(segments: Sequence[Segment], direction: str) -> Curve:
+    """epsilon(delta) in the central limit, for both directions or for `replace`; inf beyond the range of floats."""
+
+    def distance(inverse_variance: float) -> float:
+        return 4 * np.sinh(inverse_variance) if direction == REPLACE else np.expm1(inverse_variance)
+
     with np.errstate(over="ignore"):
-        mu_squared = sum(s.sampling_rate**2 * s.steps * np.expm1(s.noise_multiplier**-2.0) for s in segments)
+        mu_squared = sum(s.sampling_rate**2 * s.steps * distance(s.noise_multiplier**-2.0) for s in segments)
     return lambda delta: gaussian_epsilon(math.sqrt(mu_squared), delta)
 
 

@@ -14,10 +14,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft
-from scipy.special import ndtr
 
 from privlm.errors import UsageError
 from privlm.privacy.accounting import edgeworth
+from privlm.privacy.accounting.adjacency import REPLACE, directions_of
+from privlm.privacy.accounting.loss import noise_of, tails
 from privlm.privacy.accounting.types import Segment
 
 EPSILON_ERROR = 0.01
@@ -35,8 +36,7 @@ def solve(segments: Sequence[Segment], direction: str, delta: float) -> tuple[fl
 
     Raises UsageError where the grid would not fit into memory.
     """
-    directions = ("remove", "add") if direction == "both" else (direction,)
-    answers = [_solve(segments, each, delta) for each in directions]
+    answers = [_solve(segments, each, delta) for each in directions_of(direction)]
     lower, estimate, upper = (max(ends) for ends in zip(*answers, strict=True))
     return lower, estimate, upper
 
@@ -70,48 +70,34 @@ def _solve(segments: Sequence[Segment], direction: str, delta: float) -> tuple[f
 
 
 class _Step:
-    """The loss Y of one step: L = log dQ/dP under Q where a record is removed, -L under P where one is added."""
+    """The loss Y of one step in one direction (`privlm.privacy.accounting.loss`)."""
 
     def __init__(self, segment: Segment, direction: str) -> None:
-        self.rate, self.mu = segment.sampling_rate, 1 / segment.noise_multiplier
-        self.is_removal = direction == "remove"
-        (absent, absent_weights), (present, present_weights) = edgeworth.losses(segment)
-        self._values, self._weights = (present, present_weights) if self.is_removal else (-absent, absent_weights)
+        self._segment, self._direction = segment, direction
+        if direction == REPLACE:
+            self._values, self._weights = edgeworth.replaced_losses(segment)
+        else:
+            (absent, absent_weights), present = edgeworth.losses(segment)
+            self._values, self._weights = present if direction == "remove" else (-absent, absent_weights)
         self.mean = float(self._weights @ self._values)
         self.log_moments = [self._log_moments(tilts) for tilts in (_TILTS, -_TILTS)]
 
     def masses(self, grid: np.ndarray, spacing: float) -> np.ndarray:
         """Probability of the cell around each point of the grid, given that the loss lies in one of them."""
         edges = np.append(grid - spacing / 2, grid[-1] + spacing / 2)
-        cells = np.diff(self._distribution(edges))
+        above, _ = tails(self._direction, noise_of(self._direction, edges, self._segment), self._segment)
+        cells = -np.diff(above)
         return cells / cells.sum()
 
     def _log_moments(self, tilts: np.ndarray) -> np.ndarray:
         """log E[exp(t Y)] for each tilt; inf where the nodes do not reach far enough."""
         found = np.full(len(tilts), math.inf)
-        usable = np.abs(tilts) * self.mu <= _REACH
+        steepest = (2 if self._direction == REPLACE else 1) / self._segment.noise_multiplier  # of the loss
+        usable = np.abs(tilts) * steepest <= _REACH
         exponents = np.outer(tilts[usable], self._values)
         top = exponents.max(axis=1, initial=-math.inf)
         found[usable] = top + np.log(np.exp(exponents - top[:, None]) @ self._weights)
         return found
-
-    def _distribution(self, y: np.ndarray) -> np.ndarray:
-        """P(Y <= y); L increases in x, so that Y <= y is a half-line of x."""
-        if self.is_removal:
-            x = self._noise_of(y)
-            return (1 - self.rate) * ndtr(x) + self.rate * ndtr(x - self.mu)
-        return ndtr(-self._noise_of(-y))
-
-    def _noise_of(self, loss: np.ndarray) -> np.ndarray:
-        """The x at which L(x) = loss, -inf below the range of L: [log((e^loss - 1 + q) / q) + mu^2 / 2] / mu."""
-        if self.rate == 1:
-            log_ratio = loss
-        else:
-            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                log_ratio = np.log1p(np.expm1(loss) / self.rate)
-            log_ratio = np.where(loss > 500, loss - math.log(self.rate), log_ratio)
-            log_ratio = np.where(loss <= math.log1p(-self.rate), -math.inf, log_ratio)
-        return (log_ratio + self.mu**2 / 2) / self.mu
 
 
 class _Reading:

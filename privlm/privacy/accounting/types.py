@@ -83,6 +83,11 @@ def merge(segments: Iterable[Segment]) -> tuple[Segment, ...]:
     return tuple(Segment(q, sigma, count) for (q, sigma), count in sorted(steps.items()))
 
 
+def on_full_data(segments: Iterable[Segment]) -> bool:
+    """Whether every step uses every record."""
+    return all(segment.sampling_rate == 1 for segment in segments)
+
+
 def num_steps(epochs: float | Fraction, dataset_size: int, batch_size: int) -> int:
     """Draws of the sampler in `epochs` expected passes over the data: ceil(epochs * N / B)."""
     exact = epochs if isinstance(epochs, Fraction) else Fraction(str(epochs))
