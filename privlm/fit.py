@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from privlm import files, reload_proof
-from privlm.errors import PrivLMError, UsageError
+from privlm.errors import UsageError
 from privlm.job import Stage
 from privlm.models.loaded import Loaded
 from privlm.privacy.accounting import Segment
-from privlm.privacy.plan import PrivacyPlan, account, make_plan
+from privlm.privacy.ledger import Head
+from privlm.privacy.plan import PrivacyPlan, make_plan
+from privlm.privacy.run_account import KEY, as_json
 from privlm.privacy.schema import is_private
 from privlm.reload_proof import Proof, ProofLosses
 from privlm.training.batches import Batches, TrainingData, num_steps
@@ -100,7 +102,13 @@ def fit(
         if folder
         else None
     )
-    with job.progress(stage.name, steps, start=store.last_step() if store else 0) as tick:
+    with job.progress(stage.name, steps, start=store.last_step() if store else 0) as show:
+
+        def tick(step: int) -> None:
+            show(step)
+            if job.is_main and job.price.is_due():
+                job.tell_price(quick=True)
+
         outcome = Trainer(
             loaded.model,
             objective,
@@ -160,53 +168,38 @@ def _private(stage: Stage, plan: PrivacyPlan | None, num_examples: int, steps: i
 
 def _tell_price(stage: Stage, plan: PrivacyPlan, *, steps: int) -> None:
     """privacy.json: what all private stages of the run have spent, after `steps` of this one."""
-    job = stage.job
-    job.private_stages[stage.name] = plan, steps
-    if job.is_main:
-        plans = {name: plan for name, (plan, _) in job.private_stages.items()}
-        taken = {name: steps for name, (_, steps) in job.private_stages.items()}
-        job.records.write_json("privacy.json", account(plans, job.ledger, steps=taken, flags=_flags(stage)))
+    stage.job.price.stages[stage.name] = plan, steps
+    stage.job.tell_price()
 
 
 def _tell_price_again(stage: Stage, folder: Path, steps: int) -> None:
     """That of a stage that an earlier try has finished, from the ledger as it is now.
 
-    Raises PrivLMError where the ledger has lost releases of the stage.
+    Raises UsageError where the ledger is not the one that the stage was trained with.
     """
     kept = files.read_json(folder / TRAINING)
     if kept["plan"] is None:
         stage.job.trains_without_privacy(stage.name)
         return
-    if stage.job.is_main and len(stage.ledger()) < kept["releases"]:
-        raise PrivLMError(
-            f"the privacy ledger holds fewer releases than stage {stage.name} has made: the privacy spent is unknown, "
-            "so the run cannot go on; restore privacy_ledger.jsonl, or start again with --force"
-        )
+    if stage.job.is_main:
+        if KEY not in kept:
+            raise UsageError(
+                f"{folder / TRAINING} is of an older version, which names no head of the privacy ledger: what the "
+                "stage has spent cannot be checked; start again with --force"
+            )
+        stage.ledger().require(Head.from_json(kept[KEY]), f"stage {stage.name}")
     known = {field.name for field in fields(PrivacyPlan)}
     plan = PrivacyPlan(**{name: value for name, value in kept["plan"].items() if name in known})
     _tell_price(stage, plan, steps=steps)
-
-
-def _flags(stage: Stage) -> list[str]:
-    """What a reader of the privacy statement must know besides its numbers."""
-    config, job = stage.config, stage.job
-    flags = {
-        "seeded_noise": config.privacy.rng == "reproducible",
-        "non_private_diagnostics": config.privacy.log_private_diagnostics,
-        "early_stop_on_evaluation": config.trainer.early_stop_patience is not None,
-        "best_step_by_evaluation": bool(config.trainer.restore_best),
-        **{f"without_privacy: {name}": True for name in job.public_stages},
-        **dict.fromkeys(job.marks, True),
-        "smoke": config.scale == "smoke",
-    }
-    return [name for name, holds in flags.items() if holds]
 
 
 def _save(loaded: Loaded, outcome: Outcome, private: Private | None, folder: Path) -> None:
     def fill(temporary: Path) -> None:
         loaded.save(loaded.model, temporary)
         digests = files.digests_of(temporary)
-        price = {"plan": None} if private is None else {"plan": private.plan.to_dict(), "releases": len(private.ledger)}
+        price: dict[str, Any] = {"plan": None}
+        if private is not None:
+            price = {"plan": private.plan.to_dict(), KEY: as_json(private.ledger.head)}
         content = {"outcome": asdict(outcome), **price, "files": digests}
         files.write_json(temporary / TRAINING, content)
 

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from privlm import files, identity, leftovers, rows, rundir
-from privlm.errors import UsageError
+from privlm.errors import PrivLMError, UsageError
 from privlm.masking import mask_text
 from privlm.privacy import keyed_random
+from privlm.privacy.run_account import LEDGER, as_json, kept_accounts, resumable
 from privlm.privacy.schema import PrivacyConfig
 from privlm.progress import progress
 from privlm.records import METRIC_FIELDS, Records
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from privlm.privacy.ledger import Ledger
-    from privlm.privacy.plan import PrivacyPlan
+    from privlm.privacy.price import Price
     from privlm.training.canaries import Canaries
 
 logger = logging.getLogger("privlm")
@@ -46,7 +47,6 @@ Listener = Callable[[str, int, str, Mapping[str, Any], Mapping[str, float]], Non
 """listener(stage, step, split, series, values): told each metrics row."""
 
 PICTURES = "pictures"
-LEDGER = "privacy_ledger.jsonl"
 SEALED_BY_RESULT = ("config.yaml", "metrics.jsonl")
 """Files that hold no digest of their own: result.json has it."""
 
@@ -91,15 +91,18 @@ class Stage:
             earlier = files.read_json(folder / "status.json")
             if earlier is not None and earlier["run_hash"] != digest:
                 raise UsageError(f"{folder} holds a stage of other settings: give another folder, or remove it")
+            resumable(folder)
             rundir.create(folder, config, [], run_hash=digest, cell_hash=digest, roles=identity.Roles(), inputs={})
             job = Job(folder)
             try:
                 with job.stage(name) as stage:
                     yield stage
+                job.finish()
             except BaseException as error:
                 job.pause("interrupted", type(error).__name__)
                 raise
-            job.finish()
+            finally:
+                job.close()
 
     @classmethod
     @contextlib.contextmanager
@@ -265,8 +268,6 @@ class Job:
         self._notes: list[str] = []
         self._marks: list[str] = []
         self._opened: list[str] = []  # stages of this try, in their order
-        self.private_stages: dict[str, tuple[PrivacyPlan, int]] = {}  # its plan and its steps so far, by `fit`
-        self.public_stages: list[str] = []
 
     @property
     def directory(self) -> Path:
@@ -298,6 +299,28 @@ class Job:
         from privlm.privacy.ledger import Ledger
 
         return Ledger(self.directory / LEDGER if self.is_main and self.is_kept else None)
+
+    @cached_property
+    def price(self) -> Price:
+        """Of the private stages, as `fit` tells them."""
+        from privlm.privacy.price import Price
+
+        return Price(kept_accounts(self.directory) if self.is_kept else ())
+
+    @property
+    def _is_priced(self) -> bool:
+        """Whether a private stage was begun; a run without one imports no accountant."""
+        return "price" in self.__dict__ and bool(self.price.stages)
+
+    def tell_price(self, *, quick: bool = False) -> None:
+        """Writes into privacy.json what the private stages have spent so far."""
+        if self.is_main and self._is_priced:
+            self.records.write_json("privacy.json", self.price.so_far(self.ledger, self._flags(), quick=quick))
+
+    def _flags(self) -> list[str]:
+        from privlm.privacy.price import flags
+
+        return flags(self.config, public_stages=self.price.public, marks=self.marks)
 
     @contextlib.contextmanager
     def progress(
@@ -381,7 +404,7 @@ class Job:
 
     def trains_without_privacy(self, stage: str) -> None:
         """Told by `fit`: privacy.json then says so, and the statement of a private run names the stage."""
-        self.public_stages.append(stage)
+        self.price.public.append(stage)
         if self.records.read_json("privacy.json") == {"mechanism": "none", "trains": False}:
             self.records.write_json("privacy.json", {"mechanism": "none"})
 
@@ -398,14 +421,13 @@ class Job:
         stopped = next((stage["stopped"] for stage in stages if stage.get("stopped")), None)
         ended = next((stage["ended"] for stage in stages if stage.get("ended", "done") != "done"), "done")
         status = stopped["reason"] if stopped else ended
-        found = [row for stage in stages for row in stage.get("reports", ())] + self._price()
+        price, head = self._price(is_final=stopped is None)
+        found = [row for stage in stages for row in stage.get("reports", ())] + price
+        said = {"notes": self._notes, "marks": self._marks}
+        result = content(self.config, self.records, status=status, rows=found, ledger=head, **said)
         if not stopped:  # before the result, which may be all that a kill lets come after it
             self._remove_leftovers()
-        self.records.write_json(
-            "result.json",
-            content(self.config, self.records, status=status, rows=found, notes=self._notes, marks=self._marks)
-            | self._digests(),
-        )
+        self.records.write_json("result.json", result | self._digests())
         if stopped:
             self.pause("interrupted", f"{status}: {stopped['done']}/{stopped['total']} items done")
         else:
@@ -421,14 +443,18 @@ class Job:
         paths = [self.directory / name for name in SEALED_BY_RESULT] if self.is_kept else []
         return {"files": {path.name: files.sha256_file(path) for path in paths if path.exists()}}
 
-    def _price(self) -> list[Row]:
-        """What all private stages together have spent."""
-        privacy = self.records.read_json("privacy.json")
-        if privacy is None or privacy["mechanism"] == "none":
-            return []
+    def _price(self, *, is_final: bool) -> tuple[list[Row], Row | None]:
+        """What all private stages together have spent, as rows of result.json, and the head of the ledger that says so;
+        privacy.json says the same where the run has come to its end.
+        """
+        if not self._is_priced:
+            return [], None
         from privlm.privacy.plan import price_rows
 
-        return [asdict(row) for row in price_rows(privacy)]
+        privacy = self.price.final(self.ledger, self._flags())
+        if is_final:
+            self.records.write_json("privacy.json", privacy)
+        return [asdict(row) for row in price_rows(privacy)], as_json(self.ledger.head)
 
     @property
     def accelerator(self) -> Accelerator:
@@ -440,9 +466,16 @@ class Job:
         self.world.wait()
 
     def pause(self, state: str, reason: str) -> None:
-        """Records why the run stopped before its end, and the time it has used so far."""
+        """Records why the run stopped before its end, the time it has used so far, and what it has spent."""
         if self.is_main:
             self.records.update(state=state, reason=mask_text(reason), **self.records.used())
+            with contextlib.suppress(OSError, PrivLMError):  # the state is kept; readers ask the ledger
+                self.tell_price()
+
+    def close(self) -> None:
+        """Lets others write the run's ledger."""
+        if "ledger" in self.__dict__:
+            self.ledger.close()
 
 
 def _library_config(trainer: Any, privacy: Any, seed: int) -> DictConfig:

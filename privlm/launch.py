@@ -21,10 +21,13 @@ from privlm import content, files, identity, leftovers, processes, registry, run
 from privlm.errors import BudgetExhausted, PrivLMError, UsageError
 from privlm.job import Job, StoppedAfter
 from privlm.masking import MaskedFormatter, mask_text
+from privlm.privacy.run_account import kept_accounts, put_aside, read_account, resumable
+from privlm.report.page import REPORT
 from privlm.signals import Interrupted
 from privlm.tracking import open_tracker
 
 logger = logging.getLogger("privlm")
+
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
@@ -49,10 +52,10 @@ def start(
     """Runs a composed configuration in its directory: a new run, an interrupted one taken up, a finished one skipped.
 
     overrides: the words that gave the configuration. roles: of its keys in the hashes.
-    force: a run that is there is removed first.
+    force: a run that is there is removed first, but for the account of its releases.
     introduce: told the directory and the number of restarts before the work begins.
 
-    Raises UsageError for what is not at hand, before anything is written.
+    Raises UsageError for what is not at hand and for a privacy ledger that does not add up, before anything is written.
     """
     _require_outer_world(config)
     fingerprints = registry.entry_of(config).inputs(config)
@@ -67,9 +70,8 @@ def start(
             """What the main process decides for all: `work`, or `skip` for a finished run."""
             stack.enter_context(rundir.locked(directory))
             if force or rundir.is_cleared(directory):
-                rundir.clear(directory, run_hash)
-            elif is_done(directory):
-                leftovers.remove(directory, files.read_json(directory / "status.json"))
+                _clear(directory, run_hash)
+            elif resumable_or_done(directory):
                 return "skip"
             status = rundir.create(
                 directory,
@@ -112,6 +114,17 @@ def is_done(directory: Path) -> bool:
         return False
 
 
+def resumable_or_done(directory: Path) -> bool:
+    """Whether the run is done. Raises UsageError where its ledger does not add up, or is of an older version."""
+    if is_done(directory):
+        read_account(directory)
+        leftovers.remove(directory, files.read_json(directory / "status.json"))
+        return True
+    resumable(directory)
+    files.remove(directory / REPORT)  # it tells of a run that had stopped
+    return False
+
+
 def _execute(directory: Path, num_processes: int) -> int:
     """Works on a run directory made by privlm.rundir and returns the exit status of the run."""
     if processes.outer_world() is not None:
@@ -143,6 +156,7 @@ def work(directory: Path, rank: int) -> int:
         except Exception as error:
             return _failed(job, error)
         finally:
+            job.close()
             job.world.leave()
     return 0
 
@@ -208,6 +222,15 @@ def _logging(directory: Path, rank: int) -> Iterator[None]:
         for source, handler in handlers:
             source.removeHandler(handler)
             handler.close()
+
+
+def _clear(directory: Path, run_hash: str) -> None:
+    """Removes a run but for the account of its releases. Where it was killed half way, the next start does the rest."""
+    if not rundir.mark_cleared(directory, run_hash):
+        return
+    if (kept := put_aside(directory)) is not None:
+        print(f"kept the account of the removed run: {kept.name}", file=sys.stderr, flush=True)
+    rundir.empty(directory, keep={path.name for path in kept_accounts(directory)})
 
 
 def _require_key(config: DictConfig) -> None:

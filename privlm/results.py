@@ -93,8 +93,12 @@ def content(
     rows: Sequence[dict[str, Any]],
     notes: Sequence[str],
     marks: Sequence[str],
+    ledger: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The content of result.json. Every row says what it is: measured, replayed, smoke or audited."""
+    """The content of result.json. Every row says what it is: measured, replayed, smoke or audited.
+
+    ledger: the end of the privacy ledger that the rows are of; None without privacy.
+    """
     kind = _provenance(config)
     return {
         "schema": rundir.SCHEMA,
@@ -110,6 +114,7 @@ def content(
         "rows": [row | {"provenance": kind} for row in rows],
         "notes": list(notes),
         "marks": list(marks),
+        **({} if ledger is None else {"ledger": ledger}),
     }
 
 

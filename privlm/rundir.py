@@ -7,7 +7,7 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -76,17 +76,23 @@ def create(
     return status
 
 
-def clear(directory: Path, run_hash: str) -> None:
-    """Removes all that a run has left, for one that starts from nothing; the caller holds the lock.
+def mark_cleared(directory: Path, run_hash: str) -> bool:
+    """Says of a run that what it has left is being removed; whether there is one. The caller holds the lock.
 
     Killed half way, it leaves a directory that says so (`is_cleared`), and no run that could be taken for a whole one.
     """
     status = directory / "status.json"
     if not status.exists():
-        return
+        return False
     files.write_json(status, {"schema": SCHEMA, "state": CLEARED, "reason": None, "run_hash": run_hash, "stages": {}})
+    return True
+
+
+def empty(directory: Path, keep: Collection[str]) -> None:
+    """Removes all that a run has left but for the files to `keep`, for one that starts from nothing."""
+    status = directory / "status.json"
     for entry in directory.iterdir():
-        if entry.name not in (".lock", status.name):
+        if entry.name not in (".lock", status.name, *keep):
             files.remove(entry)
     files.remove(status)
 

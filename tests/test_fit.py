@@ -97,7 +97,7 @@ def test_a_finished_stage_tells_its_price_again_from_a_whole_ledger_alone(tmp_pa
     assert json.loads((tmp_path / "privacy.json").read_text()) == told
     ledger = tmp_path / "privacy_ledger.jsonl"
     ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(PrivLMError, match="holds fewer releases than stage train has made"):
+    with pytest.raises(PrivLMError, match=r"holds 3 releases, and result\.json has recorded 4"):
         fitted(tmp_path, linear(), privacy=PRIVACY)
 
 

@@ -298,12 +298,13 @@ def test_directory_that_was_cleared_half_way_is_no_finished_run(
         real(path)
 
     monkeypatch.setattr(files, "remove", remove)
+    assert rundir.mark_cleared(tmp_path, "a" * 64)
     with pytest.raises(Killed):
-        rundir.clear(tmp_path, "a" * 64)
+        rundir.empty(tmp_path, keep=())
     monkeypatch.undo()
     assert rundir.is_cleared(tmp_path)
     assert not launch.is_done(tmp_path)
-    rundir.clear(tmp_path, "a" * 64)
+    rundir.empty(tmp_path, keep=())
     assert {path.name for path in tmp_path.iterdir()} == {".lock"}
 
 

@@ -1,6 +1,9 @@
 """`privlm accountant ledger RUN...`: what runs have spent, recomputed from their ledgers under every accountant.
 
-Several runs are composed, as if all had seen the same records. pld, rdp and prv are guarantees; the others are not.
+Several runs are composed, as if all had seen the same records. pld, rdp and prv are guarantees; the others are not. A
+ledger whose lines do not form its chain, or do not lead through what the run's files have recorded, is refused by line;
+lines cut from its end after the last record cannot be seen, and it is said from where. Runs that --force has removed
+are composed apart.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from privlm.cli import accountant_options as option
 from privlm.cli.accountant_answers import number_text
 from privlm.cli.arguments import add_runs_option, runs_folder
 from privlm.errors import UsageError
+from privlm.report.card import forced_text
 from privlm.report.render import console, print_table, to_json
 from privlm.report.store import RunRecord, find_run
 from privlm.report.table import Table
@@ -19,6 +23,7 @@ from privlm.report.table import Table
 if TYPE_CHECKING:
     from privlm.privacy.accounting import Segment
     from privlm.privacy.accounting.spending import LedgerSegment
+    from privlm.privacy.run_account import RunAccount
 
 _HEADINGS = {
     "pld": "pld",
@@ -39,18 +44,22 @@ def add_to(commands: Any) -> None:
     ledger.add_argument("--delta", help="a number in (0, 1) (default: that of the runs)")
     ledger.add_argument("--adjacency", choices=option.ADJACENCIES, help="default: that of the runs")
     ledger.add_argument("--unit", help="only releases that protect this unit: record, client (default: all)")
-    ledger.add_argument("--json", action="store_true", help="one JSON object: delta, adjacency, segments, composed")
+    ledger.add_argument(
+        "--json", action="store_true", help="one JSON object: delta, adjacency, segments, composed, accounts"
+    )
     add_runs_option(ledger)
 
 
 def _ledger(options: argparse.Namespace) -> None:
     from privlm.privacy import accounting
     from privlm.privacy.accounting.spending import check_composition, read_ledger
+    from privlm.privacy.run_account import LEDGER, read_account
 
     runs = [find_run(word, runs_folder(options)) for word in options.runs_asked]
     delta = accounting.resolve_delta(options.delta or _common(runs, "delta"), None)
     adjacency = options.adjacency or _common(runs, "adjacency")
-    segments = [segment for run in runs for segment in read_ledger(run.path / "privacy_ledger.jsonl")]
+    accounts = [(run, read_account(run.path)) for run in runs]
+    segments = [segment for run in runs for segment in read_ledger(run.path / LEDGER)]
     if options.unit:
         segments = [segment for segment in segments if segment.setting.unit == options.unit]
         if not segments:
@@ -60,10 +69,13 @@ def _ledger(options: argparse.Namespace) -> None:
     check_composition(segments)
     rows = [_row(segment) | _spent([segment.segment], delta, adjacency) for segment in segments]
     composed = _spent([segment.segment for segment in segments], delta, adjacency)
+    unit = segments[0].setting.unit
+    told = [_account(run, account, delta, adjacency, unit) for run, account in accounts if account is not None]
     if options.json:
-        print(to_json({"delta": delta, "adjacency": adjacency, "segments": rows, "composed": composed}))
+        answer = {"delta": delta, "adjacency": adjacency, "segments": rows, "composed": composed}
+        print(to_json(answer | {"accounts": told}))
     else:
-        _print(rows, composed, delta, adjacency, segments[0].setting.unit)
+        _print(rows, composed, told, delta, adjacency, unit)
 
 
 def _common(runs: list[RunRecord], field: str) -> Any:
@@ -72,6 +84,23 @@ def _common(runs: list[RunRecord], field: str) -> Any:
     if len(values) > 1 or None in values:
         raise UsageError(f"--{field}: the runs do not name one {field}; give it")
     return values.pop()
+
+
+def _account(run: RunRecord, account: RunAccount, delta: float, adjacency: str, unit: str) -> dict[str, Any]:
+    """How far a ledger is known to be whole, and what it and the runs that --force removed have spent together."""
+    told: dict[str, Any] = {
+        "run": run.name,
+        "releases": account.ledger.head.releases,
+        "recorded": account.last.head.releases if account.last else None,
+        "recorded_by": account.last.file if account.last else None,
+        "whole": account.describe(),
+    }
+    from privlm.privacy.price import price_with_forced
+    from privlm.privacy.run_account import kept_accounts
+
+    if previous := kept_accounts(run.path):
+        told["with_forced"] = price_with_forced(account.ledger, previous, delta=delta, adjacency=adjacency, unit=unit)
+    return told
 
 
 def _row(segment: LedgerSegment) -> dict[str, Any]:
@@ -106,7 +135,14 @@ def _spent(segments: list[Segment], delta: float, adjacency: str) -> dict[str, A
     return {"epsilon": spent, "notes": list(dict.fromkeys(notes))}
 
 
-def _print(rows: list[dict[str, Any]], composed: dict[str, Any], delta: float, adjacency: str, unit: str) -> None:
+def _print(
+    rows: list[dict[str, Any]],
+    composed: dict[str, Any],
+    accounts: list[dict[str, Any]],
+    delta: float,
+    adjacency: str,
+    unit: str,
+) -> None:
     texts = [
         [
             " ".join(filter(None, [row["run"], row["stage"], row["population"], f"segment {row['segment']}"])),
@@ -124,6 +160,11 @@ def _print(rows: list[dict[str, Any]], composed: dict[str, Any], delta: float, a
     if repeated:
         notes.append(f"{repeated} releases drew noise again that had been drawn before: they cost nothing more")
     notes += composed["notes"]
+    for account in accounts:
+        notes.append(f"{account['run']}: {account['whole']}")
+        if "with_forced" in account:
+            text = forced_text({"delta": delta, **account})
+            notes.append(f"{account['run']}: with the runs that --force removed: {text}")
     columns = ["what", "steps", "sampling rate", "noise multiplier", *_HEADINGS.values()]
     print_table(Table("ledger", "Spent: epsilon by accountant", columns, texts, notes), console())
 

@@ -65,6 +65,7 @@ def main(argv: list[str]) -> int:
     add_runs_option(parser)
     arguments = parser.parse_args(argv)
     run = find_run(arguments.run, runs_folder(arguments))
+    _ = run.privacy  # raises for a ledger that does not add up
     if not run.finished:
         raise UsageError(f"{run.path} is {run.state}: an audit is of a finished run")
     if arguments.lira:

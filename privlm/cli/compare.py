@@ -37,6 +37,8 @@ def main(argv: list[str]) -> int:
     runs = {run.path.resolve(): run for word in arguments.run for run in _runs(word, root)}
     if len(runs) < 2:
         raise UsageError(f"compare needs two runs or more; {' '.join(arguments.run)} names {len(runs)}")
+    for run in runs.values():
+        _ = run.privacy  # raises for a ledger that does not add up: no price stands beside others unchecked
     tables = compare(list(runs.values()), by_cell=arguments.by_cell)
     if arguments.plot is not None:
         draw(panels_of(list(runs.values())), arguments.plot)

@@ -31,7 +31,11 @@ def parser(command: str = "run", epilog: str = EPILOG) -> ArgumentParser:
     result = ArgumentParser(prog=f"privlm {command}", description=DESCRIPTION.get(command), epilog=epilog)
     result.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides; task=NAME is required")
     result.add_argument("--dry-run", action="store_true", help="print what the run would do and cost, train nothing")
-    result.add_argument("--force", action="store_true", help="start again from nothing, even if the run is finished")
+    result.add_argument(
+        "--force",
+        action="store_true",
+        help="start again from nothing, even if the run is finished; the account of its releases is kept",
+    )
     result.add_argument("--json", action="store_true", help="print results as JSON")
     hydra = result.add_argument_group("Hydra's own")
     hydra.add_argument("-m", "--multirun", action="store_true", help="run every combination (same as privlm sweep)")

@@ -24,7 +24,8 @@ examples:
   privlm show 3f2a --item tree_delta/2bc9c4f9c19c167187f2 --json | jq .[].prompt
 
 With --json: path, state, reason, config, result, privacy, stages, files ([path, bytes]) and problems, as the files
-of the run directory hold them.
+of the run directory hold them; privacy with what the ledger holds: of a run that is not done, epsilon is what it has
+spent by now, guarantee is false, and planned_epsilon stands beside it. A ledger that does not add up is refused.
 """
 
 
@@ -72,6 +73,7 @@ def _content(run: RunRecord) -> dict[str, Any]:
 
 
 def _print(run: RunRecord, out: Console) -> None:
+    tables = (_results(run), *_privacy(run), _stages(run), _files(run))  # a ledger that does not add up is refused here
     out.print(str(run.path), style="bold", markup=False)
     remarks = [run.status.get("reason"), life_sign(run.status)]
     out.print(": ".join([run.state, *filter(None, remarks)]), style=STATE_STYLES.get(run.state, ""), markup=False)
@@ -79,7 +81,7 @@ def _print(run: RunRecord, out: Console) -> None:
         out.print(f"scale {run.scale}: not the sizes of the paper", style="yellow")
     if run.marks:
         out.print(f"marks: {', '.join(run.marks)}", style="yellow", markup=False)
-    for table in (_results(run), *_privacy(run), _stages(run), _files(run)):
+    for table in tables:
         if table.rows:
             print_table(table, out)
     for note in (*(run.result or {}).get("notes", ()), *run.problems):
@@ -113,7 +115,7 @@ def _privacy(run: RunRecord) -> list[Table]:
     facts = [*(list(fact) for fact in card.facts), *(["flag", flag] for flag in card.flags)]
     return [
         Table("accountants", f"privacy: {card.headline}", READING_COLUMNS, readings, [], []),
-        Table("privacy", "how it was spent" if readings else "privacy", ["", ""], facts, [], []),
+        Table("privacy", "how it was spent" if readings else f"privacy: {card.headline}", ["", ""], facts, [], []),
     ]
 
 

@@ -14,7 +14,7 @@ from privlm.cli.compose import Composed, Words
 from privlm.errors import UsageError
 from privlm.masking import held_in_words
 from privlm.report import store
-from privlm.report.card import figure, privacy_card
+from privlm.report.card import figure, forced_text, privacy_card
 from privlm.report.page import write_report
 from privlm.report.render import console, print_table
 from privlm.report.table import Table
@@ -50,7 +50,7 @@ def start(composed: Composed, *, force: bool, as_json: bool, show: bool = True) 
     if processes.is_main():
         if ended.skipped:
             _say_skipped(ended.directory)
-        if ended.status == 0 and not (ended.skipped and (ended.directory / "report.html").exists()):
+        if not (ended.skipped and (ended.directory / "report.html").exists()):
             _write_report(ended.directory)
         if ended.status == 0 and show:
             _print_results(ended.directory, as_json)
@@ -62,6 +62,8 @@ def _write_report(directory: Path) -> None:
         write_report(directory)
     except OSError as error:  # the results stand; the same command writes the report when there is room again
         print(f"privlm: cannot write {directory / 'report.html'}: {error.strerror}", file=sys.stderr)
+    except UsageError as error:  # of a run that has failed
+        print(f"privlm: no report.html: {error}", file=sys.stderr)
 
 
 def dry_run(composed: Composed, *, as_json: bool) -> int:
@@ -130,6 +132,8 @@ def _print_results(directory: Path, as_json: bool) -> None:
     if run.state != "done":
         out.print(_how_to_go_on(run.status["reason"]), markup=False)
     out.print(f"privacy  {privacy_card(run.privacy).headline}", markup=False)
+    if "with_forced" in (run.privacy or {}):
+        out.print(f"with what --force removed: {forced_text(run.privacy or {})}", markup=False)
     if run.marks:
         out.print(f"marks    {', '.join(run.marks)}", markup=False)
     for note in (run.result or {}).get("notes", ()):

@@ -19,6 +19,7 @@ def config_of(run: RunRecord) -> DictConfig:
 
 def predictor_of(run: RunRecord) -> Predictor:
     """Raises UsageError for a run that is not finished, or whose task is not installed or has no predictor."""
+    _ = run.privacy  # raises for a ledger that does not add up
     if not run.finished:
         raise UsageError(f"{run.path} is {run.state}, not done: only a finished run has its model")
     name = run.config["task"]["name"]

@@ -2,88 +2,42 @@
 
 Guarantee: the epsilon of the ledger covers all noise that was ever drawn for releases, across kills, resumes, stages
 and populations. Noise drawn again for the same sums (equal noise id) is the same release and costs nothing more; fresh
-noise for a repeated step is another release and counts again; the same noise for other sums is refused.
+noise for a repeated step is another release and counts again; the same noise for other sums is refused. The lines form
+a chain (privlm.privacy.ledger_chain), and one process at a time writes them (privlm.privacy.ledger_file).
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections import Counter
 from collections.abc import Container
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from privlm.errors import UsageError
-from privlm.files import sync_directory
 from privlm.privacy import keyed_random
+from privlm.privacy.ledger_chain import (
+    REMEDY,
+    START,
+    Head,
+    Kind,
+    Line,
+    Release,
+    Setting,
+    decode,
+    described,
+    encode,
+    heads,
+    next_segment,
+    start_of,
+)
+from privlm.privacy.ledger_file import LedgerFile
 
 if TYPE_CHECKING:
     from privlm.privacy.accounting import Guarantee, Segment
 
-
-@dataclass(frozen=True)
-class Setting:
-    """What the accounting of a release depends on, and what its noise is scaled to."""
-
-    sampling_rate: float
-    noise_multiplier: float
-    clipping_norm: float
-    expected_batch_size: float
-    unit: str  # what one clipped gradient belongs to: "record", "user", "client"
-
-
-class _Kind(NamedTuple):
-    """Releases that an epsilon may count together: steps of one segment of an accountant, for one unit."""
-
-    unit: str
-    population: str
-    sampling_rate: float
-    noise_multiplier: float
-
-
-@dataclass(frozen=True)
-class Release:
-    """One line of the ledger. A line of an older version names no stage, population, device or derivation."""
-
-    segment: int  # counts runs of releases of one stage and population with the same setting
-    step: int
-    setting: Setting
-    noise_id: str
-    stage: str = ""
-    population: str = ""  # whose units: "" where there is one population, or for units of all
-    device: str = ""  # that drew the noise
-    derivation: int = 1  # keyed_random.DERIVATION of that time
-
-    @property
-    def kind(self) -> _Kind:
-        setting = self.setting
-        return _Kind(setting.unit, self.population, setting.sampling_rate, setting.noise_multiplier)
-
-    def is_like(self, other: Release) -> bool:
-        """Whether the two belong to one segment where no other lies between them."""
-        return (self.stage, self.population, self.setting) == (other.stage, other.population, other.setting)
-
-    def to_json(self) -> str:
-        first = {name: getattr(self, name) for name in ("stage", "population", "segment", "step")}
-        last = {name: getattr(self, name) for name in ("device", "derivation", "noise_id")}
-        return json.dumps(first | asdict(self.setting) | last, allow_nan=False)
-
-    @classmethod
-    def from_json(cls, line: str) -> Release:
-        """Raises ValueError, TypeError or KeyError on anything that `to_json` does not write."""
-        fields = json.loads(line)
-        setting = Setting(**{name: fields.pop(name) for name in Setting.__dataclass_fields__})
-        release = cls(**fields, setting=setting)
-        numbers = [setting.sampling_rate, setting.noise_multiplier, setting.clipping_norm, setting.expected_batch_size]
-        texts = [setting.unit, release.noise_id, release.stage, release.population, release.device]
-        if not (all(map(math.isfinite, numbers)) and all(isinstance(text, str) for text in texts)):
-            raise ValueError("a number is not finite, or a name or the noise id is no text")
-        if not all(isinstance(number, int) for number in (release.segment, release.step, release.derivation)):
-            raise ValueError("the segment, the step or the derivation is no whole number")
-        return release
+__all__ = ["Head", "Ledger", "Release", "Setting"]
 
 
 class Ledger:
@@ -97,7 +51,7 @@ class Ledger:
         """Raises UsageError for a file that is damaged elsewhere than in an unfinished last line.
 
         An unfinished last line was being written when the run was killed; its noise was not used, so it is
-        cut.
+        absent, and cut by the next release.
         """
         self._book = _Book(path)
         self._stage: str | None = None
@@ -115,25 +69,45 @@ class Ledger:
     @property
     def releases(self) -> tuple[Release, ...]:
         """All lines, of every stage."""
-        return tuple(self._book.releases)
+        return tuple(line.release for line in self._book.lines)
+
+    @property
+    def head(self) -> Head:
+        """The end of the whole ledger, for whoever keeps something that was made of its releases."""
+        return self._book.head
+
+    @property
+    def is_chained(self) -> bool:
+        """False for one of an older version, whose lines hold no digests."""
+        return self._book.is_chained
+
+    def require(self, head: Head, recorded_by: str) -> None:
+        """Raises UsageError unless `head` is an end that this ledger has had."""
+        self._book.require(head, recorded_by)
+
+    def close(self) -> None:
+        """Lets others write the file; a further release takes it again."""
+        self._book.close()
 
     def record(
         self, step: int, setting: Setting, noise_id: str, *, device: str = "", sums_digest: bytes | None = None
     ) -> None:
         """Writes one release and returns when it is durable.
 
-        sums_digest: of the sums before noise. It is kept in memory and never written, since it tells of private data.
+        sums_digest: of the sums before noise, sealed (Noise.seal), since it tells of private data. None: the noise is
+            never drawn again, or the caller knows that it is for equal sums.
 
-        Raises UsageError where the noise was released before with another stage, step, population or setting, or (as
-        far as this process knows) with other sums: two releases of different sums with the same noise reveal their
-        difference, which no accounting covers.
+        Raises UsageError for values that no release has, and where the noise was released before with another stage,
+        step, population or setting, or with other sums: two releases of different sums with the same noise reveal
+        their difference, which no accounting covers. Raises PrivLMError where another process writes the file.
         """
         where = {"stage": self._stage or "", "population": self._population, "device": device}
-        self._book.add(Release(0, step, setting, noise_id, **where, derivation=keyed_random.DERIVATION), sums_digest)
+        sums = "" if sums_digest is None else sums_digest.hex()
+        self._book.add(Release(0, step, setting, noise_id, **where, derivation=keyed_random.DERIVATION, sums=sums))
 
     def __len__(self) -> int:
         """Releases recorded, repeated ones included; in the view of a stage, its own."""
-        return sum(map(self._is_mine, self._book.releases))
+        return sum(map(self._is_mine, self.releases))
 
     def segments(self, through_step: int | None = None, *, unit: str | None = None) -> list[Segment]:
         """Steps per sampling rate and noise multiplier, each distinct noise counted once.
@@ -145,7 +119,7 @@ class Ledger:
         """
         num_steps = self._book.num_steps
         if through_step is not None:
-            within = [r for r in self._book.releases if r.step <= through_step or not self._is_mine(r)]
+            within = [r for r in self.releases if r.step <= through_step or not self._is_mine(r)]
             num_steps = Counter({r.noise_id: r.kind for r in within}.values())
         return _segments(num_steps, unit)
 
@@ -226,74 +200,94 @@ class _Book:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._size = 0
-        self.releases: list[Release] = []
+        self._file = None if path is None else LedgerFile(path)
+        self._start = START if path is None else start_of(path)
+        self.lines: list[Line] = []
         self._of_noise: dict[str, Release] = {}  # the first with each noise
-        self.num_steps: Counter[_Kind] = Counter()  # distinct noise
-        self._digests: dict[str, bytes] = {}  # of sums, by noise
-        if path is not None and path.exists():
-            self._load(path.read_bytes())
+        self.num_steps: Counter[Kind] = Counter()  # distinct noise
+        if path is not None and self._file is not None:
+            self._load(path, self._file.lines)
 
-    def add(self, release: Release, sums_digest: bytes | None) -> None:
-        before = self._other_with_this_noise(release)
-        if before is not None:
+    @property
+    def head(self) -> Head:
+        return Head(len(self.lines), self.lines[-1].digest if self.lines else self._start)
+
+    @property
+    def is_chained(self) -> bool:
+        return not self.lines or self.lines[0].digest != ""
+
+    def require(self, head: Head, recorded_by: str) -> None:
+        if head.releases > len(self.lines):
             raise UsageError(
+                f"{self._path}: holds {len(self.lines)} releases, and {recorded_by} has recorded {head.releases}. "
+                f"{REMEDY}"
+            )
+        if head not in heads(self.lines[: head.releases], self._start):
+            raise UsageError(
+                f"{self._path}: line {head.releases} is not the release that {recorded_by} has recorded: this is "
+                f"another account, or one that was written anew. {REMEDY}"
+            )
+
+    def add(self, release: Release) -> None:
+        if not self.is_chained:
+            raise UsageError(
+                f"{self._path} is of an older version, whose lines hold no digests: nothing says that it is whole, so "
+                "that no run goes on from it. Start again with --force, which keeps this account beside the new one"
+            )
+        if (fault := self._fault_of_noise(release)) is not None:
+            raise UsageError(fault)
+        if self.lines:
+            release = replace(release, segment=next_segment(self.lines[-1].release, release))
+        try:
+            text, digest = encode(release, self.head.digest)
+        except ValueError as error:
+            raise UsageError(f"a release that no ledger can hold: {error}") from error
+        if self._file is not None:
+            self._file.append(text)
+        self._count(Line(release, digest))
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _fault_of_noise(self, release: Release) -> str | None:
+        """What is wrong with the noise of a release, where an earlier one has it."""
+        before = self._of_noise.get(release.noise_id)
+        if before is None:
+            return None
+        if before.step != release.step or not before.is_like(release):
+            return (
                 f"step {release.step} would use noise again that was released at step {before.step} with "
-                f"{_described(before)}, now with {_described(release)}: give the stage another seed, or take "
+                f"{described(before)}, now with {described(release)}: give the stage another seed, or take "
                 "privacy.rng=secure"
             )
-        if sums_digest is not None and self._digests.get(release.noise_id, sums_digest) != sums_digest:
-            raise UsageError(
-                f"step {release.step} would use noise again that this run has released with other sums, and the "
-                "difference of the two would show them: give each stage another seed, or take privacy.rng=secure "
-                "(a step that was taken again on a GPU needs trainer.deterministic=true)"
+        if before.sums != release.sums:
+            return (
+                f"step {release.step} would use noise again that has been released with other sums, and the "
+                "difference of the two would show them: give each stage another seed, or take privacy.rng=secure. (A "
+                "step that is taken again, after a kill, must give the same sums bit for bit: the same data, learning "
+                "rate and number of threads, on a GPU trainer.deterministic=true)"
             )
-        if self.releases:
-            last = self.releases[-1]
-            release = replace(release, segment=last.segment + (not release.is_like(last)))
-        if self._path is not None:
-            self._append(self._path, release.to_json().encode() + b"\n")
-        self._count(release)
-        if sums_digest is not None:
-            self._digests[release.noise_id] = sums_digest
+        return None
 
-    def _other_with_this_noise(self, release: Release) -> Release | None:
-        before = self._of_noise.get(release.noise_id)
-        return None if before is None or (before.is_like(release) and before.step == release.step) else before
-
-    def _load(self, content: bytes) -> None:
-        self._size = content.rfind(b"\n") + 1
-        for number, line in enumerate(content[: self._size].splitlines(), start=1):
-            try:
-                release = Release.from_json(line.decode())
-                if self._other_with_this_noise(release) is not None:
-                    raise ValueError("its noise is that of an earlier line, and its stage, step or setting is not")
-                self._count(release)
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+    def _load(self, path: Path, content: bytes) -> None:
+        for number, line in enumerate(decode(path, content, self._start), start=1):
+            if self._fault_of_noise(line.release) is not None:
                 raise UsageError(
-                    f"{self._path}: line {number} is not a release ({error}). The privacy spent so far is unknown, "
-                    "so the run cannot go on: restore the file, or start a new run"
-                ) from error
+                    f"{path}: line {number} is not a release (its noise is that of an earlier line, and its stage, "
+                    f"step, setting or sums are not). {REMEDY}"
+                )
+            self._count(line)
 
-    def _count(self, release: Release) -> None:
-        self.releases.append(release)
+    def _count(self, line: Line) -> None:
+        self.lines.append(line)
+        release = line.release
         if release.noise_id not in self._of_noise:
             self._of_noise[release.noise_id] = release
             self.num_steps[release.kind] += 1
 
-    def _append(self, path: Path, line: bytes) -> None:
-        is_new = not path.exists()
-        with path.open("ab") as file:
-            file.truncate(self._size)  # what a kill or a full disk left of an unfinished line
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-        if is_new:
-            sync_directory(path.parent)
-        self._size += len(line)
 
-
-def _segments(num_steps: Counter[_Kind], unit: str | None, populations: Container[str] | None = None) -> list[Segment]:
+def _segments(num_steps: Counter[Kind], unit: str | None, populations: Container[str] | None = None) -> list[Segment]:
     """What an accountant counts: releases for `unit`, of these populations, or of all."""
     from privlm.privacy.accounting import Segment
 
@@ -305,8 +299,3 @@ def _segments(num_steps: Counter[_Kind], unit: str | None, populations: Containe
         if unit in (None, kind.unit) and (populations is None or kind.population in populations):
             steps[kind.sampling_rate, kind.noise_multiplier] += count
     return [Segment(rate, multiplier, count) for (rate, multiplier), count in steps.items()]
-
-
-def _described(release: Release) -> str:
-    names = {"stage": release.stage, "population": release.population}
-    return ", ".join([*(f"{name} {value}" for name, value in names.items() if value), str(release.setting)])

@@ -10,6 +10,7 @@ the accounting is that of the ideal, continuous Gaussian. Each number takes 32 r
 in the tails, which reach 9.4 standard deviations.
 """
 
+import hmac
 import math
 import os
 import secrets
@@ -67,6 +68,12 @@ class Noise(Protocol):
         """Names the noise of one release, of all ranks: equal ids mean the same noise, drawn again."""
         ...
 
+    def seal(self, draw: Draw, digest: bytes) -> bytes | None:
+        """What tells the sums that this noise is added to from others, and tells nothing else to whoever cannot
+        subtract the noise; None where the noise is never drawn again.
+        """
+        ...
+
 
 class ReproducibleNoise:
     """Noise that is a function of (seed, draw, rank), the same on every call.
@@ -97,6 +104,10 @@ class ReproducibleNoise:
     def noise_id(self, draw: Draw) -> str:
         return f"{keyed_random.key_bits('noise id', *self._key(draw)):032x}"
 
+    def seal(self, draw: Draw, digest: bytes) -> bytes:
+        key = keyed_random.key_bits("seal of sums", *self._key(draw))
+        return hmac.digest(key.to_bytes(16, "little"), digest, "sha256")
+
     def _key(self, draw: Draw) -> tuple[int | str, ...]:
         """All that the noise depends on: where one of these differs, noise and id are others, and independent."""
         return keyed_random.DERIVATION, self._seed, draw.step, draw.world_size, draw.device, str(draw.shapes)
@@ -115,6 +126,9 @@ class SecureNoise:
 
     def noise_id(self, draw: Draw) -> str:
         return secrets.token_hex(16)
+
+    def seal(self, draw: Draw, digest: bytes) -> None:
+        return None
 
 
 def device_name(device: torch.device) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from privlm.errors import UsageError
 from privlm.privacy import accounting
 from privlm.privacy.accounting import Segment, pld
-from privlm.privacy.accounting.types import merge
+from privlm.privacy.accounting.types import json_number, merge
 from privlm.privacy.ledger import Ledger
 from privlm.results import Result
 
@@ -107,7 +107,7 @@ def account(
     steps: int | Mapping[str, int],
     flags: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The content of privacy.json: the plan, with what the ledger says was really spent.
+    """The content of privacy.json at the end: the plan, with what the ledger says was really spent.
 
     plans, steps: of the one private stage of a run, or of each by its name. steps: taken so far. Releases above that
     number are steps taken again with fresh noise after a kill; they cost, too.
@@ -127,10 +127,10 @@ def account(
         answer = accounting.epsilon(segments, delta, accountant=accountant, order=plan.order, adjacency=plan.adjacency)
         return answer.epsilon
 
-    large_delta = any(plan.delta * plan.dataset_size >= 1 for plan in plans.values())
     certifier = min(plans.values(), key=lambda plan: plan.delta).certifier
     certified = accounting.epsilon(segments, delta, accountant=certifier, adjacency=plan.adjacency)
     return _facts(plans, steps) | {
+        "final": True,
         "delta": delta,
         "accountant": certifier,
         "repeated_releases": max(0, sum(segment.steps for segment in segments) - sum(steps.values())),
@@ -139,8 +139,44 @@ def account(
         "certificate": certified.to_dict(),
         "bounds": {"rdp": spent("rdp")},
         "estimates": {"edgeworth": spent("edgeworth"), "gdp": spent("gdp")},
-        "flags": [*flags, *(["delta >= 1/N"] if large_delta else [])],
+        "flags": _flags(flags, plans),
     }
+
+
+def account_so_far(
+    plans: Mapping[str, PrivacyPlan], ledger: Ledger, *, flags: Sequence[str] = (), discretization: float | None = None
+) -> dict[str, Any]:
+    """The content of privacy.json while the run works: the plans, and under `spent` what the ledger holds by now.
+
+    Nothing here is a guarantee of the run, which may release more the next moment.
+    discretization: of the grid of PLD, see accounting.epsilon.
+    """
+    _refuse_different(plans)
+    plan, delta = next(iter(plans.values())), min(plan.delta for plan in plans.values())
+    steps = {name: len({r.step for r in ledger.releases if r.stage == name}) for name in plans}
+    segments = ledger.segments(unit=plan.unit)
+    certifier = min(plans.values(), key=lambda plan: plan.delta).certifier
+    grid = discretization if certifier == "pld" else None
+    price = accounting.epsilon(segments, delta, accountant=certifier, adjacency=plan.adjacency, discretization=grid)
+    releases = sum(segment.steps for segment in segments)
+    return _facts(plans, steps) | {
+        "final": False,
+        "delta": delta,
+        "accountant": certifier,
+        "repeated_releases": max(0, releases - sum(steps.values())),
+        "epsilon": None,
+        "guarantee": False,
+        "spent": {"releases": releases, "epsilon": json_number(price.epsilon), "certified": price.guarantee},
+        "certificate": None,
+        "bounds": {},
+        "estimates": {},
+        "flags": _flags(flags, plans),
+    }
+
+
+def _flags(flags: Sequence[str], plans: Mapping[str, PrivacyPlan]) -> list[str]:
+    large_delta = any(plan.delta * plan.dataset_size >= 1 for plan in plans.values())
+    return [*flags, *(["delta >= 1/N"] if large_delta else [])]
 
 
 def price_rows(privacy: Mapping[str, Any]) -> list[Result]:

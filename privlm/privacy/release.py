@@ -71,8 +71,8 @@ def release(
     device = sums[0].device
     draw = Draw(step, tuple(tuple(total.shape) for total in sums), world.size, device_name(device))
     if ledger is not None and world.rank == 0:
-        digest = _digest(sums, norm_K) if noise.is_reproducible else None
-        ledger.record(step, setting, noise.noise_id(draw), device=draw.device, sums_digest=digest)
+        seal = noise.seal(draw, _digest(sums, norm_K)) if noise.is_reproducible else None
+        ledger.record(step, setting, noise.noise_id(draw), device=draw.device, sums_digest=seal)
 
     std = setting.noise_multiplier * setting.clipping_norm / math.sqrt(world.size)
     drawn, added = [], []
@@ -123,7 +123,7 @@ def _of_all_ranks(mine: ReleaseEvidence, world: World, device: torch.device) -> 
 def _digest(sums: Sequence[Tensor], norm_K: Tensor) -> bytes:
     """What tells these sums from others of their shapes: equal for the same step taken again, bit for bit.
 
-    It tells of private data, so that it must never be written.
+    It tells of private data, so that it must never be written but sealed.
     """
     values = torch.cat([norm_K, *(_first_values(total, _NUM_DIGESTED) for total in sums)])
     return hashlib.sha256(values.cpu().numpy().tobytes()).digest()

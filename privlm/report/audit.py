@@ -46,12 +46,20 @@ def facts(audit: dict[str, Any]) -> list[list[str]]:
         ["adjacency, unit", f"{audit['adjacency']}, {audit['unit']}"],
         ["audited run", audit["audited_run"] + (", the twin of this run with canaries" if audit["is_twin"] else "")],
     ]
+    if segments := audit.get("segments"):
+        rows.insert(1, ["releases of the run", "; ".join(map(_releases, segments))])
     if audit["epsilon_estimate"] is not None:
         rows.insert(3, ["ε if the mechanism were Gaussian", f"{audit['epsilon_estimate']:.3f} (estimate)"])
     if audit["exposure"] is not None:
         bits = audit["exposure"]
         rows.insert(3, ["exposure", f"{bits['mean_bits']:.2f} bits on average, at most {bits['max_bits']:.2f}"])
     return rows
+
+
+def _releases(segment: dict[str, Any]) -> str:
+    """Of the run's ledger; what was planned is not audited."""
+    rate, noise = segment["sampling_rate"], float(segment["noise_multiplier"])
+    return f"{segment['steps']:,} at sampling rate {rate:.4g} with noise multiplier {noise:.4g}"
 
 
 def lira_table(lira: dict[str, Any]) -> Table:

@@ -1,6 +1,6 @@
-"""The privacy card: all that a reader needs to judge the privacy of a run, from privacy.json.
+"""The privacy card: all that a reader needs to judge the privacy of a run, from what privlm.report.told tells of it.
 
-What is guaranteed and what is estimated never share a column.
+What is guaranteed and what is estimated never share a column, nor what was planned and what was done.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class Reading:
 
 
 STEPS = "steps T"
+PLANNED = "planned"
+OF_A_STAGE = (STEPS, PLANNED)
 READING_COLUMNS = ["accountant", "guaranteed ε", "estimated ε", "noise multiplier for the target"]
 
 
@@ -53,7 +55,7 @@ class Card:
 def privacy_card(privacy: dict[str, Any] | None, audit: dict[str, Any] | None = None) -> Card:
     """The card of a run.
 
-    privacy: the content of privacy.json, None where the run has not written it yet. audit: that of audit.json.
+    privacy: as RunRecord.privacy tells it, None where the run has not written it yet. audit: that of audit.json.
     """
     if privacy is None:
         return Card("privacy.json has not been written", [], [], [])
@@ -61,12 +63,13 @@ def privacy_card(privacy: dict[str, Any] | None, audit: dict[str, Any] | None = 
         return Card("nothing was trained", [], [("mechanism", "none")], [])
     if privacy["mechanism"] == "none":
         return Card("no privacy: the training data is not protected", [], [("mechanism", "none")], [])
-    assert privacy["guarantee"], "epsilon in privacy.json is certified; estimates have their own place"
+    if not privacy.get("final", True):
+        return Card(_so_far(privacy), [], _facts_so_far(privacy), list(privacy.get("flags", ())))
     epsilon, delta = float(privacy["epsilon"]), float(privacy["delta"])
-    headline = f"guarantee: ({rounded_up(epsilon)}, {delta:g})-differential privacy per {privacy['unit']}"
-    return Card(
-        headline, _readings(privacy), [*_facts_by_stage(privacy), ("audit", _audit(audit))], list(privacy["flags"])
-    )
+    claim = f"({rounded_up(epsilon)}, {delta:g})-differential privacy per {privacy['unit']}"
+    headline = f"guarantee: {claim}" if privacy["guarantee"] else f"no guarantee: {claim} is not certified"
+    facts = [*_facts_by_stage(privacy), *_facts_of_the_account(privacy), ("audit", _audit(audit))]
+    return Card(headline, _readings(privacy), facts, list(privacy["flags"]))
 
 
 def rounded_up(epsilon: float) -> str:
@@ -87,15 +90,51 @@ def number(value: Any) -> str:
     return f"{real:,.0f}" if real.is_integer() and abs(real) >= 1000 else f"{real:.4g}"
 
 
+def spent_text(privacy: dict[str, Any]) -> str:
+    """What a run that is not done has spent by now, in a few words."""
+    spent = privacy.get("spent")
+    if spent is None:
+        return "unknown: there is no ledger" if "delta" in privacy else "nothing has been released yet"
+    if spent["releases"] == 0:
+        return "nothing has been released yet"
+    if spent["epsilon"] is None:
+        return f"unknown: {spent['releases']:,} releases, and no delta is told"
+    kind = f"certified by {privacy['accountant']}" if spent["certified"] else "not certified"
+    delta = f"δ {float(privacy['delta']):g}"
+    return f"ε {rounded_up(float(spent['epsilon']))} at {delta}, {kind}, by {spent['releases']:,} releases"
+
+
+def beside_the_plan(privacy: dict[str, Any] | None) -> str:
+    """Of a private run that is not done: what it has spent, and what it was going to; else nothing."""
+    if privacy is None or privacy.get("final", True):
+        return ""
+    planned = privacy.get("planned_epsilon")
+    beside = f"; planned: ε {rounded_up(float(planned))}" if planned is not None else ""
+    return f"privacy spent so far: {spent_text(privacy)}{beside}"
+
+
+def _so_far(privacy: dict[str, Any]) -> str:
+    return f"not done; spent so far: {spent_text(privacy)}"
+
+
+def _facts_so_far(privacy: dict[str, Any]) -> list[tuple[str, str]]:
+    facts = [("spent so far", spent_text(privacy))]
+    if "delta" not in privacy:
+        return [("mechanism", privacy["mechanism"]), *facts]
+    return [*facts, *_facts_by_stage(privacy), *_facts_of_the_account(privacy)]
+
+
 def _readings(privacy: dict[str, Any]) -> list[Reading]:
     sigma = privacy.get("noise_multipliers", {})  # of several private stages each has its own
-    guarantees = {privacy["accountant"]: privacy["epsilon"], **privacy["bounds"]}
+    first = {privacy["accountant"]: privacy["epsilon"]}
+    guarantees = {**(first if privacy["guarantee"] else {}), **privacy["bounds"]}
+    estimates = {**({} if privacy["guarantee"] else first), **privacy["estimates"]}
     titles = {"edgeworth": f"edgeworth, order {privacy['order']}"}
     return [
         *(Reading(name, float(epsilon), None, sigma.get(name)) for name, epsilon in guarantees.items()),
         *(
             Reading(titles.get(name, name), None, float(epsilon), sigma.get(name))
-            for name, epsilon in privacy["estimates"].items()
+            for name, epsilon in estimates.items()
         ),
     ]
 
@@ -103,20 +142,33 @@ def _readings(privacy: dict[str, Any]) -> list[Reading]:
 def _facts_by_stage(privacy: dict[str, Any]) -> list[tuple[str, str]]:
     """What the private stages share once, the rest for each of them."""
     if "stages" not in privacy:
-        return _facts(privacy)
+        return _facts(privacy, _only(privacy.get("taken", {})))
     rows: list[tuple[str, str]] = []
-    for of_each in zip(*(_facts({**privacy, **own}) for own in privacy["stages"].values()), strict=True):
+    stages = privacy["stages"].items()
+    facts = (_facts({**privacy, **own}, privacy.get("taken", {}).get(name)) for name, own in stages)
+    for of_each in zip(*facts, strict=True):
         name, value = of_each[0]
-        if name != STEPS and {value} == {other for _, other in of_each}:
+        if name not in OF_A_STAGE and {value} == {other for _, other in of_each}:
             rows.append((name, value))
         else:
             rows += [(f"{name} of {stage}", own) for stage, (_, own) in zip(privacy["stages"], of_each, strict=True)]
     return rows
 
 
-def _facts(privacy: dict[str, Any]) -> list[tuple[str, str]]:
+def _only(taken: dict[str, Any]) -> dict[str, Any] | None:
+    """What the ledger says of the one stage of a run."""
+    return next(iter(taken.values())) if len(taken) == 1 else None
+
+
+def _facts(privacy: dict[str, Any], taken: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """taken: what the ledger says of the stage, None where there is no ledger, or nothing in it.
+
+    What was planned for the stage is one fact, named so: before its first release there is no other.
+    """
     size, delta = privacy["dataset_size"], float(privacy["delta"])
     target = privacy["target_epsilon"]
+    is_planned = taken is None and not privacy.get("final", True)
+    of = {name: _by_setting(privacy, taken, name, is_planned=is_planned) for name in _OF_A_RELEASE}
     return [
         ("mechanism", privacy["mechanism"]),
         ("unit of privacy", privacy["unit"]),
@@ -125,16 +177,56 @@ def _facts(privacy: dict[str, Any]) -> list[tuple[str, str]]:
         ("δ", f"{delta:g} (1/N = {1 / size:.3g})"),
         ("training examples N", f"{size:,}"),
         ("sampling", privacy["sampling"]),
-        ("sampling rate q", number(privacy["sampling_rate"])),
-        ("expected batch size", number(privacy["expected_batch_size"])),
-        (STEPS, f"{privacy['steps']:,}"),
-        ("noise multiplier σ", number(privacy["noise_multiplier"])),
+        ("sampling rate q", of["sampling_rate"]),
+        ("expected batch size", of["expected_batch_size"]),
+        (STEPS, f"{privacy['steps'] if taken is None else taken['steps']:,}" if not is_planned else "0"),
+        ("noise multiplier σ", of["noise_multiplier"]),
+        (PLANNED, _planned(privacy)),
         ("σ was set by", privacy["noise_set_by"] if privacy["noise_multipliers"] else "the user"),
-        ("clipping norm C", number(privacy["clipping_norm"])),
+        ("clipping norm C", of["clipping_norm"]),
         ("clipping", privacy["clipping"]),
         ("randomness", privacy["rng"]),
         ("releases repeated after a resume", str(privacy["repeated_releases"])),
     ]
+
+
+_OF_A_RELEASE = ("sampling_rate", "expected_batch_size", "noise_multiplier", "clipping_norm")
+
+
+def _by_setting(privacy: dict[str, Any], taken: dict[str, Any] | None, name: str, *, is_planned: bool) -> str:
+    """A value of the releases, with their number where they were not all alike."""
+    if taken is None:
+        return f"{number(privacy[name])}{' (planned)' if is_planned else ''}"
+    counts: dict[float, int] = {}
+    for setting in taken["settings"]:
+        counts[setting[name]] = counts.get(setting[name], 0) + setting["releases"]
+    if len(counts) == 1:
+        return number(next(iter(counts)))
+    return ", ".join(f"{number(value)} in {count:,} releases" for value, count in counts.items())
+
+
+def _planned(privacy: dict[str, Any]) -> str:
+    """Steps of the plan and their price; the plan of a stage prices those before it too."""
+    if "planned_steps" not in privacy:
+        return "—"
+    return f"{privacy['planned_steps']:,} steps, ε {rounded_up(float(privacy['planned_epsilon']))}"
+
+
+def _facts_of_the_account(privacy: dict[str, Any]) -> list[tuple[str, str]]:
+    facts = [("ledger", privacy.get("account") or "none: the run is of an older version, or its ledger was removed")]
+    if privacy.get("with_forced") is not None:
+        facts.append(("with what --force removed", forced_text(privacy)))
+    return facts
+
+
+def forced_text(privacy: dict[str, Any]) -> str:
+    """What a run and those that --force removed before it have spent together."""
+    forced = privacy["with_forced"]
+    if forced["epsilon"] is None:
+        return f"unknown: {forced['problem']}"
+    kind = "certified" if forced["certified"] else "not certified"
+    price = f"ε {rounded_up(float(forced['epsilon']))} at δ {float(privacy['delta']):g}, {kind}"
+    return f"{price}, by {forced['releases']:,} releases ({', '.join(forced['accounts'])})"
 
 
 def _audit(audit: dict[str, Any] | None) -> str:

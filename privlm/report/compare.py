@@ -8,7 +8,7 @@ from typing import Any
 
 from privlm.content import own
 from privlm.identity import MENUS
-from privlm.report.card import figure
+from privlm.report.card import beside_the_plan, figure
 from privlm.report.store import RunRecord, one_a_seed, without_copies
 from privlm.report.table import Table
 from privlm.report.tables import SPREAD_NOTE, mean_and_sd, seeds_interval, spread_text
@@ -113,7 +113,12 @@ def _results(groups: Sequence[Group]) -> Table:
         marks = [", ".join(dict.fromkeys(mark for run in group.runs for mark in run.marks)) for group in groups]
         table.rows.append(["marks", "", *marks])
         table.values.append({"metric": "marks"} | {group.name: text for group, text in zip(groups, marks, strict=True)})
-    states = [f"{run.name}: {run.state}" for group in groups for run in group.runs if not run.finished]
+    states = [
+        f"{run.name}: {'; '.join(filter(None, [run.state, beside_the_plan(run.privacy)]))}"
+        for group in groups
+        for run in group.runs
+        if not run.finished
+    ]
     spread = [SPREAD_NOTE] if any(len(group.runs) > 1 for group in groups) else [INTERVAL_NOTE]
     table.notes = [*spread, *states]
     return table

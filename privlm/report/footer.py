@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
+from privlm.errors import UsageError
+from privlm.report.card import beside_the_plan
 from privlm.report.cells import CellRuns
 from privlm.report.store import RunRecord, Store, finished_at
 from privlm.report.table_file import TableFile
@@ -70,8 +72,16 @@ def _privacy(run: RunRecord) -> str:
 
 
 def _because(run: RunRecord) -> str:
-    reasons = "; ".join(filter(None, [run.status.get("reason"), *run.problems]))
+    reasons = "; ".join(filter(None, [run.status.get("reason"), *run.problems, _spent(run)]))
     return f" ({reasons})" if reasons else ""
+
+
+def _spent(run: RunRecord) -> str:
+    """What a run that is not done has spent of its privacy; what is wrong with its ledger."""
+    try:
+        return beside_the_plan(run.privacy)
+    except UsageError as fault:
+        return "" if str(fault) in run.problems else str(fault)
 
 
 def _joined(texts: Iterable[str]) -> str:

@@ -137,17 +137,21 @@ def _result_tiles(run: RunRecord) -> list[Tile]:
 
 
 def _privacy_tile(privacy: dict[str, Any] | None, card: Card) -> Tile:
+    if privacy is not None and not privacy.get("final", True):
+        epsilon = (privacy.get("spent") or {}).get("epsilon")
+        return Tile("epsilon spent so far", "—" if epsilon is None else rounded_up(float(epsilon)), [card.headline])
     if not card.readings:
         return Tile("privacy", "none", [card.headline])
     assert privacy is not None
-    certificate, target = card.readings[0], privacy["target_epsilon"]
-    assert certificate.guaranteed is not None
+    first, target = card.readings[0], privacy["target_epsilon"]
+    if first.guaranteed is None or not privacy["guarantee"]:
+        return Tile("epsilon", "no guarantee", [card.headline])
     remarks = [
-        f"guaranteed by {certificate.accountant.upper()}",
+        f"guaranteed by {first.accountant.upper()}",
         f"δ = {float(privacy['delta']):g} per {privacy['unit']}",
     ]
     remarks += [f"budget {number(target)}"] if target is not None else []
-    return Tile("epsilon", rounded_up(certificate.guaranteed), remarks)
+    return Tile("epsilon", rounded_up(first.guaranteed), remarks)
 
 
 def _interval(row: Result) -> str:

@@ -22,6 +22,7 @@ from privlm.errors import UsageError
 from privlm.identity import Roles, cell_hash, roles_of
 from privlm.masking import mask_secrets
 from privlm.records import METRIC_FIELDS
+from privlm.report.told import told
 from privlm.results import Result
 
 SCHEMA = 1
@@ -67,8 +68,18 @@ class RunRecord:
 
     @property
     def finished(self) -> bool:
-        """Whether its result may be used: a failed run's rows are not a result."""
-        return self.state == "done" and self.result is not None
+        """Whether its result may be used: a failed run's rows are not a result, nor are those of a privacy ledger that
+        does not add up, which `problems` then names.
+        """
+        if self.state != "done" or self.result is None:
+            return False
+        try:
+            _ = self.privacy
+        except UsageError as fault:
+            if str(fault) not in self.problems:
+                self.problems.append(str(fault))
+            return False
+        return True
 
     @property
     def run_hash(self) -> str:
@@ -131,6 +142,8 @@ class RunRecord:
     def results(self) -> list[Result]:
         """The rows of result.json, and `audit_epsilon`, the lower bound that an audit of the run has found."""
         rows = [Result.from_json(row) for row in self.result["rows"]] if self.result else []
+        if self.state != "done":  # the price of what was released then; the ledger knows that of now
+            rows = [row for row in rows if not row.metric.startswith("epsilon")]
         if rows and self.audit:
             bound = float(self.audit["epsilon_lower_bound"])
             rows.append(Result("audit_epsilon", bound, "epsilon"))
@@ -177,7 +190,14 @@ class RunRecord:
 
     @cached_property
     def privacy(self) -> dict[str, Any] | None:
-        return _read_json(self.path / "privacy.json", self.problems)
+        """What may be told of its privacy: privlm.report.told. Raises UsageError where its ledger does not add up."""
+        asked = self._content.get("privacy") or {}
+        return told(
+            self.path,
+            _read_json(self.path / "privacy.json", self.problems),
+            is_done=self.state == "done",
+            is_private=isinstance(asked, dict) and asked.get("mechanism", "none") != "none",
+        )
 
     @cached_property
     def audit(self) -> dict[str, Any] | None:

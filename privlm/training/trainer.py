@@ -17,6 +17,8 @@ from torch import nn
 
 from privlm.errors import PrivLMError, UsageError
 from privlm.models.evaluation_mode import evaluation_mode
+from privlm.privacy.ledger import Head, Ledger
+from privlm.privacy.run_account import KEY, as_json
 from privlm.signals import Interrupted
 from privlm.training.accelerator import deterministic, make_accelerator
 from privlm.training.batches import Batches, ShuffledBatches, TrainingData
@@ -216,7 +218,7 @@ class Trainer:
             "scaler": self.stepper.scaler.state_dict(),
         }
         if self.private and self.accelerator.is_main_process:
-            progress["releases"] = len(self.private.ledger)
+            progress[KEY] = as_json(self.private.ledger.head)
         return Checkpoint(
             step=step,
             tensors=trained_tensors(self.model, self.stepper.parameters),
@@ -252,14 +254,18 @@ class Trainer:
                 f"the checkpoint in {store.directory} was made by {processes} process(es), not "
                 f"{self.accelerator.num_processes}: go on with the same number"
             )
-        main = self.accelerator.is_main_process  # the others have no ledger
-        if self.private and main and len(self.private.ledger) < checkpoint.progress["releases"]:
-            raise PrivLMError(
-                "the privacy ledger holds fewer releases than the checkpoint: the privacy spent is unknown, so the run "
-                "cannot go on; restore privacy_ledger.jsonl, or start again with --force"
-            )
+        if self.private and self.accelerator.is_main_process:  # the others have no ledger
+            self._refuse_ledger(self.private.ledger, checkpoint, f"the checkpoint of step {checkpoint.step}")
         if checkpoint.best_step is not None:
             store.verify(checkpoint.best_step)  # now rather than after the last step
+
+    def _refuse_ledger(self, ledger: Ledger, checkpoint: Checkpoint, name: str) -> None:
+        if KEY not in checkpoint.progress:
+            raise UsageError(
+                f"{name} is of an older version, which names no head of the privacy ledger: the privacy spent cannot "
+                "be checked, so the run cannot go on; start again with --force"
+            )
+        ledger.require(Head.from_json(checkpoint.progress[KEY]), name)
 
     def _restore_best(self) -> dict[str, Any]:
         """Gives model and objective what they had at the best step. Canaries have seen all steps and keep that."""

@@ -1,6 +1,7 @@
 """`privlm accountant ledger`: what runs have spent, alone and together, and what cannot be composed."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,7 @@ from privlm.cli.accountant import main
 from privlm.errors import UsageError
 from privlm.privacy.accounting import Segment, epsilon
 from privlm.privacy.ledger import Ledger, Setting
+from privlm.privacy.run_account import as_json
 
 pytestmark = pytest.mark.torch_free
 
@@ -71,14 +73,56 @@ def test_stages_and_units(tmp_path, capsys):
         main(["ledger", run, "--unit", "user"])
 
 
-def test_a_line_counts_with_its_own_noise(tmp_path, capsys):
-    """Whatever an edited file says of its segment."""
+def in_old_form(run):
+    """The ledger of a run as an earlier PrivLM wrote it."""
+    path = Path(run) / "privacy_ledger.jsonl"
+    added = {"schema", "stage", "population", "device", "derivation", "sums", "before", "digest"}
+    old = [{k: v for k, v in json.loads(line).items() if k not in added} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in old))
+    return path
+
+
+def test_a_line_of_an_older_version_counts_with_its_own_noise(tmp_path, capsys):
+    """Whatever it says of its segment."""
     run = make_run(tmp_path, "run", [(LOUD, "a"), (QUIET, "b"), (QUIET, "c")])
-    path = tmp_path / "task/run/privacy_ledger.jsonl"
+    path = in_old_form(run)
     path.write_text(path.read_text().replace('"segment": 1', '"segment": 0'))
     found = answer(capsys, run)
     assert [row["noise_multiplier"] for row in found["segments"]] == [2.0, 1.0]
     assert found["composed"]["epsilon"]["pld"] == epsilon([Segment(0.1, 2.0, 1), Segment(0.1, 1.0, 2)], DELTA).epsilon
+    assert "of an older version" in found["accounts"][0]["whole"]
+
+
+def test_it_is_said_from_where_a_cut_would_not_be_seen(tmp_path, capsys):
+    run = make_run(tmp_path, "run", [(QUIET, noise_id) for noise_id in noise("a", 5)])
+    assert "no file has recorded the end" in answer(capsys, run)["accounts"][0]["whole"]
+    path = Path(run)
+    (path / "status.json").write_text(json.dumps({"schema": 1, "state": "interrupted"}))
+    head = Ledger(path / "privacy_ledger.jsonl").head
+    privacy = json.loads((path / "privacy.json").read_text())
+    (path / "privacy.json").write_text(json.dumps(privacy | {"ledger": as_json(head)}))
+    ledger = Ledger(path / "privacy_ledger.jsonl")
+    for step in (5, 6):
+        ledger.record(step, QUIET, f"b{step}")
+    (account,) = answer(capsys, run)["accounts"]
+    assert (account["releases"], account["recorded"], account["recorded_by"]) == (7, 5, "privacy.json")
+    assert "2 after it, without a gap, but a cut at their end is not seen" in account["whole"]
+    lines = (path / "privacy_ledger.jsonl").read_text().splitlines(keepends=True)
+    (path / "privacy_ledger.jsonl").write_text("".join(lines[:4]))
+    with pytest.raises(UsageError, match=r"holds 4 releases, and privacy\.json has recorded 5"):
+        main(["ledger", run])
+
+
+def test_what_force_has_removed_is_composed_apart(tmp_path, capsys):
+    run = Path(make_run(tmp_path, "run", [(QUIET, noise_id) for noise_id in noise("a", 30)]))
+    (run / "privacy_ledger.jsonl").rename(run / "privacy_ledger.1.jsonl")
+    ledger = Ledger(run / "privacy_ledger.jsonl")
+    for step, noise_id in enumerate([*noise("a", 10), *noise("b", 20)]):  # ten of them the same noise again
+        ledger.record(step, QUIET, noise_id)
+    found = answer(capsys, str(run))
+    assert found["composed"]["epsilon"]["pld"] == epsilon([Segment(0.1, 1.0, 30)], DELTA).epsilon
+    forced = found["accounts"][0]["with_forced"]
+    assert (forced["releases"], forced["epsilon"]) == (50, epsilon([Segment(0.1, 1.0, 50)], DELTA).epsilon)
 
 
 def test_runs_compose(tmp_path, capsys):

@@ -1,6 +1,10 @@
 """The ledger: on disk first, every noise counted once, damage never read as a fresh start."""
 
+import hashlib
 import json
+import math
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,13 @@ from privlm.privacy.ledger import Ledger, Setting
 pytestmark = pytest.mark.torch_free
 
 SETTING = Setting(sampling_rate=0.01, noise_multiplier=1.0, clipping_norm=0.5, expected_batch_size=10.0, unit="record")
+
+
+def in_old_form(path: Path) -> None:
+    """As an earlier PrivLM wrote it."""
+    added = {"schema", "stage", "population", "device", "derivation", "sums", "before", "digest"}
+    old = [{k: v for k, v in json.loads(line).items() if k not in added} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in old))
 
 
 def write(path: Path | None, steps: int, setting: Setting = SETTING, noise: str = "a") -> Ledger:
@@ -34,7 +45,9 @@ def test_one_line_per_release(path: Path) -> None:
     for step in range(2):
         ledger.record(step, SETTING, f"a{step}", device="cpu", sums_digest=b"private")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
+    digest = lines[1].pop("digest")
     assert lines[1] == {
+        "schema": 2,
         "stage": "train",
         "population": "north",
         "segment": 0,
@@ -47,19 +60,22 @@ def test_one_line_per_release(path: Path) -> None:
         "device": "cpu",
         "derivation": keyed_random.DERIVATION,
         "noise_id": "a1",
+        "sums": b"private".hex(),
+        "before": lines[0]["digest"],
     }
+    assert lines[0]["before"] == 64 * "0"
+    assert digest == hashlib.sha256(json.dumps(lines[1]).encode()).hexdigest() == ledger.head.digest
 
 
 def test_lines_of_an_older_version_are_read(path: Path) -> None:
     write(path, 3)
-    added = {"stage", "population", "device", "derivation"}
-    old = [{k: v for k, v in json.loads(line).items() if k not in added} for line in path.read_text().splitlines()]
-    path.write_text("".join(json.dumps(line) + "\n" for line in old))
+    in_old_form(path)
     ledger = Ledger(path)
     assert ledger.segments() == [Segment(0.01, 1.0, 3)]
     assert [(r.stage, r.population, r.device, r.derivation) for r in ledger.releases] == 3 * [("", "", "", 1)]
-    ledger.of("train").record(3, SETTING, "a3")
-    assert Ledger(path).segments() == [Segment(0.01, 1.0, 4)]
+    with pytest.raises(UsageError, match=r"older version, whose lines hold no digests.* --force"):
+        ledger.of("train").record(3, SETTING, "a3")
+    assert Ledger(path).segments() == [Segment(0.01, 1.0, 3)]
 
 
 def test_resumed_ledger_goes_on(path: Path) -> None:
@@ -123,12 +139,93 @@ def test_unfinished_last_line_is_cut(path: Path) -> None:
         lambda lines: [lines[0].replace('"stage": ""', '"stage": null'), *lines[1:]],
         lambda lines: [lines[0].replace('"step": 0', '"step": "0"'), *lines[1:]],
         lambda lines: [*lines, lines[0].replace('"step": 0', '"step": 9')],
+        *(
+            lambda lines, old=f'"{name}": {old}', new=f'"{name}": {new}': [lines[0].replace(old, new), *lines[1:]]
+            for name, old, values in (
+                ("sampling_rate", "0.01", ("0", "0.0", "1.5", "-0.1", "true", "NaN", "1e999", '"0.01"', "null", "[]")),
+                ("noise_multiplier", "1.0", ("true", "-1.0", "Infinity", "1e999", "null")),
+                ("clipping_norm", "0.5", ("0", "-0.5", "true", "Infinity")),
+                ("expected_batch_size", "10.0", ("0", "-16", "true", "NaN")),
+                ("unit", '"record"', ('"recrod"', "1", "[]", '""')),
+                ("step", "0", ("true", "-1", "0.0", "1e400")),
+                ("segment", "0", ("false", "-1", "0.5")),
+                ("noise_id", '"a0"', ('""', "null", "{}")),
+            )
+            for new in values
+        ),
+        lambda lines: [lines[0].replace('"step": 0', '"step": 0, "step": 0'), *lines[1:]],
+        lambda lines: [lines[0].replace("{", '{"schema": 3, ', 1), *lines[1:]],
+        lambda lines: ["[" * 100_000, *lines],
     ],
 )
-def test_damaged_ledger_is_refused(path: Path, damage: Any) -> None:
+@pytest.mark.parametrize("version", ["chained", "older"])
+def test_a_line_that_is_no_release_is_refused_by_its_number(path: Path, damage: Any, version: str) -> None:
     write(path, 3)
-    path.write_text("\n".join(damage(path.read_text().splitlines())) + "\n")
-    with pytest.raises(UsageError, match=rf"{path.name}: line \d is not a release"):
+    if version == "older":
+        in_old_form(path)
+    before = path.read_text().splitlines()
+    after = damage(before)
+    if after == before:
+        pytest.skip("the older version has no such field")
+    path.write_text("\n".join(after) + "\n")
+    with pytest.raises(UsageError, match=rf"{path.name}: line \d (is not |does not follow|and the line before it)"):
+        Ledger(path)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"sampling_rate": 0.0}, {"sampling_rate": 1.5}, {"clipping_norm": 0.0}, {"expected_batch_size": -1.0},
+     {"noise_multiplier": math.nan}, {"noise_multiplier": True}, {"unit": "recrod"}],
+)  # fmt: skip
+def test_a_release_that_could_not_be_read_again_is_not_written(path: Path, setting: dict[str, Any]) -> None:
+    ledger = write(path, 1)
+    with pytest.raises(UsageError, match="a release that no ledger can hold"):
+        ledger.record(1, replace(SETTING, **setting), "a1")
+    assert len(ledger) == len(Ledger(path)) == 1
+
+
+def test_two_writers_never_erase_each_other(path: Path) -> None:
+    """Within one process the later takes over, and the earlier is refused; of two processes the later is refused."""
+    first, second = write(path, 2), Ledger(path)
+    second.record(2, SETTING, "b2")
+    with pytest.raises(UsageError, match="has changed since it was read"):
+        first.record(2, SETTING, "a2")
+    script = (
+        f"from pathlib import Path; from privlm.privacy.ledger import *; path = Path({str(path)!r})\n"
+        f"try: Ledger(path).record(3, {SETTING!r}, 'c3')\nexcept Exception as error: print(error)"
+    )
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert f"{path} is being written by another process" in said
+    second.record(3, SETTING, "b3")
+    assert [release.noise_id for release in Ledger(path).releases] == ["a0", "a1", "b2", "b3"]
+
+
+@pytest.mark.parametrize("change", ["removed", "replaced", "added to"])
+def test_a_file_that_changes_under_its_writer_stops_the_next_release(path: Path, change: str) -> None:
+    ledger = write(path, 2)
+    content = path.read_bytes()
+    if change == "added to":
+        path.open("ab").write(content.splitlines(keepends=True)[1])
+    else:
+        path.unlink()
+    if change == "replaced":
+        path.write_bytes(content)
+    with pytest.raises(UsageError, match="removed, replaced or written by somebody else"):
+        ledger.record(2, SETTING, "a2")
+    assert len(ledger) == 2
+
+
+def test_an_account_that_was_put_aside_is_a_part_of_the_chain(path: Path) -> None:
+    write(path, 2)
+    aside = path.with_name("privacy_ledger.1.jsonl")
+    path.rename(aside)
+    write(path, 2, noise="b")
+    assert len(Ledger(path)) == len(Ledger(aside)) == 2
+    aside.write_text(aside.read_text().replace("a1", "z1"))
+    with pytest.raises(UsageError, match="line 1 does not follow the account that this one began after"):
+        Ledger(path)
+    aside.unlink()
+    with pytest.raises(UsageError, match="line 1 does not follow the account"):
         Ledger(path)
 
 
@@ -236,7 +333,8 @@ def test_the_same_noise_for_other_sums_is_refused(path: Path) -> None:
         ledger.of("").record(1, SETTING, "a", sums_digest=b"others")
     assert ledger.segments() == [Segment(0.01, 1.0, 1)]
     assert len(ledger) == 2
-    Ledger(path).record(1, SETTING, "a", sums_digest=b"others")  # another process: it cannot know
+    with pytest.raises(UsageError, match="other sums"):
+        Ledger(path).record(1, SETTING, "a", sums_digest=b"others")  # another process knows it from the line
 
 
 def test_units_are_never_counted_together() -> None:

@@ -100,12 +100,23 @@ def test_a_step_taken_again_is_the_same_release(tmp_path: Path) -> None:
         assert [segment.steps for segment in (Ledger(path) if path else ledger).segments()] == [1]
 
 
-def test_nothing_of_the_sums_is_written(tmp_path: Path) -> None:
-    lines = []
-    for name, record in (("one", ONE), ("other", OTHER)):
-        one_step(record, Ledger(tmp_path / name), ReproducibleNoise(0))
-        lines.append((tmp_path / name).read_bytes())
-    assert lines[0] == lines[1]
+def test_a_step_taken_again_with_other_sums_is_refused_by_a_new_process_too(tmp_path: Path) -> None:
+    """As after a kill, with another learning rate or other data: the same noise would hide neither."""
+    one_step(ONE, Ledger(tmp_path / "ledger.jsonl"), ReproducibleNoise(0))
+    with pytest.raises(UsageError, match=r"noise again that has been released with other sums.* learning rate"):
+        one_step(OTHER, Ledger(tmp_path / "ledger.jsonl"), ReproducibleNoise(0))
+    assert len(Ledger(tmp_path / "ledger.jsonl")) == 1
+
+
+def test_nothing_of_the_sums_is_written_that_the_seed_does_not_open(tmp_path: Path) -> None:
+    lines = {}
+    for name, record, seed in (("one", ONE, 0), ("other", OTHER, 0), ("seed", ONE, 1)):
+        one_step(record, Ledger(tmp_path / name), ReproducibleNoise(seed))
+        (lines[name],) = Ledger(tmp_path / name).releases
+    assert lines["one"].noise_id == lines["other"].noise_id
+    assert len({line.sums for line in lines.values()}) == 3
+    one_step(ONE, Ledger(tmp_path / "secure"), SecureNoise())
+    assert Ledger(tmp_path / "secure").releases[0].sums == ""
 
 
 def test_secure_noise_is_fresh_for_every_stage(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,7 @@ def test_a_failed_run_gives_no_figure(tmp_path, make_run):
     make_run(tmp_path, state="failed", status={"reason": "out of memory"})
     table = table_of(tmp_path)
     assert (table.values[0]["status"], table.values[0]["ours"]) == ("failed", None)
-    assert any("failed (out of memory)" in note for note in table.notes)
+    assert any("failed (out of memory; privacy spent so far" in note for note in table.notes)
 
 
 def test_a_damaged_result_is_named_in_the_footer(tmp_path, make_run):

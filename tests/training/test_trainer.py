@@ -225,7 +225,7 @@ def test_damaged_newest_checkpoint_gives_way_to_the_last(tmp_path: Path, caplog:
 def test_checkpoint_with_more_releases_than_the_ledger_is_refused(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "checkpoints")
     trained(steps=5, private=private(plan(), tmp_path / "ledger.jsonl"), save=store)
-    with pytest.raises(PrivLMError, match="fewer releases"):
+    with pytest.raises(PrivLMError, match="holds 0 releases, and the checkpoint of step 5 has recorded 5"):
         trained(steps=10, private=private(plan(), tmp_path / "another.jsonl"), save=store)
 
 

@@ -53,6 +53,8 @@ def claim_of(privacy: Mapping[str, Any] | None) -> Claim:
         return Claim(math.inf, 0.0, "none", "none", "none", False, ())
     if privacy["mechanism"] != "dp_sgd":
         raise UsageError(f"an audit is of the privacy engine (dp_sgd), and this run used {privacy['mechanism']}")
+    if not privacy.get("final", True):
+        raise UsageError("the run is not done: an audit is of what a run has spent, not of its plan")
     segments = (
         Segment(part["sampling_rate"], float(part["noise_multiplier"]), part["steps"])
         for part in privacy["certificate"]["segments"]
@@ -101,6 +103,7 @@ def judge(folder: Path, settings: Mapping[str, Any], claim: Claim) -> dict[str, 
         "unit": claim.unit,
         "accountant": claim.accountant,
         "certified": claim.is_certified,
+        "segments": [vars(segment) for segment in claim.segments],
         "epsilon_lower_bound": bound,
         "confidence": confidence,
         "curve_rejected": rejected,
