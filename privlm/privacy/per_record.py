@@ -127,7 +127,8 @@ class PerRecord:
     ) -> Parts:
         size = len(loss_B)
         parts: Parts = {}
-        with_rows, shared = [], []
+        with_rows: list[tuple[Call, Tensor]] = []
+        shared: list[tuple[Call, Tensor]] = []
         for call, g in used:
             is_shared = _exact(self.rules[call.module]) and not self._rows_are_of_records(call, g, loss_B)
             (shared if is_shared else with_rows).append((call, g))
