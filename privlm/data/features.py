@@ -45,11 +45,11 @@ def remembered_features(
     micro_batch_size: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
-    """What `compute_features` gives, computed once per process for equal weights and texts.
+    """What `compute_features` gives, computed once per process for equal encoders and texts.
 
-    The runs of one audit (shadow runs above all) share them. In memory only: features tell of private texts.
+    The seeds of a sweep and the runs of one audit share them. In memory only: features tell of private texts.
     """
-    key = _digest(model, split)
+    key = _digest(model, split, micro_batch_size)
     if key not in _remembered:
         while len(_remembered) >= _NUM_REMEMBERED:
             del _remembered[next(iter(_remembered))]
@@ -59,11 +59,13 @@ def remembered_features(
     return _remembered[key]
 
 
-def _digest(model: EncoderClassifier, split: EncodedSplit) -> str:
+def _digest(model: EncoderClassifier, split: EncodedSplit, micro_batch_size: int) -> str:
+    """Of all that features depend on, down to the rounding; the head is no part of it."""
     digest = hashlib.sha256(split.lengths.tobytes())
+    digest.update(repr((model.pooling, model.normalize_features, micro_batch_size)).encode())
     for ids in (*split.input_ids, *(split.token_type_ids or ())):
         digest.update(ids)
-    for name, weight in model.state_dict().items():
+    for name, weight in model.encoder.state_dict().items():
         digest.update(name.encode())
         digest.update(weight.detach().cpu().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -250,7 +250,12 @@ def test_features_are_remembered_for_equal_weights_and_texts(monkeypatch):
     model, data = build()
     first = features.remembered_features(model, data, 4)
     assert torch.equal(first, compute_features(model, data, 4))
-    assert features.remembered_features(build()[0], data, 4) is first
+    again, by_first_token = build()[0], build()[0]
+    with torch.no_grad():
+        next(again.head.parameters()).add_(0.5)  # as another seed has it
+    assert features.remembered_features(again, data, 4) is first
+    by_first_token.pooling = "cls" if model.pooling == "mean" else "mean"
+    assert not torch.equal(features.remembered_features(by_first_token, data, 4), first)
     with torch.no_grad():
         next(model.encoder.parameters()).add_(0.5)
     other = features.remembered_features(model, data, 4)
