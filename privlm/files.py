@@ -46,9 +46,12 @@ def write_text(path: Path, text: str) -> None:
     sync_directory(path.parent)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replaces the file `path` by `value` as strict JSON (NaN and infinities become strings); an object is sealed."""
-    content = sealed(value) if isinstance(value, dict) else finite(value)
+def write_json(path: Path, value: Any, *, seal: bool = True) -> None:
+    """Replaces the file `path` by `value` as strict JSON (NaN and infinities become strings); an object is sealed.
+
+    seal: False where the value holds sealed objects and what is around them may change by other hands.
+    """
+    content = sealed(value) if isinstance(value, dict) and seal else finite(value)
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
@@ -58,15 +61,19 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**plain, SEAL: _digest(plain)}
 
 
-def unsealed(content: dict[str, Any], path: Path) -> dict[str, Any]:
-    """What was sealed, without the digest; an object without one is of an older version.
+def unsealed(content: Any, path: Path) -> Any:
+    """What was sealed, at any depth, without the digests; an object without one is of an older version.
 
-    path: for the message. Raises DamagedFileError where the digest is that of something else.
+    path: for the message. Raises DamagedFileError where a digest is that of something else.
     """
+    if isinstance(content, list):
+        return [unsealed(value, path) for value in content]
+    if not isinstance(content, dict):
+        return content
     plain = {name: value for name, value in content.items() if name != SEAL}
     if SEAL in content and content[SEAL] != _digest(plain):
         raise DamagedFileError(path, "its content is not what was written")
-    return plain
+    return {name: unsealed(value, path) for name, value in plain.items()}
 
 
 def _digest(content: Mapping[str, Any]) -> str:
@@ -94,7 +101,7 @@ def read_json(path: Path) -> Any:
         return None
     except ValueError as error:  # of the encoding too
         raise DamagedFileError(path, "it is empty" if not path.stat().st_size else f"not JSON: {error}") from error
-    return unsealed(content, path) if isinstance(content, dict) else content
+    return unsealed(content, path)
 
 
 def read_intact_json(path: Path) -> Any:

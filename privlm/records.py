@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from privlm import files
+from privlm import files, rundir
 
 logger = logging.getLogger("privlm")
 
@@ -44,7 +44,7 @@ class Records:
     def update(self, **changes: Any) -> None:
         self.status.update(changes, heartbeat=time.time())
         if self.writes and self.directory is not None:
-            files.write_json(self.directory / "status.json", self.status)
+            rundir.write_status(self.directory, self.status)
 
     def beat(self) -> None:
         """Shows that the run is alive, at most every few seconds (a monotonic clock: the wall clock may jump)."""

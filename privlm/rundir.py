@@ -70,10 +70,16 @@ def create(
             trains = config.get("model") is not None
             # A private run replaces it by its plan.
             files.write_json(directory / "privacy.json", {"mechanism": "none"} | ({} if trains else {"trains": False}))
-        files.write_json(directory / "status.json", status)
+        write_status(directory, status)
     except OSError as error:
         raise UsageError(f"cannot write the run directory {directory}: {error.strerror}; set runs=FOLDER") from error
     return status
+
+
+def write_status(directory: Path, status: Mapping[str, Any]) -> None:
+    """Replaces status.json. What a stage has said is sealed, since it is read back; the state around it is not."""
+    stages = {name: files.sealed(record) for name, record in status["stages"].items()}
+    files.write_json(directory / "status.json", {**status, "stages": stages}, seal=False)
 
 
 def mark_cleared(directory: Path, run_hash: str) -> bool:
@@ -84,7 +90,7 @@ def mark_cleared(directory: Path, run_hash: str) -> bool:
     status = directory / "status.json"
     if not status.exists():
         return False
-    files.write_json(status, {"schema": SCHEMA, "state": CLEARED, "reason": None, "run_hash": run_hash, "stages": {}})
+    write_status(directory, {"schema": SCHEMA, "state": CLEARED, "reason": None, "run_hash": run_hash, "stages": {}})
     return True
 
 

@@ -35,7 +35,7 @@ FLOORS = (
     ("privacy", "report"),  # a table of noise multipliers computes what it shows
     ("tracking", "identity", "rundir", "records", "rows", "schema", "results", "predictor", "metrics", "hub", "errors",
      "files", "progress", "environment", "signals", "masking", "launchers",
-     "leftovers"),
+     "leftovers", "content"),
 )  # fmt: skip
 """The parts of privlm from the top floor down; a module imports from its own floor and from those below."""
 

@@ -231,7 +231,7 @@ class RunRecord:
     def _require_sealed(self, name: str) -> None:
         """Raises ValueError where a file of a finished run is not the one that its result knows, if it knows one."""
         digest = (self.result or {}).get("files", {}).get(name)
-        if self.finished and digest is not None and files.sha256_file(self.path / name) != digest:
+        if self.state == "done" and digest is not None and files.sha256_file(self.path / name) != digest:
             raise ValueError("it is not what was written; restore it from a copy, or make the run again with --force")
 
     def files(self) -> list[tuple[str, int]]:
