@@ -29,6 +29,9 @@ def causal_lm(architecture, adapter):
         family = architecture["model_type"]
         lora = LoraConfig(r=4, target_modules=TARGETS[family], fan_in_fan_out=family == "gpt2")
         model = get_peft_model(model, lora)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:  # as after a first step: while they are zero nothing is known of their partners
+                torch.nn.init.normal_(parameter, std=0.02)
     return model.train()
 
 

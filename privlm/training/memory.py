@@ -67,9 +67,9 @@ def causal_lm_activations(
 
     Of each token and layer autograd keeps what `_llama_layer` and `_gpt2_layer` count. The last norm keeps 3 H, and
     three tables of the vocabulary's size V exist at once: the log-probabilities, their gradients, those of the logits.
-    Under privacy a layer's inputs and the gradients of its outputs stay until the norms are known, and beside them the
-    gradients of single records where these are the smaller form (privlm.privacy.clipping.gradients): the peak may come
-    late, when one of the three tables is left.
+    Under privacy a layer's inputs and the gradients of its outputs stay until the norms are known, or instead of them
+    the gradients of single records where these are the smaller form (privlm.privacy.clipping.gradients): the peak may
+    come late, when one of the three tables is left.
 
     architecture: as config.json has it. length: T, tokens of each of the num_examples.
     """
@@ -81,7 +81,8 @@ def causal_lm_activations(
     if private:
         factors = layer.inputs + layer.gradients
         midway = num_layers * max(layer.kept, factors) + layer.gradients + ends + table
-        at_the_end = num_layers * (factors + layer.formed(length)) + ends + table
+        formed = layer.formed(length)  # of one layer beside its factors, which go then
+        at_the_end = num_layers * max(factors, formed) + min(factors, formed) + ends + table
         peak = max(peak, midway, at_the_end)
     return value_bytes * num_examples * length * peak
 

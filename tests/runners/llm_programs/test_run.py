@@ -97,10 +97,10 @@ def table(directory: Path) -> Any:
 
 def items(directory: Path) -> dict[str, list[dict[str, Any]]]:
     """What is kept of each item, but for what depends on when it ran."""
-    kept = {}
+    kept, by_chance = {}, ("cached", "seconds", files.SEAL)
     for path in sorted(directory.glob("stages/*/*.jsonl")):
         lines = [json.loads(line) for line in path.read_text().splitlines()]
-        kept[path.stem] = [{key: line[key] for key in line if key not in ("cached", "seconds")} for line in lines]
+        kept[path.stem] = [{key: line[key] for key in line if key not in by_chance} for line in lines]
     assert kept
     return kept
 
