@@ -165,8 +165,9 @@ def test_single_prompt_has_only_the_authors_verdicts() -> None:
     import csv
 
     import numpy as np
-    from privlm.runners.causal import estimates
     from privlm.runners.causal.tuebingen import read_pairs
+
+    from privlm.metrics.shares import share
 
     path = OUTPUTS / "tueb_gpt-3.5-turbo_system_results_singleprompt.csv"
     if not path.exists():
@@ -175,8 +176,8 @@ def test_single_prompt_has_only_the_authors_verdicts() -> None:
     pairs = read_pairs(Sources(None))
     credits = np.array([right[pair.id] for pair in pairs])
     weights = np.array([pair.weight for pair in pairs])
-    assert estimates.mean(credits).value == pytest.approx(0.8889, abs=TOLERANCE)
-    assert estimates.mean(credits, weights).value == pytest.approx(0.9215, abs=TOLERANCE)
+    assert share(credits).value == pytest.approx(0.8889, abs=TOLERANCE)
+    assert share(credits, weights=weights).value == pytest.approx(0.9215, abs=TOLERANCE)
     assert weights.sum() == pytest.approx(38.9979)
 
 
