@@ -129,14 +129,18 @@ def _is_quoted(source: Source, text: str) -> bool:
     """Whether the quotes of a tab-separated file can only be marks, by the rule above."""
     if '"' not in text:
         return False
-    if not _fits(source, _split(text, "\t")):
-        try:
-            return _fits(source, _parse_quoted(source, text, "\t"))
-        except UsageError:
-            return False
-    holding = [value for _, row in _split(text, "\t") for value in row if '"' in value]
     _, first = next(_split(text, "\t"))
     header_is_quoted = source.header is None and all(map(QUOTED_FIELD.fullmatch, first))
+    are_rows = _fits(source, _split(text, "\t"))
+    if header_is_quoted or not are_rows:  # tabs and line breaks in quotes may make lines of the right number of fields
+        try:
+            if _fits(source, _parse_quoted(source, text, "\t")):
+                return True
+        except UsageError:
+            pass
+    if not are_rows:
+        return False
+    holding = [value for _, row in _split(text, "\t") for value in row if '"' in value]
     has_doubled = any('""' in value[1:-1] for value in holding)
     return (header_is_quoted or has_doubled) and all(map(QUOTED_FIELD.fullmatch, holding))
 

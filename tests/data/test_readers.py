@@ -83,6 +83,11 @@ def test_a_tsv_in_which_all_is_quoted_is_found_out(rows, folder):
     assert rows_of(read(folder / "a.tsv", content)) == rows
 
 
+def test_tabs_and_line_breaks_in_quotes_make_no_rows_of_their_own(folder):
+    """Each of these lines has the header's number of tabs."""
+    assert rows_of(read(folder / "a.tsv", '"text"\t"label"\n"\t\n"\t""\n')) == [("\t\n", "")]
+
+
 @quickly
 @given(rows=st.lists(st.tuples(any_text, any_text), min_size=1, max_size=6))
 def test_fields_without_tab_and_line_break_are_read_verbatim_where_quotes_are_text(rows, folder):
