@@ -61,7 +61,7 @@ def spent(ledger: Ledger, privacy: Mapping[str, Any]) -> dict[str, Any]:
     segments = ledger.segments(unit=privacy.get("unit"))
     distinct = sum(segment.steps for segment in segments)
     repeated = {"repeated_releases": distinct - sum(stage["steps"] for stage in taken(ledger).values())}
-    if "delta" not in privacy:
+    if not {"delta", "accountant", "adjacency"} <= privacy.keys():
         return repeated | {"spent": {"releases": distinct, "epsilon": None, "certified": False}}
     from privlm.privacy import accounting
     from privlm.privacy.accounting.types import json_number
