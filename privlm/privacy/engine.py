@@ -6,30 +6,26 @@ optimizer does with it is post-processing. Each step of the mechanism stands in 
 `PoissonSampler.indices` samples, `PrivacyEngine.backward` clips, `privlm.privacy.release` accounts and adds
 noise.
 
-How it works: while a layer with an exact rule runs, its parameters do not require gradients, so that autograd
-never forms a weight gradient; hooks keep its input and the edge of its output in the graph. `backward` asks
-autograd for the gradients at those edges; norms, clip factors and the weighted sum follow from the inputs and
-these gradients. What has no such rule is differentiated once per record: `privlm.privacy.per_record`.
+How it works: hooks keep the input of a layer and the edge of its output in the graph (`privlm.privacy.recorder`).
+`backward` asks autograd for the gradients at those edges; norms, clip factors and the weighted sum follow from
+the inputs and these gradients. What has no exact rule is differentiated once per record
+(`privlm.privacy.per_record`).
 """
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
-from torch.utils import _pytree as pytree
 
 from privlm.errors import UsageError
 from privlm.privacy import clipping as clip
 from privlm.privacy.inspection import (
     UnsupportedModuleError,
-    exact_rules,
     find_rules,
     layer_names,
     mixing_modes,
@@ -41,9 +37,8 @@ from privlm.privacy.ledger import Ledger, Setting
 from privlm.privacy.neighbours import Losses, NeighbourCheck, RandomState, Seen, Subset, row_norms
 from privlm.privacy.noise import Noise
 from privlm.privacy.per_record import PerRecord
+from privlm.privacy.recorder import Recorder
 from privlm.privacy.release import World, release
-from privlm.privacy.shared_rows import share
-from privlm.privacy.tape import Call, Output, version
 from privlm.privacy.watch import ReleaseCheck
 
 _ATTACHED: WeakSet[nn.Module] = WeakSet()
@@ -91,29 +86,25 @@ class PrivacyEngine:
             raise UnsupportedModuleError(problems)
 
         self._sums: dict[nn.Parameter, Tensor] = {}  # of clipped gradients, float32, since the last release
-        self._calls: list[Call] = []
-        self._outputs: list[Output] = []
-        self._is_recording = False
-        self._is_taping = False
-        self._has_run = False
-        self._batch_size: int | None = None  # of the forward pass under way
         self._num_records = 0  # in the sums
         self._check = ReleaseCheck(clipping_norm)
 
         self._names = {module: name for name, module in model.named_modules()}
         self._layer_of = number_layers(self._parameters)
-        self._exact = {module: exact_rules(rules) for module, rules in self._rules.items()}
         self._per_record = PerRecord(self._rules, self._names, self._parameters, modules_around(model))
         self._neighbours = NeighbourCheck(model, list(layer_names(self._parameters)), clipping_norm)
-        self._handles: list[Any] = [model.register_forward_pre_hook(self._see_batch, with_kwargs=True)]
-        self._hook_ids: dict[nn.Module, tuple[int, int]] = {}
-        self._stand_innermost()
-        for parameter in self._parameters.values():
-            self._handles.append(parameter.register_post_accumulate_grad_hook(_refuse_raw_gradient))
+        self._recorder = Recorder(
+            model, self._rules, self._names, list(self._parameters.values()), self._per_record.watched
+        )
+        self._handles = [
+            parameter.register_post_accumulate_grad_hook(_refuse_raw_gradient)
+            for parameter in self._parameters.values()
+        ]
         _ATTACHED.update(model.modules())
 
     def detach(self) -> None:
         """Removes every trace of the engine from the model."""
+        self._recorder.detach()
         for handle in self._handles:
             handle.remove()
         for module in self.model.modules():
@@ -153,23 +144,15 @@ class PrivacyEngine:
         self._refuse_changed_parameters()
         if problems := mixing_modes(self.model):
             raise UnsupportedModuleError(problems)
-        self._stand_innermost()
-        self._is_recording = self._is_taping = True
-        try:
+        with self._recorder.recording():
             yield
-        finally:
-            self._is_recording = self._is_taping = False
-            self._has_run = False
-            self._calls, self._outputs = [], []
-            self._batch_size = None
-            self._require_gradients()
 
     def _losses(self, losses: Losses, batch: Any) -> Tensor:
         loss_B = losses(self.model, batch)
-        self._is_taping = False
+        self._recorder.end_of_forward()
         if loss_B.ndim != 1:
             raise ValueError(f"expected one loss per record, shape [B], got shape {list(loss_B.shape)}")
-        if not self._has_run:
+        if not self._recorder.has_run:
             raise ValueError("no trained layer ran for these losses: call the attached model inside them")
         return loss_B
 
@@ -186,7 +169,7 @@ class PrivacyEngine:
         """For the neighbour check alone, which names places by it."""
         if not self._neighbours.is_due:
             return []
-        return [(self._names[call.module], row_norms(call.input, size)) for call in self._calls]
+        return [(self._names[call.module], row_norms(call.input, size)) for call in self._recorder.calls]
 
     def _accumulate(self, seen: Seen, gradients: _Gradients) -> ClippingStatistics:
         """Takes `gradients` apart."""
@@ -222,11 +205,9 @@ class PrivacyEngine:
         def run(batch: Any, weight_B: Tensor | None = None, gradients: bool = True) -> Seen:
             with self._recording():
                 loss_B = self._losses(losses, batch)
-                return (
-                    self._differentiate(loss_B, weight_B)[0]
-                    if gradients
-                    else Seen(loss_B.detach(), None, self._entering(len(loss_B)))
-                )
+                if gradients:
+                    return self._differentiate(loss_B, weight_B)[0]
+                return Seen(loss_B.detach(), None, self._entering(len(loss_B)))
 
         device_type = next(iter(self._parameters.values())).device.type
         end = RandomState(self.model)
@@ -283,11 +264,6 @@ class PrivacyEngine:
         """What is differentiated once per record, for want of an exact rule, and where that begins."""
         return self._per_record.ways()
 
-    def _require_gradients(self) -> None:
-        """For layers that were left by an exception, as failures and the recomputation of checkpoints do."""
-        for parameter in self._parameters.values():
-            parameter.requires_grad_(True)
-
     def _sum_of(self, parameter: nn.Parameter) -> Tensor:
         if parameter not in self._sums:
             self._sums[parameter] = torch.zeros(parameter.shape, dtype=torch.float32, device=parameter.device)
@@ -301,10 +277,8 @@ class PrivacyEngine:
         self._sums[parameter] = total
 
     def _per_record_gradients(self, loss_B: Tensor) -> _Gradients:
-        calls, self._calls = self._calls, []
-        gradients = self._per_record.gradients(loss_B, calls, self._outputs)
-        self._is_recording = False  # no layer runs for the model any more
-        self._outputs = []
+        gradients = self._per_record.gradients(loss_B, self._recorder.calls, self._recorder.outputs)
+        self._recorder.end_of_backward()
         return gradients
 
     def _layer_norms(self, gradients: _Gradients, loss_B: Tensor) -> Tensor:
@@ -314,110 +288,6 @@ class PrivacyEngine:
         for parameter, parts in gradients.items():
             squared_LB[self._layer_of[parameter]] += clip.squared_norms(parts)
         return squared_LB.clamp(min=0).sqrt()
-
-    # Hooks. Under activation checkpointing layers run again inside `backward`: the same way, but off the tape.
-
-    def _see_batch(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._is_taping:
-            self._has_run = True
-            tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim]
-            self._batch_size = len(tensors[0]) if tensors else None
-
-    def _stand_innermost(self) -> None:
-        """Nothing may stand between our hooks and the forward function, whoever registered his first."""
-        for module in {*self._rules, *self._per_record.watched}:
-            if module not in self._hook_ids:
-                before = module.register_forward_pre_hook(self._before, with_kwargs=True)
-                after = module.register_forward_hook(self._after, with_kwargs=True, prepend=True)
-                self._handles += [before, after]
-                self._hook_ids[module] = before.id, after.id
-            else:
-                before_id, after_id = self._hook_ids[module]
-                pre_hooks: Any = module._forward_pre_hooks  # ordered
-                hooks: Any = module._forward_hooks
-                pre_hooks.move_to_end(before_id)
-                hooks.move_to_end(after_id, last=False)
-
-    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self._is_recording:
-            return
-        self._has_run = self._has_run or self._is_taping
-        exact = self._exact.get(module, {})
-        before_id, after_id = self._hook_ids[module]
-        if next(reversed(module._forward_pre_hooks)) != before_id or next(iter(module._forward_hooks)) != after_id:
-            raise UnsupportedModuleError({self._names[module]: "a hook was registered during the forward pass"})
-        if exact and "forward" in vars(module):
-            raise UnsupportedModuleError(
-                {self._names[module]: "its forward function was replaced: attach the engine last"}
-            )
-        if _only_input(args, kwargs) is not None:
-            for name in exact:
-                getattr(module, name).requires_grad_(False)
-
-    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if not self._is_recording:
-            return None
-        exact = self._exact.get(module, {})
-        for name in exact:
-            getattr(module, name).requires_grad_(True)
-        x = _only_input(args, kwargs)
-        if not torch.is_grad_enabled():
-            return None
-        if exact and x is not None and not output.requires_grad:  # a first layer: nothing before it is trained
-            output.requires_grad_(True)
-        output = pytree.tree_map_only(Tensor, partial(self._with_edge, module), output)
-        if x is not None and module in self._rules and isinstance(output, Tensor) and output.requires_grad:
-            call = Call(module, x.detach(), get_gradient_edge(output), version(x))
-            if exact and isinstance(module, nn.Embedding) and self._is_shared(x):
-                copied = partial(self._copied, call, output.detach(), output._version)
-                return share(output, copied, escapes=partial(self._tape_once, call))
-            self._tape(call)
-        return output
-
-    def _tape(self, call: Call) -> None:
-        if self._is_taping:
-            self._calls.append(call)
-
-    def _tape_once(self, call: Call) -> None:
-        if not any(call is taped for taped in self._calls):
-            self._tape(call)
-
-    def _with_edge(self, module: nn.Module, output: Tensor) -> Tensor:
-        """The same memory under a node of its own.
-
-        Models may change an output in place; on a leaf that is an error, and on a view (what Linear returns for 3D
-        inputs) it would cut the recorded edge out of the graph.
-        """
-        if not output.requires_grad:
-            return output
-        output = torch.ops.aten._unsafe_view(output, output.shape)
-        if self._is_taping and module in self._per_record.watched:
-            self._outputs.append(Output(module, get_gradient_edge(output)))
-        return output
-
-    def _is_shared(self, ids: Tensor) -> bool:
-        """Whether a table is asked once for all records."""
-        if ids.ndim == 0 or self._batch_size == 1:
-            return False
-        return len(ids) == 1 or (ids.ndim == 1 and self._batch_size not in (None, len(ids)))
-
-    def _copied(self, shared: Call, rows: Tensor, version_of_rows: int, num_records: int, is_row: bool) -> Tensor:
-        """`rows`, which the call gave, once for each record, as the output of a call of its own.
-
-        is_row: their first dimension is the one row of all records.
-        """
-        if rows._version != version_of_rows:
-            raise UnsupportedModuleError(
-                {self._names[shared.module]: "what all records share is changed in place: change a copy"}
-            )
-        ids, rows = (shared.input, rows) if is_row else (shared.input[None], rows[None])
-        copies = rows.expand(num_records, *rows.shape[1:]).detach()
-        if not torch.is_grad_enabled():
-            return copies
-        copies = torch.ops.aten._unsafe_view(copies.requires_grad_(True), copies.shape)
-        ids = ids.expand(num_records, *ids.shape[1:])
-        self._tape(Call(shared.module, ids, get_gradient_edge(copies), shared.version, is_copy=True))
-        return copies
 
     # Refusals
 
@@ -433,7 +303,7 @@ class PrivacyEngine:
     def _refuse_dependent_modules(self) -> None:
         problems = {
             self._names[call.module]: "its output for a record depends on other records"
-            for call in self._calls
+            for call in self._recorder.calls
             if call.input.ndim > 0
             and len(call.input) > 1
             and any(map(clip.is_general, self._rules[call.module].values()))
@@ -443,16 +313,10 @@ class PrivacyEngine:
             raise UnsupportedModuleError(problems)
 
 
-def _only_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """Of a layer; None where it is called with more than one tensor."""
-    values = [*args, *kwargs.values()]
-    return values[0] if len(values) == 1 and isinstance(values[0], Tensor) else None
-
-
 def _refuse_raw_gradient(parameter: Tensor) -> None:
     parameter.grad = None
     raise UsageError(
         "an ordinary backward() reached a model with a privacy engine attached; its gradient is neither clipped "
-        "nor noised. Use engine.backward(), torch.autograd.grad for a term that reads no "
-        "private record, or engine.detach()"
+        "nor noised. Use engine.backward(), torch.autograd.grad for a term that reads no private record, or "
+        "engine.detach()"
     )

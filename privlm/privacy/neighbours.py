@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -86,8 +86,7 @@ class NeighbourCheck:
     num_batches: int = 0
     num_looks: int = 0
     _as_trained: bool = True  # whether replays in train mode repeat themselves
-    _drop_mode: str = ""
-    _buffers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    _drop_mode: str = ""  # of MODES
 
     def count(self) -> None:
         """A micro-batch has come: now and then one is looked at."""
@@ -104,7 +103,7 @@ class NeighbourCheck:
         self.num_looks += 1
         generator = keyed_random.generator("neighbours, records", self.num_looks)
         start = RandomState(self.model)
-        self._buffers = _versions(self.model)
+        buffers = _versions(self.model)
         base = base or run(batch)
         size = len(base.loss_B)
         refuse_without_rows(batch, size)
@@ -118,7 +117,7 @@ class NeighbourCheck:
                     raise UnsupportedModuleError({"losses": NO_REPEAT})
             is_conclusive = self._replace(run, start, batch, base, generator, is_first)
         self._drop(losses, batch, subset, size, generator, is_first)
-        _refuse_changed_buffers(self.model, self._buffers)
+        _refuse_changed_buffers(self.model, buffers)
         self.has_looked = self.has_looked or is_conclusive
         self.is_due = not self.has_looked
 

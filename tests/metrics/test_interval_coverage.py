@@ -1,14 +1,11 @@
 """The intervals hold the truth as often as they say: a part of benchmarks/coverage_of_intervals.py."""
 
-import importlib
-from pathlib import Path
-
 import numpy as np
 import pytest
+from support import benchmarks
 
 pytestmark = pytest.mark.torch_free
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 REPEATS = 300
 
 CONSERVATIVE = {"paired difference"}
@@ -16,11 +13,8 @@ CONSERVATIVE = {"paired difference"}
 
 
 @pytest.fixture
-def coverage(monkeypatch):
-    if not BENCHMARKS.is_dir():
-        pytest.skip("not a checkout: no folder benchmarks")
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return importlib.import_module("coverage_of_intervals")
+def coverage():
+    return benchmarks.script("coverage_of_intervals")
 
 
 def of(cells):

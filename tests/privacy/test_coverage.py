@@ -1,13 +1,9 @@
 """docs/coverage.md says what is exact: it shrinks for nobody, and some of its cells are measured here."""
 
-import importlib
-from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
+from support import benchmarks
 
 METHODS = ("full", "lora", "dora", "ia3", "prefix", "prompt")
 EXACT = {
@@ -42,12 +38,8 @@ EXACT = {
 
 
 @pytest.fixture(scope="module")
-def coverage() -> Iterator[ModuleType]:
-    if not (ROOT / "benchmarks").is_dir():
-        pytest.skip("not a checkout: no folder benchmarks")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "benchmarks")
-        yield importlib.import_module("clipping_coverage")
+def coverage() -> ModuleType:
+    return benchmarks.script("clipping_coverage")
 
 
 def test_the_page_names_all_that_has_been_exact(coverage: ModuleType) -> None:

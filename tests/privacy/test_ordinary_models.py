@@ -3,19 +3,16 @@
 What it accepts is then as sensitive as clipping allows: without a record the clipped sum moves by the clipping norm.
 """
 
-import importlib
-from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 from naive import release
+from support import benchmarks
 from torch import Tensor, nn
 
 from privlm.privacy.engine import PrivacyEngine
 
-ROOT = Path(__file__).parents[2]
 ARCHITECTURES = (
     "bert", "roberta", "distilbert", "deberta-v2", "electra", "albert", "gpt2", "gpt_neo", "gptj", "gpt_neox", "opt",
     "bloom", "llama", "qwen2", "qwen3", "mistral", "mixtral", "gemma", "gemma2", "gemma3", "phi", "t5", "bart", "vit",
@@ -24,12 +21,8 @@ ARCHITECTURES = (
 
 
 @pytest.fixture(scope="module")
-def small_models() -> Iterator[ModuleType]:
-    if not (ROOT / "benchmarks").is_dir():
-        pytest.skip("not a checkout: no folder benchmarks")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "benchmarks")
-        yield importlib.import_module("small_models")
+def small_models() -> ModuleType:
+    return benchmarks.script("small_models")
 
 
 def with_dropout(model: nn.Module) -> nn.Module:
