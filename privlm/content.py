@@ -46,7 +46,7 @@ def digest_of_rows(split: str, columns: Iterable[Sequence[str]]) -> str:
         if sys.byteorder == "big":
             lengths.byteswap()
         digest.update(f"\n{len(column)}\n".encode() + lengths.tobytes())
-        digest.update("".join(column).encode())
+        digest.update("".join(column).encode("utf-8", "surrogatepass"))  # JSON may hold half a character
     return digest.hexdigest()
 
 

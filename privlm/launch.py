@@ -28,7 +28,6 @@ from privlm.tracking import open_tracker
 
 logger = logging.getLogger("privlm")
 
-
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 
@@ -71,7 +70,7 @@ def start(
             stack.enter_context(rundir.locked(directory))
             if force or rundir.is_cleared(directory):
                 _clear(directory, run_hash)
-            elif resumable_or_done(directory):
+            elif _has_ended(directory):
                 return "skip"
             status = rundir.create(
                 directory,
@@ -114,8 +113,11 @@ def is_done(directory: Path) -> bool:
         return False
 
 
-def resumable_or_done(directory: Path) -> bool:
-    """Whether the run is done. Raises UsageError where its ledger does not add up, or is of an older version."""
+def _has_ended(directory: Path) -> bool:
+    """Whether the run is done; what is not to outlive its state, of a done or of a stopped run, goes on the way.
+
+    Raises UsageError where its ledger does not add up, or is of an older version and would have to go on.
+    """
     if is_done(directory):
         read_account(directory)
         leftovers.remove(directory, files.read_json(directory / "status.json"))

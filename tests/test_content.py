@@ -55,6 +55,10 @@ def test_other_rows_have_another_digest(columns, others):
     assert digest_of_rows("train", columns) != digest_of_rows("dev", columns)
 
 
+def test_half_a_character_has_a_digest():
+    assert digest_of_rows("train", [["\ud800"]]) != digest_of_rows("train", [["\udc00"]])
+
+
 # --- data -----------------------------------------------------------------------------------------------------------
 
 
