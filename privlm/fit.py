@@ -160,7 +160,7 @@ def _private(stage: Stage, plan: PrivacyPlan | None, num_examples: int, steps: i
     if plan is None:
         return None
     _tell_price(stage, plan, steps=0)
-    stage.job.say(f"noise multiplier {plan.noise_multiplier:.4f}: {plan.describe()}")
+    stage.job.say(f"planned: noise multiplier {plan.noise_multiplier:.4f}: {plan.describe()}")
     for warning in plan.warnings:
         stage.job.say(f"warning: {warning}")
     return Private(plan, ledger, log_diagnostics=config.privacy.log_private_diagnostics)

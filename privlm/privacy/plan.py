@@ -85,7 +85,7 @@ class PrivacyPlan:
         return all(part.steps <= planned.get(_kind(part), 0) for part in merge(segments))
 
     def describe(self) -> str:
-        """The price in one line: certified epsilon first, the estimate named as one."""
+        """The price of the whole plan in one line: certified epsilon first, the estimate named as one."""
         by = "" if self.certifier == "pld" else f" by {self.certifier}"
         epsilon = math.ceil(self.epsilon * 1e4) / 1e4  # rounded down it would promise more than is certified
         return (
