@@ -110,8 +110,12 @@ def test_own_data_are_neither_a_subset_nor_do_they_overlap(tmp_path):
     assert any(note.startswith(f"own data: {tmp_path.name}") for note in data.notes)
 
 
-def test_the_data_of_the_other_tasks_are_known_too(tmp_path):
+def test_the_data_of_causal_are_known_too():
     assert contents("task=causal", "llm=tiny")["data"].known
+
+
+def test_the_data_of_llm_programs_are_known_too_and_ones_own_are_not(tmp_path):
+    pytest.importorskip("bm25s", reason="bm25s is not installed (extra llm)")
     assert contents("task=llm_programs", "llm=tiny")["data"].known
     questions = [{"qid": "1", "question": "Is it so?", "answer": True, "facts": ["It is."], "evidence": []}]
     (tmp_path / "train.json").write_text(json.dumps(questions))

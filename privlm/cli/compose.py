@@ -31,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from privlm import config as core
 from privlm import identity, registry
 from privlm.cli.explain import explain, no_key
+from privlm.cli.groups import options_of_group
 from privlm.cli.schemas import not_with, schemas, stood_in_for
 from privlm.cli.when import Line, read_lines, values_of
 from privlm.errors import UsageError
@@ -142,7 +143,7 @@ def options(group: str, config_dirs: Sequence[Path] = ()) -> list[str]:
     """The names that `group=` takes, of shipped and user configs alike."""
     prepare(config_dirs)
     with composer():
-        return list(GlobalHydra.instance().config_loader().get_group_options(group))
+        return options_of_group(group)
 
 
 # --- what Hydra has to know -----------------------------------------------------------------------------------------
@@ -253,7 +254,7 @@ def _recipe(config: DictConfig, overrides: Sequence[str]) -> list[str]:
     if any(_is_recipe(word) for word in overrides):
         return []
     task = config.task.name
-    available = GlobalHydra.instance().config_loader().get_group_options("recipe")
+    available = options_of_group("recipe")
     if f"{task}_{config.scale}" in available:
         return [f"recipe={task}_{config.scale}"]
     scales = [name.removeprefix(f"{task}_") for name in available if name.startswith(f"{task}_")]

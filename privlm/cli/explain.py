@@ -6,10 +6,11 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+
+from privlm.cli.groups import options_of_group
 
 ComposeWithout = Callable[[str], DictConfig | None]
 
@@ -41,9 +42,8 @@ def _at_fault(error: Exception, overrides: Sequence[str]) -> str | None:
         deep = [word for word in overrides if word.partition("=")[0].count(".") > 1]
         return f"{' or '.join(deep)} lies below a key that is null: give the whole, as KEY={{a: 1, b: 2}}"
     if str(error).startswith("Config group override must be"):
-        options = GlobalHydra.instance().config_loader().get_group_options
         words = [word.partition("=") for word in overrides]
-        group = next(key for key, _, value in words if value == "null" and options(key))
+        group = next(key for key, _, value in words if value == "null" and options_of_group(key))
         return f"{group}=null: a group takes the name of an option; ~{group} leaves it out"
     return None
 
@@ -76,7 +76,7 @@ def flat_keys(config: DictConfig, prefix: str = "") -> list[str]:
 def _missing_config(text: str) -> str:
     if found := re.search(r"Could not (?:find|load) '([^'/]+)/([^']*)'", text):
         group, name = found.groups()
-        return no_such(name, GlobalHydra.instance().config_loader().get_group_options(group), group)
+        return no_such(name, options_of_group(group), group)
     found = re.search(r"Cannot find primary config '([^']*)'", text)
     return (
         f"--config-name: no file {found.group(1)}.yaml in configs/ or a --config-dir" if found else _first_lines(text)

@@ -16,13 +16,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from privlm.cli.explain import flat_keys, no_key, no_such
+from privlm.cli.groups import options_of_group
 from privlm.cli.schemas import is_key, options_of
 from privlm.errors import UsageError
 from privlm.schema import one_of
@@ -119,7 +119,7 @@ def _not_to_set(key: str, read: Collection[str], config: DictConfig) -> str:
 
 def _options(group: str) -> list[str]:
     """The options of a group, [] for what is none."""
-    return list(GlobalHydra.instance().config_loader().get_group_options(group)) if "." not in group else []
+    return options_of_group(group) if "." not in group else []
 
 
 def _overlap(key: str, other: str) -> bool:

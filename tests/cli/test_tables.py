@@ -89,6 +89,7 @@ def shipped_runs_tables():
     }
 
 
+@pytest.mark.medium
 def test_every_override_of_the_shipped_tables_composes():
     specs = shipped_runs_tables()
     assert "ewtune_small" in specs
