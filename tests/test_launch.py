@@ -17,7 +17,7 @@ from support.runs import only_run, outcome, tiny_run
 
 pytestmark = pytest.mark.medium
 
-LONG = ("trainer.steps=200", "trainer.checkpoint_every=25", "trainer.evaluate_every=0", "trainer.log_every=1")
+LONG = ("trainer.steps=100", "trainer.checkpoint_every=20", "trainer.evaluate_every=0", "trainer.log_every=1")
 TWO = ("trainer=ddp", "trainer.processes=2")
 PRIVATE = ("privacy.rng=reproducible",)
 NON_PRIVATE = ("privacy=none",)
@@ -128,12 +128,12 @@ def test_killed_in_the_middle_of_training(
     run(tiny_run(messages, tmp_path / "whole", *settings))
     words = tiny_run(messages, tmp_path / "killed", *settings)
     command = start(words)
-    wait_for(lambda: num_lines(tmp_path / "killed", progress) > 60, command)
+    wait_for(lambda: num_lines(tmp_path / "killed", progress) > 45, command)
     workers = workers_of(command)
     command.signal(signal.SIGKILL)
     assert command.wait()[0] == -signal.SIGKILL
     wait_until_gone(workers)
-    assert num_lines(tmp_path / "killed", progress) < 200
+    assert num_lines(tmp_path / "killed", progress) < 100
     assert "resuming" in run(words)
     assert outcome(only_run(tmp_path / "killed")) == outcome(only_run(tmp_path / "whole"))
 
@@ -162,8 +162,8 @@ def test_signal_saves_at_the_step_boundary(
     taken = int(checkpoint.name.removeprefix("step-"))
     assert taken == num_lines(tmp_path, "privacy_ledger.jsonl")  # no release was lost
     run(words)
-    assert outcome(directory)["steps"] == 200
-    assert num_lines(tmp_path, "privacy_ledger.jsonl") == 200  # and none was made twice
+    assert outcome(directory)["steps"] == 100
+    assert num_lines(tmp_path, "privacy_ledger.jsonl") == 100  # and none was made twice
 
 
 def test_lost_process_is_named_and_nothing_is_left_behind(start: Start, messages: Path, tmp_path: Path) -> None:
