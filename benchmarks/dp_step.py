@@ -92,9 +92,9 @@ class Engine(Protocol):
 
 
 class PrivateEngine(Engine, Protocol):
-    """One way to train privately. `clipped_sum` is called instead of a first `release`."""
+    """One way to train privately. `sample` is called instead of a first `release`: some elements of the clipped sum."""
 
-    def clipped_sum(self) -> Tensor: ...
+    def sample(self) -> Tensor: ...
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -106,6 +106,12 @@ def losses(model: nn.Module, batch: Batch) -> Tensor:
     logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
     loss = F.cross_entropy(logits.flatten(0, -2), batch["labels"].flatten(), reduction="none")
     return loss.view(len(batch["labels"]), -1).mean(1)
+
+
+def sample_of(sums: list[Tensor]) -> Tensor:
+    """Some elements of each, about a million: a copy of all would be most of the memory that is measured."""
+    stride = max(1, sum(total.numel() for total in sums) // 1_000_000)
+    return torch.cat([total.flatten()[::stride] for total in sums])
 
 
 class NonPrivate:
@@ -136,12 +142,11 @@ class PrivLM:
     def micro_step(self, batch: Batch) -> None:
         self.engine.backward(losses, batch)
 
-    def clipped_sum(self) -> Tensor:
+    def sample(self) -> Tensor:
         self._write_gradient(noise_multiplier=0.0, expected_batch_size=1.0)
-        gradients = [parameter.grad for parameter in trainable(self.model) if parameter.grad is not None]
-        total = nn.utils.parameters_to_vector(gradients)
+        found = sample_of([parameter.grad for parameter in trainable(self.model) if parameter.grad is not None])
         self.optimizer.zero_grad()
-        return total
+        return found
 
     def release(self) -> None:
         self._write_gradient(NOISE_MULTIPLIER, self.batch_size)
@@ -183,10 +188,10 @@ class OpacusHooks:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def clipped_sum(self) -> Tensor:
-        total = torch.cat([parameter.summed_grad.flatten() for parameter in self.optimizer.params])
+    def sample(self) -> Tensor:
+        found = sample_of([parameter.summed_grad for parameter in self.optimizer.params])
         self._forget_sums()
-        return total
+        return found
 
     def release(self) -> None:
         self.optimizer.add_noise()
@@ -319,9 +324,7 @@ def work(name: str, workload: Workload, pipe: Connection) -> None:
     else:
         engine = private = PRIVATE_ENGINES[name](workload.build(), workload.batch_size)
         engine.micro_step(batch)
-        total = private.clipped_sum()
-        pipe.send(total[:: max(1, total.numel() // 1_000_000)].cpu().numpy())
-        del total
+        pipe.send(private.sample().cpu().numpy())
     for _ in range(NUM_WARM_UPS):
         engine.micro_step(batch)
         engine.release()

@@ -50,7 +50,8 @@ class Config:
     """One experiment: every group holds the schema that its YAML names. A task that trains nothing has no model and no
     adapter, one that asks nobody has no llm, one without clients no federated.
 
-    when: the lines of a recipe that fit one choice (privlm.cli.when); a composed configuration has none.
+    when: the lines of a recipe that fit one choice (privlm.cli.when); sweep: how many runs are worked on. A composed
+    configuration has neither.
     """
 
     scale: str = setting(options=("smoke", "small", "paper"))
@@ -66,6 +67,7 @@ class Config:
     trainer: Any = MISSING
     tracker: Any = setting(same_run=True)
     when: dict[str, str] = field(default_factory=dict)
+    sweep: Any = None
 
 
 SCHEMAS: dict[str, dict[str, type]] = {

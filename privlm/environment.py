@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -42,8 +43,13 @@ def describe() -> dict[str, Any]:
         "privlm": privlm.__version__,
         "git_commit": commit,
         "dirty": dirty,
-        "command": mask_text(" ".join(["privlm", *sys.argv[1:]])),
+        "command": command(),
     }
+
+
+def command() -> str:
+    """What was typed, its secrets masked."""
+    return mask_text(" ".join(["privlm", *sys.argv[1:]]))
 
 
 def package_versions(names: tuple[str, ...]) -> dict[str, str | None]:
@@ -68,6 +74,14 @@ def code_version() -> tuple[str | None, bool | None]:
         return commit, bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.SubprocessError):
         return None, None
+
+
+def code_identity() -> dict[str, str | None]:
+    """Which code runs here: the commit and the digest of what differs from it, or of an installation the version."""
+    commit, dirty = code_version()
+    root = Path(privlm.__file__).resolve().parent.parent
+    digest = hashlib.sha256(_git(root, "diff", "HEAD").encode()).hexdigest() if dirty else None
+    return {"commit": commit, "diff": digest, "version": privlm.__version__}
 
 
 def gpu() -> str | None:

@@ -19,6 +19,10 @@ class UsageError(PrivLMError):
     exit_code = 2
 
 
+class BusyError(PrivLMError):
+    """Another process works on the run directory."""
+
+
 class ServiceError(PrivLMError):
     """A service (LLM endpoint, SuperLink, slurmctld) does not answer."""
 

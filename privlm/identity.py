@@ -96,7 +96,12 @@ def slug(config: DictConfig, contents: Mapping[str, Content]) -> str:
     if config.get("model") is not None:
         parts.append(_privacy_slug(config.privacy))
     parts.append(f"seed{config.seed}")
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts))[:100]
+    return readable("-".join(parts))
+
+
+def readable(text: str) -> str:
+    """A part of a path: at most 100 letters, digits and dots."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", text)[:100]
 
 
 def _privacy_slug(privacy: DictConfig) -> str:

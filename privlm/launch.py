@@ -1,12 +1,16 @@
 """The life of a run: its directory is made, resumed, skipped or made anew; processes work on it; its result is kept.
 
 One process works in place, several in privlm.processes. Workers know nothing of Hydra: they read config.yaml.
+`python -m privlm.launch RUN_DIR` works on a directory that is there: on one that a sweep has queued, as the job of a
+scheduler does, or on an interrupted one; `torchrun ... -m privlm.launch RUN_DIR` in several processes.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
+import importlib
 import logging
 import sys
 import traceback
@@ -15,14 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from privlm import content, files, identity, leftovers, processes, registry, rundir
-from privlm.errors import BudgetExhausted, PrivLMError, UsageError
+from privlm.errors import BudgetExhausted, BusyError, PrivLMError, UsageError
 from privlm.job import Job, StoppedAfter
 from privlm.masking import MaskedFormatter, mask_text
 from privlm.privacy.run_account import kept_accounts, put_aside, read_account, resumable
-from privlm.report.page import REPORT
+from privlm.report.page import REPORT, write_report
 from privlm.signals import Interrupted
 from privlm.tracking import open_tracker
 
@@ -57,45 +61,145 @@ def start(
     Raises UsageError for what is not at hand and for a privacy ledger that does not add up, before anything is written.
     """
     _require_outer_world(config)
-    fingerprints = registry.entry_of(config).inputs(config)
-    contents = registry.entry_of(config).contents(config, fingerprints)
-    run_hash = identity.run_hash(config, fingerprints, roles)
-    directory = identity.run_directory(config, run_hash, contents)
+    prepared = Prepared.of(config, overrides, roles)
+    directory = prepared.directory
     if not (directory / "status.json").exists():  # else all answers may be on record, and no key needed
         _require_key(config)
+
+    def make() -> int | None:
+        if force or rundir.is_cleared(directory):
+            _clear(directory, prepared.run_hash)
+        elif _has_ended(directory):
+            return None
+        return prepared.create()["restarts"]
+
+    return _work_on(directory, make, lambda restarts: introduce(directory, restarts))
+
+
+def queue(prepared: Prepared, *, force: bool = False) -> None:
+    """Writes the directory of a run that `take_up` begins later, in another process, from what stands there alone.
+
+    A run that is done, or that another process works on, stays as it is.
+
+    Raises UsageError as `start` does.
+    """
+    with contextlib.suppress(BusyError), rundir.locked(prepared.directory):
+        if force or rundir.is_cleared(prepared.directory):
+            _clear(prepared.directory, prepared.run_hash)
+        elif _has_ended(prepared.directory):
+            return
+        _require_key(prepared.config)
+        prepared.create(is_queued=True)
+
+
+def take_up(directory: Path, *, allow_changed_code: bool = False, waits: bool = False) -> Ended:
+    """Works on a queued or an interrupted run as its directory has it, and writes its page.
+
+    waits: for another process that works on it; what that leaves is done then.
+
+    Raises UsageError for what is no run directory, for other code than that which queued it, and for a privacy ledger
+    that does not add up; BusyError where another process works on it.
+    """
+    if not (directory / "config.yaml").exists():
+        raise UsageError(f"{directory} is no run directory: it holds no config.yaml")
+    _require_outer_world(OmegaConf.load(directory / "config.yaml"))
+
+    def begin() -> int | None:
+        try:
+            if _has_ended(directory):
+                return None
+            return rundir.begin(directory, allow_changed_code=allow_changed_code)["restarts"]
+        except UsageError as error:  # whoever looks at the directory learns why nothing came of it
+            rundir.set_state(directory, "failed", mask_text(str(error)))
+            raise
+
+    ended = _work_on(directory, begin, lambda restarts: None, on_busy=_say if waits else None)
+    if processes.is_main() and not ended.skipped:
+        write_page(directory)
+    return ended
+
+
+def _work_on(
+    directory: Path,
+    open_directory: Callable[[], int | None],
+    introduce: Callable[[int], None],
+    on_busy: Callable[[BusyError], None] | None = None,
+) -> Ended:
+    """Holds the directory and works on it. open_directory: its number of restarts, None for a finished run."""
     with contextlib.ExitStack() as stack:
 
-        def open_directory() -> str:
+        def decide() -> str:
             """What the main process decides for all: `work`, or `skip` for a finished run."""
-            stack.enter_context(rundir.locked(directory))
-            if force or rundir.is_cleared(directory):
-                _clear(directory, run_hash)
-            elif _has_ended(directory):
+            stack.enter_context(rundir.locked(directory, on_busy))
+            restarts = open_directory()
+            if restarts is None:
                 return "skip"
-            status = rundir.create(
-                directory,
-                config,
-                overrides,
-                run_hash=run_hash,
-                cell_hash=identity.cell_hash(config, roles, content.own(contents)),
-                roles=roles,
-                inputs=fingerprints,
-                contents=contents,
-            )
-            introduce(directory, status["restarts"])
+            introduce(restarts)
             return "work"
 
-        if processes.decide(open_directory) == "skip":
+        if processes.decide(decide) == "skip":
             return Ended(directory, 0, skipped=True)
+        config: Any = OmegaConf.load(directory / "config.yaml")
         return Ended(directory, _execute(directory, config.trainer.processes), skipped=False)
+
+
+def _say(busy: BusyError) -> None:
+    print(f"waiting: {busy}", file=sys.stderr, flush=True)
+
+
+def write_page(directory: Path) -> None:
+    """Writes report.html; a page that cannot be written leaves the results as they are, and is told."""
+    try:
+        write_report(directory)
+    except OSError as error:  # the same command writes it when there is room again
+        print(f"privlm: cannot write {directory / REPORT}: {error.strerror}", file=sys.stderr)
+    except UsageError as error:  # of a run that has failed
+        print(f"privlm: no {REPORT}: {error}", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run before it begins: what it reads is at hand, and its directory is known.
+
+    fingerprints, contents: see privlm.registry.TaskEntry.
+    """
+
+    config: DictConfig
+    overrides: Sequence[str]
+    roles: identity.Roles
+    fingerprints: dict[str, str]
+    contents: dict[str, content.Content]
+    run_hash: str
+    directory: Path
+
+    @classmethod
+    def of(cls, config: DictConfig, overrides: Sequence[str], roles: identity.Roles) -> Prepared:
+        """Raises UsageError for what is not at hand."""
+        entry = registry.entry_of(config)
+        fingerprints = entry.inputs(config)
+        contents = entry.contents(config, fingerprints)
+        run_hash = identity.run_hash(config, fingerprints, roles)
+        directory = identity.run_directory(config, run_hash, contents)
+        return cls(config, overrides, roles, fingerprints, contents, run_hash, directory)
+
+    def create(self, *, is_queued: bool = False) -> dict[str, Any]:
+        """Makes the directory, or takes up that of an earlier try; its status. The caller holds the lock."""
+        return rundir.create(
+            self.directory,
+            self.config,
+            self.overrides,
+            run_hash=self.run_hash,
+            cell_hash=identity.cell_hash(self.config, self.roles, content.own(self.contents)),
+            roles=self.roles,
+            inputs=self.fingerprints,
+            contents=self.contents,
+            is_queued=is_queued,
+        )
 
 
 def directory_of(config: DictConfig, roles: identity.Roles) -> Path:
     """Where the run of a configuration is, or would be. Raises UsageError for what is not at hand."""
-    entry = registry.entry_of(config)
-    fingerprints = entry.inputs(config)
-    run_hash = identity.run_hash(config, fingerprints, roles)
-    return identity.run_directory(config, run_hash, entry.contents(config, fingerprints))
+    return Prepared.of(config, (), roles).directory
 
 
 def is_done(directory: Path) -> bool:
@@ -251,3 +355,20 @@ def _require_outer_world(config: Any) -> None:
             f"trainer.processes={config.trainer.processes}, but the outer launcher {did} {size}: leave "
             "trainer.processes out, or give it that number"
         )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m privlm.launch RUN_DIR`; returns the exit status of the run."""
+    parser = argparse.ArgumentParser(prog="python -m privlm.launch", description="Works on a run directory.")
+    parser.add_argument("directory", type=Path, metavar="RUN_DIR")
+    parser.add_argument("--allow-changed-code", action="store_true", help="run by other code than queued the run")
+    arguments = parser.parse_args(argv)
+    try:
+        return take_up(arguments.directory, allow_changed_code=arguments.allow_changed_code).status
+    except PrivLMError as error:
+        print(f"privlm: {mask_text(str(error))}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":  # by its name, by which the processes that it starts find what they do
+    sys.exit(importlib.import_module("privlm.launch").main())

@@ -143,7 +143,7 @@ def _exit_status(code: int) -> int:
 
 
 def _worker(rank: int, work: Work, directory: Path, processes: int, port: int, parent: int) -> None:
-    _die_with_parent(parent)
+    end_with_parent(parent)
     os.setpgrp()  # Ctrl-C reaches the launching process alone, which passes it on once
     os.environ.update(
         RANK=str(rank),
@@ -163,7 +163,7 @@ def _worker(rank: int, work: Work, directory: Path, processes: int, port: int, p
     os._exit(status)  # a peer may still be in a collective: no orderly shutdown to wait for
 
 
-def _die_with_parent(parent: int) -> None:
+def end_with_parent(parent: int) -> None:
     """Has the kernel end this process when the launching one is gone, however it went."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

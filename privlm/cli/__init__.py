@@ -16,6 +16,8 @@ from privlm.masking import mask_text
 COMMANDS = {
     "run": "run one experiment:          privlm run task=ewtune model=roberta",
     "sweep": "run every combination:       privlm sweep task=ewtune privacy.epsilon=1,3,8 seed=0,1,2",
+    "status": "how far a sweep is:          privlm status SWEEP",
+    "cancel": "stop a sweep:                privlm cancel SWEEP",
     "list": "tasks, models, data, tables: privlm list models",
     "show": "one run's results and files: privlm show RUN",
     "compare": "runs side by side:           privlm compare RUN RUN...",

@@ -32,7 +32,11 @@ def add_runs_option(parser: argparse.ArgumentParser) -> None:
 def runs_folder(arguments: argparse.Namespace) -> Path:
     """The folder that `--runs` names. Raises UsageError if it was given and does not exist."""
     if arguments.runs is None:
-        return Path(os.environ.get("PRIVLM_RUNS", "runs"))
+        return default_runs_folder()
     if not arguments.runs.is_dir():
         raise UsageError(f"--runs: no folder {arguments.runs}")
     return arguments.runs
+
+
+def default_runs_folder() -> Path:
+    return Path(os.environ.get("PRIVLM_RUNS", "runs"))

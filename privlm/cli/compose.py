@@ -30,15 +30,20 @@ from omegaconf.errors import OmegaConfBaseException
 
 from privlm import config as core
 from privlm import identity, registry
+from privlm.cli import hydras
 from privlm.cli.explain import explain, no_key
 from privlm.cli.groups import options_of_group
 from privlm.cli.schemas import not_with, schemas, stood_in_for
 from privlm.cli.when import Line, read_lines, values_of
 from privlm.errors import UsageError
 from privlm.schema import configs_dir, marked
+from privlm.schema import problems as schema_problems
+from privlm.sweeps.schema import SlurmConfig, SweepConfig
 
 GROUPS = ("scale", "task", "model", "data", "adapter", "llm", "federated", "privacy", "trainer", "tracker")
 
+
+NO_PART_OF_A_RUN = ("hydra", "recipe", "when", "sweep")
 
 REQUIRED = ("scale", "task", "model", "data", "adapter", "privacy", "trainer", "tracker")
 """Of these, the ones that a task has cannot be deleted."""
@@ -61,7 +66,8 @@ class Composed:
     """A resolved, read-only configuration, and how it came about.
 
     words: those that gave it, recipe included. chosen_by: group -> who chose its option. roles: of its keys in the
-    hashes. lines: the conditions of the recipe's `when` that hold; None for a recipe without one.
+    hashes. lines: the conditions of the recipe's `when` that hold; None for a recipe without one. sweep, launcher: how
+    it is worked on as one of many runs (privlm.sweeps.schema); without a launcher, by workers of this machine.
     """
 
     config: DictConfig
@@ -69,6 +75,8 @@ class Composed:
     chosen_by: dict[str, str]
     roles: identity.Roles
     lines: tuple[str, ...] | None = None
+    sweep: SweepConfig | None = None
+    launcher: SlurmConfig | None = None
 
 
 def compose(words: Words) -> Composed:
@@ -80,6 +88,7 @@ def compose(words: Words) -> Composed:
     prepare(words.config_dirs)
     with composer():
         first, complete = _with_recipe(words)
+        hydras.refuse_unused(first)
         plain = _compose(complete)
         lines = _lines(plain)
         composed = _compose_with(lines, complete, plain) if lines else plain
@@ -90,14 +99,18 @@ def compose(words: Words) -> Composed:
         OmegaConf.resolve(config)
     except OmegaConfBaseException as error:  # an interpolation of something that is not there
         raise UsageError(explain(error, complete.overrides, _composed_without(complete))) from error
-    problems = core.check(config)
+    launcher = hydras.launcher_of(composed)
+    problems = [*core.check(config), *schema_problems(composed.sweep, config, "sweep.")]
+    problems += schema_problems(launcher, config, "hydra.launcher.") if launcher is not None else []
     if problems:
         head = "the configuration has a problem:" if len(problems) == 1 else "the configuration has problems:"
         raise UsageError("\n".join([head, *(f"  {problem}" for problem in problems)]))
     OmegaConf.set_readonly(config, True)
     roles = identity.Roles(tuple(marked(config, "same_run")), tuple(marked(config, "same_cell")))
     conditions = None if lines is None else tuple(line.condition for line in lines)
-    return Composed(config, complete, chosen_by, roles, conditions)
+    sweep: Any = OmegaConf.to_object(composed.sweep)
+    slurm: Any = None if launcher is None else OmegaConf.to_object(launcher)
+    return Composed(config, complete, chosen_by, roles, conditions, sweep, slurm)
 
 
 def for_inspection(words: Words) -> Words:
@@ -108,7 +121,7 @@ def for_inspection(words: Words) -> Words:
         plain = _compose(complete)
         if lines := _lines(plain):
             complete = _store_with(lines, complete, plain)
-        return complete.with_overrides([*_for_hydra(complete.overrides), "~when"])
+        return complete.with_overrides([*_for_hydra(complete.overrides), "~when", "~sweep"])
 
 
 def expand(words: Words) -> list[Words]:
@@ -325,9 +338,8 @@ def _require_task(overrides: Sequence[str]) -> None:
 
 def _refuse_left_out(overrides: Sequence[str]) -> None:
     """A deleted group would be missed only when it is read. A task says itself whether it can do without an llm."""
+    hydras.refuse_words(overrides)
     for word in overrides:
-        if word.lstrip("+").startswith("hydra.sweeper."):
-            raise UsageError(f"{word}: give a list of values as words, KEY=A,B, or hydra.sweeper.params in a YAML")
         if word.startswith("~") and (group := word[1:].partition("=")[0]) in REQUIRED:
             raise UsageError(f"~{group} leaves the run without its {group}: choose another, {group}=NAME")
 
@@ -337,12 +349,12 @@ def _with_schema(config: DictConfig) -> DictConfig:
 
     Raises UsageError for a key that no schema has.
     """
-    ours = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("hydra", "recipe", "when")])
+    ours = OmegaConf.masked_copy(config, [str(key) for key in config if key not in NO_PART_OF_A_RUN])
     _refuse_extra_keys(ours, core.Config)
     whole = OmegaConf.merge(OmegaConf.structured(core.Config), ours)
     assert isinstance(whole, DictConfig)
     with flag_override(whole, "struct", False):
-        del whole["when"]
+        del whole["when"], whole["sweep"]
     return whole
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from privlm.cli.groups import options_of_group
+from privlm.sweeps.schema import SlurmConfig
 
 ComposeWithout = Callable[[str], DictConfig | None]
 
@@ -50,6 +52,10 @@ def _at_fault(error: Exception, overrides: Sequence[str]) -> str | None:
 
 def no_key(key: str, keys: Iterable[str]) -> str:
     """`no key 'name'; did you mean 'near'?`"""
+    if key.startswith("hydra.launcher."):  # Hydra's default launcher has no settings
+        settings = [f"hydra.launcher.{field.name}" for field in fields(SlurmConfig)]
+        near = difflib.get_close_matches(key, settings, n=1, cutoff=0.6)
+        return f"no key '{key}'; hydra/launcher=privlm_slurm has {', '.join(near or settings)}"
     near = difflib.get_close_matches(key, list(keys), n=1, cutoff=0.6)
     return f"no key '{key}'" + (f"; did you mean '{near[0]}'?" if near else " (--cfg job shows them all)")
 

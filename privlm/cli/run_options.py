@@ -23,6 +23,22 @@ The same command again resumes an interrupted run and skips a finished one. Opti
 Exit status: 0 done, 1 failed, 2 wrong usage, 3 a service does not answer, 130 and 143 interrupted with the state saved.
 """
 
+EPILOG_SWEEP = """\
+examples:
+  privlm sweep task=ewtune seed=0,1,2
+  privlm sweep task=ewtune privacy.epsilon=1,3,8 'seed=range(0,5)' sweep.workers=4
+  privlm sweep task=ewtune adapter=head,lora --dry-run       the runs and which of them are done
+  privlm sweep task=ewtune seed=0,1,2 --detach               returns at once; privlm status shows how far it is
+  privlm sweep task=ewtune seed=0,1,2 hydra/launcher=privlm_slurm hydra.launcher.partition=gpu
+  privlm sweep --resume NAME sweep.workers=2                 what is not done of a sweep that is there
+
+settings: sweep.workers=N runs at a time on this machine; sweep.stop_on_failure=true; sweep.allow_changed_code=true;
+with hydra/launcher=privlm_slurm those of hydra.launcher: privlm run task=T hydra/launcher=privlm_slurm --cfg hydra.
+
+Results are shown as mean and standard deviation over seeds, with a 95 % interval from three on. Exit status: 0 all
+runs are done, 1 some are not, 130 and 143 interrupted with the state saved.
+"""
+
 HYDRA_FLAGS = ("cfg", "info", "package", "resolve", "hydra_help")
 
 
@@ -37,6 +53,9 @@ def parser(command: str = "run", epilog: str = EPILOG) -> ArgumentParser:
         help="start again from nothing, even if the run is finished; the account of its releases is kept",
     )
     result.add_argument("--json", action="store_true", help="print results as JSON")
+    if command == "sweep":
+        result.add_argument("--detach", action="store_true", help="leave it to a process of its own, or to SLURM")
+        result.add_argument("--resume", metavar="SWEEP", help="go on with a sweep: a path, or a part of its name")
     hydra = result.add_argument_group("Hydra's own")
     hydra.add_argument("-m", "--multirun", action="store_true", help="run every combination (same as privlm sweep)")
     hydra.add_argument("-c", "--cfg", choices=("job", "hydra", "all"), help="print the configuration instead")

@@ -6,11 +6,14 @@ from collections.abc import Iterable, Iterator
 
 from privlm import config, registry
 from privlm.schema import Rule, field_at
+from privlm.sweeps.schema import SlurmConfig, SweepConfig
+
+SCHEMAS_OF_SWEEPS: dict[str, dict[str, type]] = {"sweep": {"sweep": SweepConfig}, "launcher": {"slurm": SlurmConfig}}
 
 
 def schemas() -> dict[str, dict[str, type]]:
-    """Group -> name -> schema, of the core, of the tasks and of what they add to any group."""
-    found = {group: dict(by_name) for group, by_name in config.SCHEMAS.items()}
+    """Group -> name -> schema, of the core, of sweeps, of the tasks and of what they add to any group."""
+    found = {group: dict(by_name) for group, by_name in {**config.SCHEMAS, **SCHEMAS_OF_SWEEPS}.items()}
     for task in registry.tasks().values():
         module = task.config_module()
         for group, by_name in [("task", {task.name: module.Task}), *getattr(module, "SCHEMAS", {}).items()]:

@@ -15,7 +15,6 @@ from privlm.errors import UsageError
 from privlm.masking import held_in_words
 from privlm.report import store
 from privlm.report.card import figure, forced_text, privacy_card
-from privlm.report.page import write_report
 from privlm.report.render import console, print_table
 from privlm.report.table import Table
 
@@ -51,19 +50,10 @@ def start(composed: Composed, *, force: bool, as_json: bool, show: bool = True) 
         if ended.skipped:
             _say_skipped(ended.directory)
         if not (ended.skipped and (ended.directory / "report.html").exists()):
-            _write_report(ended.directory)
+            launch.write_page(ended.directory)
         if ended.status == 0 and show:
             _print_results(ended.directory, as_json)
     return ended.status
-
-
-def _write_report(directory: Path) -> None:
-    try:
-        write_report(directory)
-    except OSError as error:  # the results stand; the same command writes the report when there is room again
-        print(f"privlm: cannot write {directory / 'report.html'}: {error.strerror}", file=sys.stderr)
-    except UsageError as error:  # of a run that has failed
-        print(f"privlm: no report.html: {error}", file=sys.stderr)
 
 
 def dry_run(composed: Composed, *, as_json: bool) -> int:

@@ -37,7 +37,7 @@ def take(batch: Any, positions: Sequence[int], size: int) -> Any:
 
 def refuse_without_rows(batch: Any, size: int) -> None:
     """Raises UsageError for a batch in which no row of a record is found."""
-    if not _has_rows(batch, size):
+    if not has_rows(batch, size):
         raise UsageError(
             f"a batch of type {type(batch).__name__} shows no rows of its {size} records, so that nobody can see "
             "whether their losses depend on each other: give tensors with one row per record, or a mapping of them"
@@ -68,13 +68,14 @@ def take_padded(batch: Any, positions: Sequence[int], size: int) -> Any:
     return {name: value[:, kept] if _is_padded(value, rows[MASK]) else value for name, value in rows.items()}
 
 
-def _has_rows(batch: Any, size: int) -> bool:
+def has_rows(batch: Any, size: int) -> bool:
+    """Whether something in the batch has one row for each of `size` records."""
     if isinstance(batch, (Tensor, np.ndarray)):
         return batch.ndim > 0 and len(batch) == size
     if isinstance(batch, Mapping):
-        return any(_has_rows(value, size) for value in batch.values())
+        return any(has_rows(value, size) for value in batch.values())
     if isinstance(batch, (list, tuple)):
-        return len(batch) == size or any(_has_rows(value, size) for value in batch)
+        return len(batch) == size or any(has_rows(value, size) for value in batch)
     return False
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from privlm.errors import UsageError
 from privlm.privacy import clipping as clip
+from privlm.privacy.batch_rows import has_rows
 from privlm.privacy.inspection import (
     UnsupportedModuleError,
     find_rules,
@@ -128,6 +129,11 @@ class PrivacyEngine:
         engine was attached; ValueError for losses of another shape.
         """
         start = RandomState(self.model) if self._neighbours.is_due else None
+        if start is not None and not self._sums and not has_rows(batch, 1):
+            # Before there are sums: they take as much memory as the model, the look as much as a step. It makes a pass
+            # of its own then, which one of 256 micro-batches can bear.
+            self._look(losses, batch, subset, start, None)
+            start = None
         with self._recording():
             loss_B = self._losses(losses, batch)
             seen, gradients = self._differentiate(loss_B)

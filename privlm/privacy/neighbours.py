@@ -40,6 +40,7 @@ Losses = Callable[[nn.Module, Any], Tensor]
 Subset = Callable[[Sequence[int]], Any]
 """The records at some positions of a batch, padded as the data would pad these alone."""
 
+MIN_RECORDS = 2  # of a batch that shows anything
 NUM_FIRST = 8  # replacements, and records that are dropped, of the first look
 NUM_WITH_GRADIENTS = 2  # of the first look's replacements
 LATER = 1 / 256  # share of the later micro-batches that are looked at; such a look costs about as much as two
@@ -97,16 +98,18 @@ class NeighbourCheck:
     def look(self, run: Run, losses: Losses, batch: Any, base: Seen | None, subset: Subset | None) -> None:
         """Looks at `batch`, of two or more records; everything random must stand as before `base`, its own pass.
 
-        base: None where there is none in this precision.
+        base: None where there is none in this precision, or none yet; that of one record is not looked at then.
         """
         is_first = not self.has_looked
-        self.num_looks += 1
-        generator = keyed_random.generator("neighbours, records", self.num_looks)
         start = RandomState(self.model)
         buffers = _versions(self.model)
         base = base or run(batch)
         size = len(base.loss_B)
+        if size < MIN_RECORDS:
+            return
         refuse_without_rows(batch, size)
+        self.num_looks += 1
+        generator = keyed_random.generator("neighbours, records", self.num_looks)
         if is_first:
             self._as_trained = self._repeats(run, start, batch, base)
         with contextlib.nullcontext() if self._as_trained else evaluation(self.model):

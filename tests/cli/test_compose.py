@@ -141,7 +141,7 @@ def test_the_composed_configuration_is_resolved_and_read_only():
     assert config.trainer.optimizer == "adamw"
     assert "${" not in OmegaConf.to_yaml(config)
     assert OmegaConf.is_readonly(config)
-    assert set(config) == {field.name for field in dataclasses.fields(core.Config)} - {"when"}
+    assert set(config) == {field.name for field in dataclasses.fields(core.Config)} - {"when", "sweep"}
 
 
 def test_a_sweep_expands_to_its_product():

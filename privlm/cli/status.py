@@ -1,0 +1,65 @@
+"""`privlm status [SWEEP]`: how far a sweep is, run by run; without a name, all sweeps there are."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from privlm.cli.arguments import ArgumentParser, add_runs_option, runs_folder
+from privlm.errors import UsageError
+from privlm.report.render import console, print_table, to_json
+from privlm.report.table import Table
+from privlm.sweeps import folder
+from privlm.sweeps.conduct import look
+from privlm.sweeps.standing import counts, overview
+
+EPILOG = """\
+examples:
+  privlm status                       the sweeps, the newest last
+  privlm status ewtune-seed           one of them, by a part of its name or by its path
+  privlm status ewtune-seed --json    for machines: one object for each run, its directory and its log among them
+
+state of a run: queued (nobody has begun it), pending (its job waits, and why), running, done, failed, interrupted
+(its state is saved), died (its process is gone), damaged (its directory cannot be read), new (there is none). What a
+run says of itself counts: SLURM is asked for what waits, and not needed. Exit status: 0, however the runs stand.
+"""
+
+
+def main(argv: list[str]) -> int:
+    parser = ArgumentParser(prog="privlm status", description=__doc__, epilog=EPILOG)
+    parser.add_argument("sweep", nargs="?", help="a path, or a unique part of the name of a sweep")
+    parser.add_argument("--json", action="store_true", help="print for machines")
+    add_runs_option(parser)
+    arguments = parser.parse_args(argv)
+    root = runs_folder(arguments)
+    if arguments.sweep is None:
+        table = _all(root)
+    else:
+        sweep = folder.find(arguments.sweep, root)
+        seen = look(sweep)
+        table = overview(sweep, seen.standings)
+        table.notes += seen.remarks
+    if arguments.json:
+        print(to_json({"title": table.title, "runs": table.values, "notes": table.notes}))
+    else:
+        print_table(table, console())
+    return 0
+
+
+def _all(root: Path) -> Table:
+    rows: list[list[str]] = []
+    values: list[dict[str, Any]] = []
+    for path in folder.folders(root):
+        try:
+            sweep = folder.read(path)
+        except UsageError as fault:
+            rows.append([path.name, "", f"damaged: {fault}"])
+            values.append({"sweep": path.name, "created": None, "runs": None, "problem": str(fault)})
+            continue
+        created = datetime.fromtimestamp(sweep.created).isoformat(" ", "minutes")
+        summary = counts(look(sweep).standings)
+        rows.append([path.name, created, summary])
+        values.append({"sweep": path.name, "created": sweep.created, "runs": summary, "problem": None})
+    notes = ["one of them: privlm status NAME"] if rows else [f"none in {root / folder.FOLDER}; privlm sweep makes one"]
+    return Table("sweeps", "sweeps", ["sweep", "created", "runs"], rows, notes, values)

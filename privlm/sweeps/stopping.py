@@ -1,0 +1,43 @@
+"""Signals to the process that conducts a sweep."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Stopped(Exception):
+    """The sweep was asked to stop; what is at work has saved its state, or goes on in its jobs."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.exit_code = 128 + signum
+
+
+class Stop:
+    """signum: the signal that has come, 0 before. tell: called with the signal for those at work: SIGTERM, and SIGKILL
+    for the second.
+    """
+
+    def __init__(self, tell: Callable[[int], None]) -> None:
+        self.signum = 0
+        self._tell = tell
+
+    def receive(self, signum: int, frame: FrameType | None = None) -> None:
+        is_second, self.signum = bool(self.signum), signum
+        self._tell(signal.SIGKILL if is_second else signal.SIGTERM)
+
+
+@contextmanager
+def stopping(tell: Callable[[int], None] = lambda signum: None) -> Iterator[Stop]:
+    stop = Stop(tell)
+    previous = {number: signal.signal(number, stop.receive) for number in SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
