@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
-import importlib
 import logging
 import sys
 import traceback
@@ -370,5 +369,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
 
 
-if __name__ == "__main__":  # by its name, by which the processes that it starts find what they do
-    sys.exit(importlib.import_module("privlm.launch").main())
+if __name__ == "__main__":
+    sys.exit(main())

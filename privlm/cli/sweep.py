@@ -7,7 +7,7 @@ directory: the same sweep again skips what is finished and resumes what was inte
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     else:
         composed = [compose(words) for words in expand(starting.words_of(arguments))]
         if arguments.dry_run:
-            return _list(launch.directory_of(one.config, one.roles) for one in composed)
+            return _list(_distinct(composed))
         sweep = make(composed, force=arguments.force, command=mask_text(" ".join(["privlm sweep", *argv])))
     print(f"sweep {relative(sweep.folder)}", file=sys.stderr, flush=True)
     return work(sweep, detach=arguments.detach, as_json=arguments.json)
@@ -56,6 +56,17 @@ def make(composed: Sequence[Composed], *, force: bool, command: str) -> Sweep:
     assert first.sweep is not None
     if any((one.sweep, one.launcher) != (first.sweep, first.launcher) for one in composed):
         raise UsageError("sweep.* and hydra.launcher.* say how all runs are worked on: give each one value")
+    distinct = _distinct(composed)
+    if first.launcher is not None:
+        slurm.require(first.launcher, [one.config.trainer.processes for one in distinct])
+    members = [Member(one.directory, tuple(map(mask_text, one.overrides)), one.run_hash) for one in distinct]
+    sweep = folder.new(Path(first.config.runs), members, command, first.sweep, first.launcher, _title(composed))
+    conduct.write(sweep, distinct, force=force)
+    return sweep
+
+
+def _distinct(composed: Sequence[Composed]) -> list[launch.Prepared]:
+    """Combinations that make the same run are one: run twice, it would count as two seeds."""
     prepared = [launch.Prepared.of(one.config, one.words.overrides, one.roles) for one in composed]
     distinct = list({one.directory: one for one in reversed(prepared)}.values())[::-1]
     if (num_equal := len(prepared) - len(distinct)) > 0:
@@ -63,12 +74,7 @@ def make(composed: Sequence[Composed], *, force: bool, command: str) -> Sweep:
             f"privlm: {num_equal} of {len(prepared)} combinations repeat a run of this sweep; each run counts once",
             file=sys.stderr,
         )
-    if first.launcher is not None:
-        slurm.require(first.launcher, [one.config.trainer.processes for one in distinct])
-    members = [Member(one.directory, tuple(map(mask_text, one.overrides)), one.run_hash) for one in distinct]
-    sweep = folder.new(Path(first.config.runs), members, command, first.sweep, first.launcher, _title(composed))
-    conduct.write(sweep, distinct, force=force)
-    return sweep
+    return distinct
 
 
 def work(sweep: Sweep, *, detach: bool, as_json: bool) -> int:
@@ -133,8 +139,8 @@ def _title(composed: Sequence[Composed]) -> str:
     return "-".join([composed[0].config.task.name, *keys])
 
 
-def _list(directories: Iterable[Path]) -> int:
-    for directory in dict.fromkeys(directories):
-        state = store.read_run(directory).state if directory.exists() else "new"
-        print(f"{state:<12} {directory}")
+def _list(prepared: Sequence[launch.Prepared]) -> int:
+    for one in prepared:
+        state = store.read_run(one.directory).state if one.directory.exists() else "new"
+        print(f"{state:<12} {one.directory}")
     return 0
