@@ -36,6 +36,11 @@ def find_snapshot(repo_id: str, repo_type: str, is_complete: Callable[[Path], bo
     return Path(huggingface_hub.hf_hub_download(repo_id, probe, repo_type=repo_type, revision=revision)).parent
 
 
+def is_cached(repo_id: str, repo_type: str) -> bool:
+    """Whether something of the repository is in the local cache; nobody is asked."""
+    return isinstance(huggingface_hub.try_to_load_from_cache(repo_id, PROBE_FILE[repo_type], repo_type=repo_type), str)
+
+
 def download(directory: Path, repo_id: str, repo_type: str, patterns: list[str]) -> None:
     """Completes a folder of `find_snapshot` with the repository's files that match `patterns`."""
     huggingface_hub.snapshot_download(repo_id, repo_type=repo_type, revision=directory.name, allow_patterns=patterns)

@@ -22,6 +22,7 @@ COMMANDS = {
     "show": "one run's results and files: privlm show RUN",
     "compare": "runs side by side:           privlm compare RUN RUN...",
     "tables": "a paper's table and ours:    privlm tables ewtune_noise",
+    "reproduce": "a paper's table, made anew:  privlm reproduce ewtune_small",
     "predict": "what a run's model says:     privlm predict RUN rows.csv",
     "evaluate": "measure a run's model:       privlm evaluate RUN data=sst2",
     "export": "a run's model, on its own:   privlm export RUN FOLDER",

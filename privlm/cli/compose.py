@@ -10,9 +10,10 @@ say then takes its place.
 from __future__ import annotations
 
 import contextlib
+import copy
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,15 @@ class Composed:
     lines: tuple[str, ...] | None = None
     sweep: SweepConfig | None = None
     launcher: SlurmConfig | None = None
+
+    def with_seed(self, seed: int) -> Composed:
+        """The same with another seed, on which nothing else of a configuration depends."""
+        config = copy.deepcopy(self.config)
+        OmegaConf.set_readonly(config, False)
+        config.seed = seed
+        OmegaConf.set_readonly(config, True)
+        words = self.words.with_overrides([*self.words.overrides, f"seed={seed}"])
+        return replace(self, config=config, words=words)
 
 
 def compose(words: Words) -> Composed:

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     return work(sweep, detach=arguments.detach, as_json=arguments.json)
 
 
-def make(composed: Sequence[Composed], *, force: bool, command: str) -> Sweep:
+def make(composed: Sequence[Composed], *, force: bool, command: str, title: str = "") -> Sweep:
     """The sweep of these runs, their directories written. Combinations that make the same run are one.
 
     Raises UsageError where they do not agree on how a sweep is worked on, and for what is not at hand.
@@ -60,7 +60,9 @@ def make(composed: Sequence[Composed], *, force: bool, command: str) -> Sweep:
     if first.launcher is not None:
         slurm.require(first.launcher, [one.config.trainer.processes for one in distinct])
     members = [Member(one.directory, tuple(map(mask_text, one.overrides)), one.run_hash) for one in distinct]
-    sweep = folder.new(Path(first.config.runs), members, command, first.sweep, first.launcher, _title(composed))
+    sweep = folder.new(
+        Path(first.config.runs), members, command, first.sweep, first.launcher, title or _title(composed)
+    )
     conduct.write(sweep, distinct, force=force)
     return sweep
 
@@ -77,8 +79,8 @@ def _distinct(composed: Sequence[Composed]) -> list[launch.Prepared]:
     return distinct
 
 
-def work(sweep: Sweep, *, detach: bool, as_json: bool) -> int:
-    """Has the runs done and shows what came of them; returns the exit status."""
+def work(sweep: Sweep, *, detach: bool, as_json: bool, shows: bool = True) -> int:
+    """Has the runs done and, where it `shows`, prints what came of them; returns the exit status."""
     if detach:
         if sweep.launcher is None:
             conduct.detach(sweep)
@@ -94,7 +96,8 @@ def work(sweep: Sweep, *, detach: bool, as_json: bool) -> int:
         left = "the jobs go on" if sweep.launcher else "the state is saved; privlm sweep --resume goes on"
         print(f"{stop}: stopped, {left}: {sweep.folder.name}", file=sys.stderr)
         return stop.exit_code
-    _show(sweep, found, as_json)
+    if shows:
+        _show(sweep, found, as_json)
     return 0 if all(one.is_done for one in found) else 1
 
 

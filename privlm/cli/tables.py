@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from privlm import content, registry
 from privlm.cli.arguments import ArgumentParser, add_runs_option, runs_folder
@@ -15,6 +15,9 @@ from privlm.report.store import Store, find_runs
 from privlm.report.table import Table
 from privlm.report.table_file import parse_table, read_yaml, select_tables
 from privlm.report.tables import Resolve, build_table
+
+if TYPE_CHECKING:
+    from privlm.cli.compose import Composed
 
 EPILOG = """\
 examples:
@@ -82,13 +85,15 @@ def _table(name: str, path: Path, store: Store, scale: str | None, config_dirs: 
 def cell_hasher(config_dirs: Sequence[Path]) -> Resolve:
     """Overrides -> the cell hash of the run they make, with the user's folders searched for configs."""
     from privlm.cli.compose import Words, compose
+
+    return lambda overrides: hash_of(compose(Words(tuple(overrides), tuple(config_dirs))))
+
+
+def hash_of(composed: Composed) -> str:
+    """The cell hash of a composed run."""
     from privlm.identity import cell_hash
 
-    def resolve(overrides: list[str]) -> str:
-        composed = compose(Words(tuple(overrides), tuple(config_dirs)))
-        return cell_hash(composed.config, composed.roles, _own(composed.config))
-
-    return resolve
+    return cell_hash(composed.config, composed.roles, _own(composed.config))
 
 
 def _own(config: Any) -> dict[str, str]:
