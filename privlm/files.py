@@ -97,7 +97,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:  # of the encoding too
         raise DamagedFileError(path, "it is empty" if not path.stat().st_size else f"not JSON: {error}") from error

@@ -143,7 +143,7 @@ def _print_plan(plan: Plan, file: TextIO) -> None:
             "about " + ("an unknown time" if hours is None else _duration(hours)) + ", one run after the other"
         )
     lines += [f"to download: {', '.join(plan.downloads)}"] if plan.downloads else []
-    lines += [f"  {' '.join(run.composed.words.overrides)}" for run in plan.missing]
+    lines += [f"  {' '.join(run.words)}" for run in plan.missing]
     print("\n".join(lines), file=file, flush=True)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from privlm.cli.run_options import HYDRA_FLAGS, parse
+from privlm.errors import UsageError
 
 if TYPE_CHECKING:
     from privlm.cli.compose import Words
@@ -26,10 +28,18 @@ def main(argv: list[str]) -> int:
     if any(getattr(arguments, flag) for flag in HYDRA_FLAGS):
         _hydra(arguments, words)
         return 0
+    _refuse_many(words.overrides)
     composed = compose(words)
     if arguments.dry_run:
         return dry_run(composed, as_json=arguments.json)
     return start(composed, force=arguments.force, as_json=arguments.json)
+
+
+def _refuse_many(overrides: Sequence[str]) -> None:
+    """Raises UsageError for a word that says how many runs are worked on."""
+    for word in overrides:
+        if word.lstrip("+").startswith(("sweep.", "hydra.launcher.", "hydra/launcher=privlm")):
+            raise UsageError(f"{word} has no effect on one run here: privlm sweep takes it, for one run as well")
 
 
 def _hydra(arguments: argparse.Namespace, words: Words) -> None:

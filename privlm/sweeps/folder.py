@@ -19,6 +19,8 @@ from privlm.sweeps.schema import SlurmConfig, SweepConfig
 SCHEMA = 1
 FILE = "sweep.json"
 FOLDER = "sweeps"
+JOBS = "slurm"
+"""Subfolder of a sweep for what jobs of SLURM read and print."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,19 @@ def new(
     """The sweep of these runs; one that is there keeps the jobs that it has submitted."""
     digest = identity.digest(sorted(member.run_hash for member in members))
     folder = runs_folder.expanduser().absolute() / FOLDER / f"{identity.readable(title)}-{digest[:8]}"
-    batches = read(folder).batches if (folder / FILE).exists() else []
-    return Sweep(folder, command, list(members), settings, launcher, batches)
+    return Sweep(folder, command, list(members), settings, launcher, _batches(folder))
+
+
+def _batches(folder: Path) -> list[Batch]:
+    """What was submitted of a sweep; where sweep.json is damaged, by what was written for the jobs."""
+    if not (folder / FILE).exists():
+        return []
+    try:
+        return read(folder).batches
+    except UsageError:
+        written = sorted((folder / JOBS).glob("*.json"), key=lambda path: path.stat().st_mtime)
+        runs = [[Path(run).name for run in files.read_json(path)["runs"]] for path in written]
+        return [Batch(path.stem, names) for path, names in zip(written, runs, strict=True)]
 
 
 def read(folder: Path) -> Sweep:

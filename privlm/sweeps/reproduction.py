@@ -29,9 +29,12 @@ Compose = Callable[[Sequence[str]], Any]
 
 @dataclass(frozen=True)
 class Planned:
-    """A run that a table needs. rows: of the table, that it serves. seconds: it is about to take; None if unknown."""
+    """A run that a table needs. words: that choose it. rows: of the table, that it serves. seconds: it is about to
+    take; None if unknown.
+    """
 
     composed: Any
+    words: tuple[str, ...]
     rows: tuple[str, ...]
     is_done: bool
     seconds: float | None = None
@@ -90,7 +93,7 @@ def plan(
                 if not is_done and any(run.seed == seed for run in there.finished):
                     continue
                 seconds = None if is_done else _seconds(one.config, there, store)
-                runs.append(Planned(one, tuple(dict.fromkeys(served)), is_done, seconds))
+                runs.append(Planned(one, (*overrides, *words, f"seed={seed}"), tuple(dict.fromkeys(served)), is_done, seconds))
             downloads |= dict.fromkeys(_downloads(first.config))
         except UsageError as error:
             problems |= dict.fromkeys(served, str(error))

@@ -20,7 +20,7 @@ from typing import Any
 from privlm import files
 from privlm.errors import ServiceError, UsageError
 from privlm.schema import require_packages
-from privlm.sweeps.folder import Batch, Member, Sweep
+from privlm.sweeps.folder import JOBS, Batch, Member, Sweep
 from privlm.sweeps.schema import SlurmConfig
 
 OVER = (
@@ -30,8 +30,6 @@ OVER = (
 """States of a job that will not run again. Whatever else squeue says is of one that waits, runs, or is queued again:
 to take such a one for ended would run it twice.
 """
-JOBS = "slurm"
-"""Subfolder of the sweep, for scripts and logs."""
 ANSWER_SECONDS = 60
 NO_CONTROLLER = re.compile(r"unable to contact slurm controller|connection refused|socket timed out|connect failure|"
                            r"could not establish|resolve hostname|no such file", re.IGNORECASE)  # fmt: skip
