@@ -57,16 +57,16 @@ wait_for() {  # wait_for SECONDS COMMAND...
   done
 }
 
+pid_of() { cat "$DIR/$1.pid" 2> /dev/null || true; }  # pid_of DAEMON
+
 # A pid file outlives a killed daemon; its number may be another process by now, even the same daemon of a second cluster.
-alive() {  # alive DAEMON
-  local pid
-  pid=$(cat "$DIR/$1.pid" 2> /dev/null) && [ -n "$pid" ] \
-    && [ "$(cat "/proc/$pid/comm" 2> /dev/null)" = "${1%.*}" ] \
-    && grep -qsF "$DIR/" "/proc/$pid/cmdline"
+ours() {  # ours PID DAEMON
+  [ -n "$1" ] && [ "$(cat "/proc/$1/comm" 2> /dev/null)" = "${2%.*}" ] && grep -qsF "$DIR/" "/proc/$1/cmdline"
 }
-dead() { ! alive "$1"; }
+ended() { ! ours "$@"; }
+alive() { ours "$(pid_of "$1")" "$1"; }
 all_alive() { for daemon in "${DAEMONS[@]}"; do alive "$daemon" || return 1; done; }
-all_dead() { for daemon in "${DAEMONS[@]}"; do dead "$daemon" || return 1; done; }
+all_dead() { for daemon in "${DAEMONS[@]}"; do ! alive "$daemon" || return 1; done; }
 
 install_packages() {
   ! command -v slurmctld slurmd munged > /dev/null || return 0
@@ -94,6 +94,7 @@ write_conf() {
   host=${host%%.*}
   port=$(choose_port) || exit
   cpus=$(getconf _NPROCESSORS_ONLN)  # nproc would obey OMP_NUM_THREADS
+  ((cpus > 1)) || cpus=2             # two tasks fit on a node, whatever the host
   memory=$(awk '/^MemTotal:/ { print int($2 / 1024 * 0.45) }' /proc/meminfo)
   cat > "$SLURM_CONF" << CONF
 ClusterName=privlm
@@ -110,7 +111,7 @@ SlurmctldLogFile=$DIR/log/slurmctld.log
 SlurmdLogFile=$DIR/log/slurmd.%n.log
 MailProg=/bin/true
 
-# Without cgroups the processes of a job are those that descend from it. A file stands in for the database.
+# Neither cgroups nor a database: processes are found by their descent, finished jobs in a file.
 ProctrackType=proctrack/linuxproc
 JobCompType=jobcomp/filetxt
 JobCompLoc=$DIR/log/jobs.txt
@@ -149,7 +150,7 @@ up() {  # up DAEMON CONDITION...
   local name=$1 begin=$SECONDS
   shift
   until "$@"; do
-    if ((SECONDS - begin > 20)) || { ((SECONDS - begin > 2)) && dead "$name"; }; then
+    if ((SECONDS - begin > 20)) || { ((SECONDS - begin > 2)) && ! alive "$name"; }; then
       die 3 "$name does not come up; the end of $DIR/log/$name.log:"$'\n'"$(tail -n 8 "$DIR/log/$name.log")"
     fi
     sleep 0.1
@@ -188,36 +189,46 @@ start() {
   echo "SLURM is up in $DIR, ports $(configured_port) and the next two: eval \"\$(scripts/slurm_dev.sh env)\""
 }
 
-# Asked again and again: a job that is about to end may submit one more.
+# slurmstepd works where the logs are.
+no_steps() {
+  local comm
+  while read -r comm; do
+    [ "$(readlink "${comm%comm}cwd")" != "$DIR/log" ] || return 1
+  done < <(grep -lsx slurmstepd /proc/[0-9]*/comm)
+}
+
+# Cancels again and again: a job that is about to end may submit one more. A job that is completing has processes only
+# where it has steps, and may be called so for minutes where its slurmd was killed.
 no_jobs() {
   local jobs
-  jobs=$(squeue -h -o %F 2> /dev/null) || return 1
-  [ -z "$jobs" ] || { xargs scancel <<< "$jobs" 2> /dev/null || true; return 1; }
+  jobs=$(squeue -h -o '%F %T' 2> /dev/null) || return 1
+  [ -z "$jobs" ] || cut -d ' ' -f 1 <<< "$jobs" | xargs scancel 2> /dev/null || true
+  [ -z "$(sed /COMPLETING/d <<< "$jobs")" ] && no_steps
 }
 
-# Of jobs of this cluster: slurmstepd, which works beside the logs, and whatever has the environment of a job.
+# Without cgroups SLURM finds what descends from a job, not the children of a process of it that was killed.
 job_processes() {
-  local pid
-  grep -lsx slurmstepd /proc/[0-9]*/comm | cut -d / -f 3 | while read -r pid; do
-    [ "$(readlink "/proc/$pid/cwd")" != "$DIR/log" ] || echo "$pid"
-  done || true
   grep -lszxF "SLURM_CONF=$SLURM_CONF" /proc/[0-9]*/environ | xargs -r grep -lsz ^SLURM_JOB_ID= | cut -d / -f 3 || true
 }
-no_job_processes() { [ -z "$(job_processes)" ]; }
+no_processes() { no_steps && [ -z "$(job_processes)" ]; }
 
 stop() {
-  local daemon left=()
+  local daemon pid left=()
   prepare
   if ! compgen -G "$DIR/*.pid" > /dev/null; then
     echo "nothing is up in $DIR"
     return
   fi
+  ! job_processes | grep -qx $$ || die 2 "stop would end itself: this shell belongs to a job"
   # Jobs whose daemons were killed live on, and only daemons can end them.
   if all_alive || (bring_up); then wait_for 30 no_jobs || left+=("jobs"); fi
-  wait_for 5 no_job_processes || left+=("processes of jobs ($(job_processes | xargs))")
+  job_processes | xargs -r kill -KILL 2> /dev/null || true
+  wait_for 5 no_processes || left+=("processes of jobs")
   for daemon in slurmd.n1 slurmd.n2 slurmctld munged; do
-    ! alive "$daemon" || kill "$(cat "$DIR/$daemon.pid")"
-    if wait_for 10 dead "$daemon"; then rm -f "$DIR/$daemon.pid"; else left+=("$daemon"); fi
+    pid=$(pid_of "$daemon")
+    ! ours "$pid" "$daemon" || kill "$pid"
+    wait_for 10 ended "$pid" "$daemon" || left+=("$daemon")  # a daemon removes its pid file before it ends
+    rm -f "$DIR/$daemon.pid"
   done
   [ ${#left[@]} = 0 ] || die 3 "still there: ${left[*]}; the logs are in $DIR/log"
 }
