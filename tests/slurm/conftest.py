@@ -1,0 +1,25 @@
+"""A real SLURM for the tests of this folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from support.slurm import Cluster
+
+
+@pytest.fixture(scope="session", autouse=True)
+def root_on_debian() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("SLURM's daemons are started by root")
+    if shutil.which("apt-get") is None:
+        pytest.skip("SLURM is installed by apt-get, which is not here")
+
+
+@pytest.fixture(scope="session")
+def cluster(root_on_debian: None) -> Iterator[Cluster]:
+    """Two nodes, partitions main and urgent. Tests that stop or kill its daemons take a Cluster() of their own."""
+    with Cluster() as cluster:
+        yield cluster
