@@ -21,7 +21,7 @@ examples:
   privlm status ewtune-seed --json    for machines: one object for each run, its directory and its log among them
 
 state of a run: queued (nobody has begun it), pending (its job waits, and why), running, done, failed, interrupted
-(its state is saved), died (its process is gone), damaged (its directory cannot be read), new (there is none). What a
+(its state is saved), died (its process is gone), damaged (its directory cannot be read), gone (there is none). What a
 run says of itself counts: SLURM is asked for what waits, and not needed. Exit status: 0, however the runs stand.
 """
 

@@ -23,8 +23,9 @@ from privlm.sweeps.folder import Member, Sweep
 from privlm.sweeps.standing import Standing, standings, swept
 from privlm.sweeps.stopping import Stopped, stopping
 
-POLL_SECONDS = 5.0
-SETTLE_SECONDS = 20.0
+POLL_SECONDS = 1.0, 10.0
+"""Between two questions to SLURM, at first and of a sweep that takes long."""
+SETTLE_SECONDS = 10.0
 CANCEL_SECONDS = 120.0
 
 
@@ -54,11 +55,7 @@ def conduct(sweep: Sweep, *, waits: bool = True) -> list[Standing]:
     with sweep.held(_Waits()):
         jobs = None if sweep.launcher is None else slurm.alive(sweep)
         found = standings(sweep, jobs)
-        todo = [
-            one.member for one in found if not one.is_done and one.member.problem is None and one.state != "pending"
-        ]
-        if jobs is not None:
-            todo = [member for member in todo if member.name not in jobs]
+        todo = [one.member for one in found if one.is_open and one.member.name not in (jobs or {})]
         tell = Teller(sweep, num_done=sum(one.is_done for one in found))
         if sweep.launcher is None:
             local.work_off(sweep, todo, begun=tell.begun, ended=lambda member: tell.ended(_one(sweep, member)))
@@ -99,7 +96,7 @@ def watch(sweep: Sweep, tell: Teller) -> list[Standing]:
     """
     told = {one.member.name for one in standings(sweep) if one.is_done}
     since: dict[str, float] = {}
-    answers = True
+    answers, begun = True, time.monotonic()
     with stopping() as stop:
         while not stop.signum:
             try:
@@ -107,7 +104,7 @@ def watch(sweep: Sweep, tell: Teller) -> list[Standing]:
                 answers = True
             except ServiceError as silence:
                 if answers:
-                    print(f"{silence}; asking again every {POLL_SECONDS:.0f} s", file=sys.stderr, flush=True)
+                    print(f"{silence}; asking again", file=sys.stderr, flush=True)
                 answers = False
             found = standings(sweep, jobs if answers else None)
             settled = [one for one in found if one.has_ended and (answers or one.is_done) and _is_settled(one, since)]
@@ -119,7 +116,8 @@ def watch(sweep: Sweep, tell: Teller) -> list[Standing]:
                 return found
             if sweep.settings.stop_on_failure and any(one.state == "failed" for one in settled):
                 return cancel(sweep, timeout=CANCEL_SECONDS)
-            time.sleep(POLL_SECONDS)
+            shortest, longest = POLL_SECONDS
+            time.sleep(min(longest, shortest + (time.monotonic() - begun) / 20))
     raise Stopped(stop.signum)
 
 

@@ -93,7 +93,9 @@ def plan(
                 if not is_done and any(run.seed == seed for run in there.finished):
                     continue
                 seconds = None if is_done else _seconds(one.config, there, store)
-                runs.append(Planned(one, (*overrides, *words, f"seed={seed}"), tuple(dict.fromkeys(served)), is_done, seconds))
+                runs.append(
+                    Planned(one, (*overrides, *words, f"seed={seed}"), tuple(dict.fromkeys(served)), is_done, seconds)
+                )
             downloads |= dict.fromkeys(_downloads(first.config))
         except UsageError as error:
             problems |= dict.fromkeys(served, str(error))

@@ -8,6 +8,7 @@ submission was killed before its id was written is found all the same.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -51,6 +52,8 @@ def require(launcher: SlurmConfig, num_processes: Sequence[int]) -> None:
             "no sbatch on PATH: start the sweep on a login node of the cluster (module load slurm), or try it on a "
             'cluster of your own: eval "$(scripts/slurm_dev.sh env)"'
         )
+    if (conf := os.environ.get("SLURM_CONF")) is not None and not Path(conf).is_file():
+        raise ServiceError(f"SLURM_CONF={conf} is no file: unset it, or name the slurm.conf of the cluster")
     _ask("scontrol", "ping")
 
 

@@ -14,14 +14,14 @@ from privlm.report.store import RunRecord, life_sign, read_run
 from privlm.report.table import Table
 from privlm.sweeps.folder import Member, Sweep
 
-ENDED = ("done", "failed", "interrupted", "died", "damaged")
+ENDED = ("done", "failed", "interrupted", "died", "damaged", "gone")
 """States in which nobody works on a run, and none will by itself."""
 AT_WORK = ("RUNNING", "COMPLETING")
 
 
 @dataclass(frozen=True)
 class Standing:
-    """state: of the run directory; `died` where its process is gone, `damaged` where it cannot be read, `new` where
+    """state: of the run directory; `died` where its process is gone, `damaged` where it cannot be read, `gone` where
     there is none, `pending` where a scheduler has its job waiting. reason: why it is so, '' if there is nothing to say.
     """
 
@@ -35,6 +35,11 @@ class Standing:
     @property
     def is_done(self) -> bool:
         return self.state == "done"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is something to be done, and it can be."""
+        return not self.is_done and self.member.problem is None and self.state != "gone"
 
     @property
     def has_ended(self) -> bool:
@@ -59,7 +64,7 @@ def _standing(member: Member, job: str | None, *, lost: bool) -> Standing:
     if member.problem is not None:
         return Standing(member, "damaged", member.problem)
     if not (member.directory / "status.json").exists():
-        return Standing(member, "new", job or "its directory is gone")
+        return Standing(member, "gone", job or "its directory is gone; the command that made the sweep makes it again")
     try:
         run = read_run(member.directory)
     except (UsageError, OSError) as fault:
