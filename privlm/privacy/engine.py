@@ -291,8 +291,9 @@ class PrivacyEngine:
         """Norms [L, B] of what each layer contributes to the records' gradients."""
         num_layers = 1 + max(self._layer_of.values())
         squared_LB = torch.zeros(num_layers, len(loss_B), device=loss_B.device)
+        grams = clip.Grams()
         for parameter, parts in gradients.items():
-            squared_LB[self._layer_of[parameter]] += clip.squared_norms(parts)
+            squared_LB[self._layer_of[parameter]] += clip.squared_norms(parts, grams)
         return squared_LB.clamp(min=0).sqrt()
 
     # Refusals

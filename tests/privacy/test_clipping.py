@@ -227,7 +227,7 @@ def test_the_smaller_form_is_chosen() -> None:
     long = gradients.OuterProducts(torch.randn(2, 64, 16), torch.randn(2, 64, 16))
     (instantiated,) = gradients.merge([long])
     assert isinstance(instantiated, gradients.Instantiated)
-    torch.testing.assert_close(instantiated.squared_norms(), long.squared_norms())
+    torch.testing.assert_close(instantiated.squared_norms(), long.squared_norms(clipping.Grams()))
 
 
 @pytest.mark.parametrize("style", sorted(clipping.STYLES))
@@ -278,3 +278,14 @@ def test_a_first_sum_does_not_read_the_memory_it_is_written_to(parts: list[clipp
     assert torch.equal(first, added)
     clipping.accumulate(parts, first, weight_B)
     assert torch.equal(first, 2 * added)
+
+
+def test_layers_that_read_one_input_share_its_products_of_positions():
+    x_BTn, other_BTn = torch.randn(3, 4, 5), torch.randn(3, 4, 5)
+    grams = clipping.Grams()
+    first = grams.of(x_BTn)
+    assert grams.of(x_BTn.view(3, 4, 5)) is first
+    torch.testing.assert_close(grams.of(other_BTn), other_BTn @ other_BTn.mT)
+    torch.testing.assert_close(grams.of(x_BTn[:2]), x_BTn[:2] @ x_BTn[:2].mT)
+    x_BTn = x_BTn.transpose(0, 1)
+    torch.testing.assert_close(grams.of(x_BTn), x_BTn @ x_BTn.mT)

@@ -9,6 +9,7 @@ and weighted sums from them, `styles` turns norms into factors.
 """
 
 from privlm.privacy.clipping.gradients import (
+    Grams,
     Instantiated,
     PerRecordGradient,
     accumulate,
@@ -33,6 +34,7 @@ from privlm.privacy.clipping.styles import STYLES
 __all__ = [
     "RULES",
     "STYLES",
+    "Grams",
     "Instantiated",
     "NoRuleError",
     "PerRecordGradient",

@@ -15,6 +15,27 @@ import torch
 from torch import Tensor
 
 
+class Grams:
+    """Products of positions x_t . x_t', [B, T, T]; those of the last input are kept, which the layers of queries, keys
+    and values share.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def of(self, x_BTn: Tensor) -> Tensor:
+        if self._last is not None and _is_same(self._last[0], x_BTn):
+            return self._last[1]
+        gram_BTT = x_BTn @ x_BTn.mT
+        self._last = x_BTn, gram_BTT
+        return gram_BTT
+
+
+def _is_same(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors that are alive lie in the same memory in the same way."""
+    return (x.data_ptr(), x.shape, x.stride(), x.dtype) == (y.data_ptr(), y.shape, y.stride(), y.dtype)
+
+
 @dataclass(frozen=True)
 class OuterProducts:
     """G_i = sum_t left_it right_it^T, the gradient of a matrix that multiplies activations."""
@@ -22,9 +43,9 @@ class OuterProducts:
     left_BTm: Tensor
     right_BTn: Tensor
 
-    def squared_norms(self) -> Tensor:
+    def squared_norms(self, grams: Grams) -> Tensor:
         """sum_{t,t'} (left_t . left_t') (right_t . right_t'), shape [B]."""
-        return _dot(self.left_BTm @ self.left_BTm.mT, self.right_BTn @ self.right_BTn.mT)
+        return _dot(self.left_BTm @ self.left_BTm.mT, grams.of(self.right_BTn))
 
     def accumulate(self, sum_mn: Tensor, weight_B: Tensor, is_first: bool) -> None:
         left_BTm, right_BTn = self.left_BTm, self.right_BTn
@@ -119,13 +140,16 @@ def merge(parts: Sequence[PerRecordGradient]) -> list[PerRecordGradient]:
     return merged
 
 
-def squared_norms(merged: Sequence[PerRecordGradient]) -> Tensor:
-    """|G_i|^2 of one parameter, shape [B], from what `merge` returned."""
+def squared_norms(merged: Sequence[PerRecordGradient], grams: Grams | None = None) -> Tensor:
+    """|G_i|^2 of one parameter, shape [B], from what `merge` returned. grams: one for all parameters of a batch."""
+    grams = grams or Grams()
     match merged:
+        case [OuterProducts() as outer]:
+            return outer.squared_norms(grams)
         case [single]:
             return single.squared_norms()
         case [OuterProducts() as outer, RowUpdates() as rows]:
-            return outer.squared_norms() + rows.squared_norms() + 2 * _cross_term(outer, rows)
+            return outer.squared_norms(grams) + rows.squared_norms() + 2 * _cross_term(outer, rows)
     raise AssertionError(f"no layers share a parameter in these forms: {[type(part).__name__ for part in merged]}")
 
 
