@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -164,12 +165,26 @@ def _show(file: TableFile, root: Path, arguments: argparse.Namespace, words: Seq
     hasher = cell_hasher(arguments.config_dir)
     own = [word for word in words if not word.startswith(("sweep.", "hydra", "runs=", "scale="))]
     table = build_table(
-        file, find_runs(root), lambda overrides: hasher([*overrides, *own]), scale=arguments.scale, progress=_progress
+        _rows_alone(file, arguments.row),
+        find_runs(root),
+        lambda overrides: hasher([*overrides, *own]),
+        scale=arguments.scale,
+        progress=_progress,
     )
     folder = root / reproduction.FOLDER
     written = reproduction.write(table, folder)
     _print(table, arguments)
     print(f"written: {', '.join(str(relative(path)) for path in written)}", file=sys.stderr)
+
+
+def _rows_alone(file: TableFile, names: Sequence[str]) -> TableFile:
+    """The table with these rows, and the claims about them; the whole without names."""
+    if not names:
+        return file
+    rows = {name: cells for name, cells in file.rows.items() if name in names}
+    return replace(
+        file, rows=rows, claims=tuple(claim for claim in file.claims if {claim.higher, claim.than} <= rows.keys())
+    )
 
 
 def _list(paths: dict[str, Path], config_dirs: Sequence[Path]) -> Table:
