@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from privlm.adapters.estimate import estimate_parameters, held_in_memory
@@ -14,6 +16,7 @@ from privlm.privacy.plan import make_plan
 from privlm.training.memory import CAUSAL_LMS, causal_lm_activations, encoder_activations, peak_memory
 
 CHARACTERS_PER_TOKEN = 4.0  # of English text
+START_SECONDS = 10.0  # of imports, and of the page at the end
 
 
 def privacy(config: Any, *, dataset_size: int, steps: int) -> dict[str, Any]:
@@ -71,6 +74,39 @@ def _activations(config: Any, files: Any, feature_batch: int | None) -> int:
 def _value_bytes(model: Any) -> int:
     """Of a weight; an encoder's are float32."""
     return 4 if getattr(model, "dtype", "float32") == "float32" else 2
+
+
+def seconds(
+    config: Any, *, num_parameters: int | None, train_tokens: float, evaluation_tokens: float, num_evaluations: int
+) -> float | None:
+    """About how long a run takes on the CPUs of this machine, from the floating-point operations of its products: two a
+    parameter and token forwards, four backwards. A factor of two either way is to be expected; on a GPU it says how
+    one run compares with another. None for an architecture whose shapes are not known.
+
+    train_tokens: that pass the model in training, all steps together; with adapter=head, whose features are computed
+    once, those of the training data. evaluation_tokens: of one evaluation.
+    """
+    if num_parameters is None:
+        return None
+    architecture = read_architecture(config.model, locate_model(config.model))
+    weights = num_parameters - architecture.get("vocab_size", 0) * architecture.get("hidden_size", 0)
+    is_head = config.adapter.name == "head"
+    operations = 2 * weights * ((1 if is_head else 3) * train_tokens)
+    operations += 2 * weights * evaluation_tokens * (1 if is_head else num_evaluations)
+    return START_SECONDS + operations / _operations_per_second()
+
+
+@cache
+def _operations_per_second() -> float:
+    """Of products of float32 matrices, with as many threads as they take; measured in some hundredths of a second."""
+    import numpy as np
+
+    side = 1024
+    matrix = np.ones((side, side), np.float32)
+    matrix @ matrix  # starts the threads
+    start = time.perf_counter()
+    matrix @ matrix
+    return 2 * side**3 / (time.perf_counter() - start)
 
 
 def tokens(characters: float) -> int:

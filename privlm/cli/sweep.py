@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from privlm import launch
 from privlm.cli import starting
 from privlm.cli.arguments import default_runs_folder
-from privlm.cli.compose import Composed, compose, expand
+from privlm.cli.compose import Composed, compose_all, expand
 from privlm.cli.run_options import EPILOG_SWEEP, parse
 from privlm.errors import UsageError
 from privlm.masking import mask_text
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
         sweep = _with_settings(folder.find(arguments.resume, default_runs_folder()), arguments.overrides)
         sweep.write()
     else:
-        composed = [compose(words) for words in expand(starting.words_of(arguments))]
+        composed = compose_all(expand(starting.words_of(arguments)))
         if arguments.dry_run:
             return _list(_distinct(composed))
         sweep = make(composed, force=arguments.force, command=mask_text(" ".join(["privlm sweep", *argv])))

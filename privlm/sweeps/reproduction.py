@@ -86,13 +86,15 @@ def plan(
         try:
             first = compose([*overrides, *words])
             there = match(tuple(overrides), hash_of(first), store, smoke=first.config.scale == "smoke")
+            seconds: float | None = None
             for seed in range(seeds):
                 one = first.with_seed(seed)
                 directory = launch.directory_of(one.config, one.roles)
                 is_done = launch.is_done(directory)
                 if not is_done and any(run.seed == seed for run in there.finished):
                     continue
-                seconds = None if is_done else _seconds(one.config, there, store)
+                if not is_done and seconds is None:
+                    seconds = _seconds(one.config, there, store)
                 runs.append(
                     Planned(one, (*overrides, *words, f"seed={seed}"), tuple(dict.fromkeys(served)), is_done, seconds)
                 )

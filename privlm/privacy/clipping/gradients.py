@@ -146,7 +146,7 @@ def squared_norms(merged: Sequence[PerRecordGradient], grams: Grams | None = Non
     match merged:
         case [OuterProducts() as outer]:
             return outer.squared_norms(grams)
-        case [single]:
+        case [RowUpdates() | Instantiated() as single]:
             return single.squared_norms()
         case [OuterProducts() as outer, RowUpdates() as rows]:
             return outer.squared_norms(grams) + rows.squared_norms() + 2 * _cross_term(outer, rows)
