@@ -3,8 +3,8 @@
     python benchmarks/sweep.py --runs 200 --workers 2
 
 Runs `privlm sweep task=ewtune scale=smoke model=tiny seed=range(0,N)` in a temporary folder. The work of a run is the
-time between its start and its end as it says itself; the rest of the time that the workers had is overhead. Beside it, a
-few of the same runs by `privlm run`, each in a process that has to import everything.
+time between its start and its end as it says itself; the rest of the time that the workers had is overhead. Beside it,
+a few of the same runs by `privlm run`, each in a process that has to import everything.
 """
 
 from __future__ import annotations

@@ -285,7 +285,14 @@ def test_layers_that_read_one_input_share_its_products_of_positions():
     grams = clipping.Grams()
     first = grams.of(x_BTn)
     assert grams.of(x_BTn.view(3, 4, 5)) is first
-    torch.testing.assert_close(grams.of(other_BTn), other_BTn @ other_BTn.mT)
-    torch.testing.assert_close(grams.of(x_BTn[:2]), x_BTn[:2] @ x_BTn[:2].mT)
-    x_BTn = x_BTn.transpose(0, 1)
-    torch.testing.assert_close(grams.of(x_BTn), x_BTn @ x_BTn.mT)
+    for changed in (other_BTn, x_BTn[:2], x_BTn.transpose(0, 1)):
+        ((times, gram),) = grams.of(changed)
+        assert times == 1
+        torch.testing.assert_close(gram, changed @ changed.mT)
+
+
+@pytest.mark.parametrize("num_positions", [1, 64, 65, 128, 301])
+def test_norms_from_blocks_are_those_of_the_gradients(num_positions):
+    left_BTm, right_BTn = torch.randn(2, num_positions, 7), torch.randn(2, num_positions, 5)
+    found = gradients.OuterProducts(left_BTm, right_BTn).squared_norms(clipping.Grams())
+    torch.testing.assert_close(found, (left_BTm.mT @ right_BTn).square().sum((1, 2)), rtol=1e-4, atol=1e-3)
