@@ -38,7 +38,7 @@ SMALL = 64
 
 
 def _gram_blocks(x_BTn: Tensor) -> list[Block]:
-    """x x^T without the half that mirrors the other: of 128 positions 3/4 of the work, of many little more than half."""
+    """x x^T without what mirrors the rest: of 128 positions 3/4 of the work, of many little more than half."""
     num_positions = x_BTn.shape[1]
     if num_positions <= SMALL:
         return [(1.0, x_BTn @ x_BTn.mT)]
