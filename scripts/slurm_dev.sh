@@ -140,16 +140,14 @@ CONF
 launch() {  # launch DAEMON COMMAND...
   local name=$1
   shift
-  ! alive "$name" || return 0
-  rm -f "$DIR/$name.pid"
-  # A daemon holds neither our output, whose end a caller may wait for, nor the lock.
-  "$@" < /dev/null >> "$DIR/log/$name.log" 2>&1 9>&- || true
+  # What it says before it opens its log goes there as well. It must not hold the lock.
+  alive "$name" || "$@" < /dev/null >> "$DIR/log/$name.log" 2>&1 9>&- || true
 }
 
 up() {  # up DAEMON CONDITION...
   local name=$1 begin=$SECONDS
   shift
-  until "$@"; do
+  until alive "$name" && "$@"; do
     if ((SECONDS - begin > 20)) || { ((SECONDS - begin > 2)) && ! alive "$name"; }; then
       die 3 "$name does not come up; the end of $DIR/log/$name.log:"$'\n'"$(tail -n 8 "$DIR/log/$name.log")"
     fi
@@ -159,11 +157,12 @@ up() {  # up DAEMON CONDITION...
 
 controller_up() { scontrol ping 2> /dev/null | grep -q 'is UP'; }
 
-# slurmctld may call a node idle whose slurmd was killed a moment ago: the port tells.
+# slurmctld calls a node idle for minutes whose slurmd was killed: the new one must have spoken to it.
 node_up() {  # node_up NAME
-  local state
-  state=$(sinfo -h -N -n "$1" -p main -o %T) && [[ -n $state && ! $state =~ [*]|unk|down|inval ]] \
-    && answers $(($(configured_port) + ${1#n}))
+  local node
+  node=$(scontrol -o show node "$1") && [[ $node =~ SlurmdStartTime=([0-9][^ ]*) ]] \
+    && (($(date -d "${BASH_REMATCH[1]}" +%s) >= $(stat -c %Y "$DIR/slurmd.$1.pid") - 1)) \
+    && [[ ! $node =~ State=[A-Z+_]*([*]|DOWN|UNKNOWN|INVAL) ]]
 }
 
 bring_up() {
@@ -171,7 +170,6 @@ bring_up() {
   mkdir -p "$DIR"/{munge,state,log,spool.n1,spool.n2}
   [ -s "$DIR/munge/key" ] || (umask 077 && head -c 128 /dev/urandom > "$DIR/munge/key")
   ! all_dead || write_conf
-  alive munged || rm -f "$DIR"/munge/socket*
   launch munged munged --force --key-file="$DIR/munge/key" --socket="$DIR/munge/socket" --pid-file="$DIR/munged.pid" \
     --seed-file="$DIR/munge/seed" --log-file="$DIR/log/munged.log"
   up munged test -S "$DIR/munge/socket"
