@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.slurm import DAEMONS, SCRIPT, Cluster
+from support.slurm import DAEMONS, SCRIPT, Cluster, processes_of
 
 pytestmark = [pytest.mark.slurm, pytest.mark.medium]
 
@@ -155,7 +155,9 @@ def test_a_cluster_ends_with_tests_that_are_killed():
     command = [sys.executable, "-c", textwrap.dedent(code)]
     killed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    wait_until(lambda: not Path(killed.stdout.strip()).exists())
+    folder = Path(killed.stdout.strip())
+    wait_until(lambda: not folder.exists())
+    assert processes_of(folder) == {}
 
 
 def test_a_daemon_that_does_not_come_up_is_named_with_the_end_of_its_log():
