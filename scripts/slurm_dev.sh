@@ -40,9 +40,10 @@ prepare() {
   # The path of a socket ends at 107 bytes, those of job steps are the longest; slurm.conf has no quotes.
   [[ $DIR =~ ^[A-Za-z0-9_/.+-]{2,70}$ ]] \
     || die 2 "PRIVLM_SLURM_DIR=$DIR: needs a path of at most 70 letters, digits and characters of _/.+-"
-  [[ ${PORT:-1024} =~ ^[1-9][0-9]{3,4}$ && ${PORT:-1024} -le 65533 ]] || die 2 "PRIVLM_SLURM_PORT=$PORT: needs a number from 1024 to 65533"
+  [[ ${PORT:-1024} =~ ^[1-9][0-9]{3,4}$ && ${PORT:-1024} -le 65533 ]] \
+    || die 2 "PRIVLM_SLURM_PORT=$PORT: needs a number from 1024 to 65533"
   [[ $MIN_JOB_AGE =~ ^[1-9][0-9]{0,5}$ ]] || die 2 "PRIVLM_SLURM_MIN_JOB_AGE=$MIN_JOB_AGE: needs a number of seconds"
-  mkdir -p "$DIR"
+  mkdir -p "$DIR" || exit 2
   [ -O "$DIR" ] || die 2 "PRIVLM_SLURM_DIR=$DIR: belongs to another user"
   exec 9> "$DIR/lock"
   flock -w 120 9 || die 3 "another start or stop holds $DIR/lock"
@@ -59,7 +60,7 @@ wait_for() {  # wait_for SECONDS COMMAND...
 
 pid_of() { cat "$DIR/$1.pid" 2> /dev/null || true; }  # pid_of DAEMON
 
-# A pid file outlives a killed daemon; its number may be another process by now, even the same daemon of a second cluster.
+# A pid file outlives a killed daemon; its number may be another process by now, even a daemon of a second cluster.
 ours() {  # ours PID DAEMON
   [ -n "$1" ] && [ "$(cat "/proc/$1/comm" 2> /dev/null)" = "${2%.*}" ] && grep -qsF "$DIR/" "/proc/$1/cmdline"
 }
@@ -71,9 +72,11 @@ all_dead() { for daemon in "${DAEMONS[@]}"; do ! alive "$daemon" || return 1; do
 install_packages() {
   ! command -v slurmctld slurmd munged > /dev/null || return 0
   command -v apt-get > /dev/null || die 2 "SLURM is not installed and there is no apt-get: this needs Debian"
-  local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120)  # others may be installing
-  "${apt[@]}" update
-  "${apt[@]}" install -y --no-install-recommends slurm-wlm munge > /dev/null
+  # Others may be installing: apt-get waits for the lock of the packages, not for that of their lists.
+  local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120)
+  wait_for 120 "${apt[@]}" update 2> /dev/null || true
+  "${apt[@]}" install -y --no-install-recommends slurm-wlm munge > /dev/null \
+    || die 3 "apt-get does not install slurm-wlm and munge"
 }
 
 answers() { (: < "/dev/tcp/127.0.0.1/$1") 2> /dev/null; }
@@ -140,16 +143,14 @@ CONF
 launch() {  # launch DAEMON COMMAND...
   local name=$1
   shift
-  ! alive "$name" || return 0
-  rm -f "$DIR/$name.pid"
-  # A daemon holds neither our output, whose end a caller may wait for, nor the lock.
-  "$@" < /dev/null >> "$DIR/log/$name.log" 2>&1 9>&- || true
+  # What it says before it opens its log goes there as well. It must not hold the lock.
+  alive "$name" || "$@" < /dev/null >> "$DIR/log/$name.log" 2>&1 9>&- || true
 }
 
 up() {  # up DAEMON CONDITION...
   local name=$1 begin=$SECONDS
   shift
-  until "$@"; do
+  until alive "$name" && "$@"; do
     if ((SECONDS - begin > 20)) || { ((SECONDS - begin > 2)) && ! alive "$name"; }; then
       die 3 "$name does not come up; the end of $DIR/log/$name.log:"$'\n'"$(tail -n 8 "$DIR/log/$name.log")"
     fi
@@ -159,11 +160,12 @@ up() {  # up DAEMON CONDITION...
 
 controller_up() { scontrol ping 2> /dev/null | grep -q 'is UP'; }
 
-# slurmctld may call a node idle whose slurmd was killed a moment ago: the port tells.
+# slurmctld calls a node idle for minutes whose slurmd was killed: the new one must have spoken to it.
 node_up() {  # node_up NAME
-  local state
-  state=$(sinfo -h -N -n "$1" -p main -o %T) && [[ -n $state && ! $state =~ [*]|unk|down|inval ]] \
-    && answers $(($(configured_port) + ${1#n}))
+  local node
+  node=$(scontrol -o show node "$1" 2> /dev/null) && [[ $node =~ SlurmdStartTime=([0-9][^ ]*) ]] \
+    && (($(date -d "${BASH_REMATCH[1]}" +%s) >= $(stat -c %Y "$DIR/slurmd.$1.pid") - 1)) \
+    && [[ ! $node =~ State=[A-Z+_]*([*]|DOWN|UNKNOWN|INVAL) ]]
 }
 
 bring_up() {
@@ -171,7 +173,6 @@ bring_up() {
   mkdir -p "$DIR"/{munge,state,log,spool.n1,spool.n2}
   [ -s "$DIR/munge/key" ] || (umask 077 && head -c 128 /dev/urandom > "$DIR/munge/key")
   ! all_dead || write_conf
-  alive munged || rm -f "$DIR"/munge/socket*
   launch munged munged --force --key-file="$DIR/munge/key" --socket="$DIR/munge/socket" --pid-file="$DIR/munged.pid" \
     --seed-file="$DIR/munge/seed" --log-file="$DIR/log/munged.log"
   up munged test -S "$DIR/munge/socket"
@@ -215,7 +216,7 @@ no_processes() { no_steps && [ -z "$(job_processes)" ]; }
 stop() {
   local daemon pid left=()
   prepare
-  if ! compgen -G "$DIR/*.pid" > /dev/null; then
+  if ! compgen -G "$DIR/*.pid" > /dev/null && no_processes; then
     echo "nothing is up in $DIR"
     return
   fi

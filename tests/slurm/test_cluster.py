@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.slurm import DAEMONS, SCRIPT, Cluster
+from support.slurm import DAEMONS, SCRIPT, Cluster, processes_of
 
 pytestmark = [pytest.mark.slurm, pytest.mark.medium]
 
@@ -97,22 +97,33 @@ def test_killed_daemons_come_back_and_a_stranger_with_the_pid_of_one_is_spared(t
         stranger.kill()
 
 
-@pytest.mark.parametrize("killed", [(), DAEMONS], ids=["daemons-up", "daemons-killed"])
-def test_stop_leaves_no_process(killed):
+def test_stop_gives_jobs_their_time_to_end_and_leaves_no_process():
     with Cluster() as cluster:
-        deaf = cluster.submit("trap '' TERM; sleep 300 & wait; sleep 300")
+        polite = cluster.submit("trap 'sleep 1; echo saved; exit' TERM; echo begun; sleep 300 & wait")
+        deaf = cluster.submit("trap '' TERM; echo begun; sleep 300 & wait; sleep 300")
         array = cluster.submit("srun sleep 300", "--array=0-9")
-        cluster.submit("sleep 300", "--nodes=2", "--ntasks=2")
-        for job in (deaf, f"{array}_0"):
-            cluster.wait_for(job, "RUNNING")
-        for name in killed:
-            cluster.kill_daemon(name)
-        assert any("slurmstepd" in command for command in cluster.processes().values())
+        wait_until(lambda: cluster.output(polite) and cluster.output(deaf) and cluster.state(f"{array}_0") == "RUNNING")
+        assert_stop_leaves_nothing(cluster)
+        assert cluster.output(polite).endswith("saved\n")
 
-        stopped = cluster.script("stop")
-        assert (stopped.returncode, stopped.stderr) == (0, "")
-        assert cluster.processes() == {}
-        assert list(cluster.folder.glob("*.pid")) == []
+
+def test_stop_leaves_no_process_of_jobs_whose_daemons_were_killed():
+    with Cluster() as cluster:
+        array = cluster.submit("srun sleep 300", "--array=0-9")
+        wait_until(lambda: any(command.endswith("/sleep 300") for command in cluster.processes().values()))
+        for name in DAEMONS:
+            cluster.kill_daemon(name)
+        assert cluster.processes()
+        assert_stop_leaves_nothing(cluster)
+        cluster.restart()
+        assert cluster.state(array) in ("CANCELLED", "GONE")
+
+
+def assert_stop_leaves_nothing(cluster):
+    stopped = cluster.script("stop")
+    assert (stopped.returncode, stopped.stderr) == (0, "")
+    assert cluster.processes() == {}
+    assert list(cluster.folder.glob("*.pid")) == []
 
 
 def test_stop_ends_what_has_left_its_job_and_spares_what_only_knows_the_cluster():
@@ -144,16 +155,20 @@ def test_a_cluster_ends_with_tests_that_are_killed():
     command = [sys.executable, "-c", textwrap.dedent(code)]
     killed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    wait_until(lambda: not Path(killed.stdout.strip()).exists())
+    folder = Path(killed.stdout.strip())
+    wait_until(lambda: not folder.exists())
+    assert processes_of(folder) == {}
 
 
-def test_a_daemon_that_does_not_come_up_is_named_with_the_end_of_its_log(tmp_path):
-    (tmp_path / "munge").mkdir()
-    (tmp_path / "munge" / "key").write_text("short")
-    failed = call("start", PRIVLM_SLURM_DIR=str(tmp_path))
+def test_a_daemon_that_does_not_come_up_is_named_with_the_end_of_its_log():
+    with Cluster() as cluster:
+        cluster.kill_daemon("slurmd.n2")
+        port = int(cluster.run("scontrol", "show", "config").split("SlurmctldPort")[1].split()[1])
+        with socket.create_server(("127.0.0.1", port + 2)):
+            failed = cluster.script("start")
     assert failed.returncode == 3
-    assert "munged does not come up" in failed.stderr
-    assert "Keyfile must be at least" in failed.stderr
+    assert "slurmd.n2 does not come up" in failed.stderr
+    assert "Address already in use" in failed.stderr
 
 
 @pytest.mark.parametrize(

@@ -113,15 +113,21 @@ class Cluster:
         self.run("scontrol", "update", f"JobId={job}", "StartTime=now+1")
 
     def processes(self) -> dict[int, str]:
-        """Command by pid of all that live and bear the folder in command, environment or working folder."""
-        found = {}
-        for entry in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):  # it has ended meanwhile
-                traces = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
-                if bytes(self.folder) in traces + bytes((entry / "cwd").readlink()):
-                    found[int(entry.name)] = _command(int(entry.name))
+        """Command by pid of all that run for this cluster or on it."""
+        found = processes_of(self.folder)
         found.pop(self._guard.pid, None)
         return found
+
+
+def processes_of(folder: Path) -> dict[int, str]:
+    """Command by pid of all that live and bear the folder in command, environment or working folder."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            traces = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+            if bytes(folder) in traces + bytes((entry / "cwd").readlink()):
+                found[int(entry.name)] = _command(int(entry.name))
+    return found
 
 
 def _command(pid: int) -> str:
