@@ -74,14 +74,16 @@ def _submit(sweep: Sweep, todo: Sequence[Member]) -> None:
     for member in todo:
         with contextlib.suppress(PrivLMError), rundir.locked(member.directory):
             rundir.queue_again(member.directory)
-    try:
-        batch = slurm.submit(sweep, todo, num_processes=_num_processes(todo[0]))
-    except PrivLMError:
-        for member in todo:
-            with contextlib.suppress(PrivLMError), rundir.locked(member.directory):
-                rundir.leave_queue(member.directory, "it could not be submitted")
-        raise
-    print(f"submitted {len(todo)} runs as job {batch.job} ({batch.name})", file=sys.stderr, flush=True)
+    for first in range(0, len(todo), slurm.MAX_ARRAY):
+        members = todo[first : first + slurm.MAX_ARRAY]
+        try:
+            batch = slurm.submit(sweep, members, num_processes=_num_processes(members[0]))
+        except PrivLMError:
+            for member in todo[first:]:
+                with contextlib.suppress(PrivLMError), rundir.locked(member.directory):
+                    rundir.leave_queue(member.directory, "it could not be submitted")
+            raise
+        print(f"submitted {len(members)} runs as job {batch.job} ({batch.name})", file=sys.stderr, flush=True)
 
 
 def _num_processes(member: Member) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 STARTED = time.time()
 MARGIN = 60.0
 """Seconds by which a job may seem shorter than it was: until this process began."""
+REQUEUE_SECONDS = 60.0
 warnings: list[int] = []
 """Signals that came before the run listened."""
 
@@ -33,8 +34,11 @@ def main(argv: list[str]) -> int:
         print(f"privlm: {socket.gethostname()} does not see {directory}: runs=FOLDER must be on a shared disk")
         return 2
     status = _work(directory, batch)
-    if _was_warned(directory) and int(os.environ["SLURM_PROCID"]) == 0:
-        _queue_again(directory, batch)
+    if _was_warned(directory):
+        if int(os.environ["SLURM_PROCID"]) == 0:
+            _queue_again(directory, batch)
+        else:
+            time.sleep(REQUEUE_SECONDS)  # a rank that leaves ends the others, and rank 0 has something to do
     return status
 
 
@@ -77,8 +81,8 @@ def _queue_again(directory: Path, batch: dict[str, Any]) -> None:
             return
     job = os.environ["SLURM_ARRAY_JOB_ID"] + "_" + os.environ["SLURM_ARRAY_TASK_ID"]
     print(f"privlm: queueing {job} again, {'its time is up' if is_timeout else 'it is preempted'}", flush=True)
-    subprocess.run(["scontrol", "requeue", job], check=True, timeout=60)
-    time.sleep(60)  # SLURM ends this process: to leave by itself would count as the end of the job
+    subprocess.run(["scontrol", "requeue", job], check=True, timeout=REQUEUE_SECONDS)
+    time.sleep(REQUEUE_SECONDS)  # SLURM ends this process: to leave by itself would count as the end of the job
 
 
 def _join_world() -> None:

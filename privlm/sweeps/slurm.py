@@ -32,6 +32,8 @@ OVER = (
 to take such a one for ended would run it twice.
 """
 ANSWER_SECONDS = 60
+MAX_ARRAY = 1000
+"""Elements of an array (SLURM's MaxArraySize, 1001 unless a cluster says otherwise)."""
 NO_CONTROLLER = re.compile(r"unable to contact slurm controller|connection refused|socket timed out|connect failure|"
                            r"could not establish|resolve hostname|no such file", re.IGNORECASE)  # fmt: skip
 
@@ -113,6 +115,7 @@ def _sbatch(folder: Path, batch: Batch, launcher: SlurmConfig, tasks_per_node: i
         array_parallelism=launcher.array_parallelism,
         signal_delay_s=launcher.signal_delay_s,
         stderr_to_stdout=True,
+        srun_args=["--kill-on-bad-exit=1"],  # a rank that has failed would leave the others waiting for it
         additional_parameters=additional,
     )
     executor.parameters["map_count"] = len(batch.runs)
