@@ -261,9 +261,9 @@ class Job:
         if directory is not None:
             self.config = OmegaConf.load(directory / "config.yaml")
         OmegaConf.set_readonly(self.config, True)
-        self.stop = StopFlag()
-        self.listeners: list[Listener] = []
         self.world = World(self.config, rank)
+        self.stop = StopFlag(is_alone=self.world.size == 1)
+        self.listeners: list[Listener] = []
         self.records = Records(directory, writes=self.is_main)
         self._notes: list[str] = []
         self._marks: list[str] = []

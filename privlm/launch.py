@@ -1,6 +1,6 @@
 """The life of a run: its directory is made, resumed, skipped or made anew; processes work on it; its result is kept.
 
-One process works in place, several in privlm.processes. Workers know nothing of Hydra: they read config.yaml.
+One process works in place, several in privlm.workers. Workers know nothing of Hydra: they read config.yaml.
 `python -m privlm.launch RUN_DIR` works on a directory that is there: on one that a sweep has queued, as the job of a
 scheduler does, or on an interrupted one; `torchrun ... -m privlm.launch RUN_DIR` in several processes.
 """
@@ -20,7 +20,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from privlm import content, files, identity, leftovers, processes, registry, rundir
+from privlm import content, files, identity, leftovers, processes, registry, rundir, workers
 from privlm.errors import BudgetExhausted, BusyError, PrivLMError, UsageError
 from privlm.job import Job, StoppedAfter
 from privlm.masking import MaskedFormatter, mask_text
@@ -233,14 +233,17 @@ def _has_ended(directory: Path) -> bool:
 def _execute(directory: Path, num_processes: int) -> int:
     """Works on a run directory made by privlm.rundir and returns the exit status of the run."""
     if processes.outer_world() is not None:
+        processes.stop_with_launcher()
         return work(directory, processes.outer_rank())
     if num_processes == 1:
         return work(directory, 0)
-    status, failure = processes.spawn(work, directory, num_processes)
-    if failure:
-        Job(directory).pause("failed", failure)
-        print(f"privlm: {failure}", file=sys.stderr, flush=True)
-    return status
+    ending = workers.spawn(work, directory, num_processes)
+    if ending.state:
+        with contextlib.suppress(OSError):  # the disk may be what failed: the message comes out all the same
+            Job(directory).pause(ending.state, ending.message)
+    if ending.message:
+        print(f"privlm: {ending.message}", file=sys.stderr, flush=True)
+    return ending.status
 
 
 def work(directory: Path, rank: int) -> int:
@@ -259,6 +262,9 @@ def work(directory: Path, rank: int) -> int:
         except BudgetExhausted as stop:
             job.pause("interrupted", f"budget_exhausted: {stop}")
         except Exception as error:
+            if (signum := job.stop.signum) and processes.is_lost_peer(error):  # which has left before this one
+                job.pause("interrupted", f"{Interrupted(signum)}, and another process had gone before the checkpoint")
+                return Interrupted(signum).exit_code
             return _failed(job, error)
         finally:
             job.close()
@@ -288,13 +294,16 @@ def _failed(job: Job, error: Exception) -> int:
         message, status = f"cannot write {error.filename or job.directory}: {error.strerror}; the last state is kept", 1
     else:
         message, status = f"{type(error).__name__}: {error} (traceback in {job.directory / 'run.log'})", 1
+        if processes.is_lost_peer(error):
+            message = f"another process of the run has gone, whose own last lines say why: {message}"
     message = mask_text(message)
     with contextlib.suppress(OSError):  # the disk may be what failed: the message below must come out all the same
         if not isinstance(error, PrivLMError):
             with open(job.directory / "run.log", "a", encoding="utf-8") as log:
-                log.write(f"process {job.rank}\n{mask_text(traceback.format_exc())}")
+                log.write(f"rank {job.rank} has failed\n{mask_text(traceback.format_exc())}")
         if processes.is_spawned():
-            processes.leave_failure(job.directory, job.rank, message)
+            lost_peer = processes.is_lost_peer(error)
+            workers.leave_failure(job.directory, job.rank, message, status=status, lost_peer=lost_peer)
         else:
             job.pause("failed", message)
     if not processes.is_spawned():

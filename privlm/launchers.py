@@ -42,6 +42,9 @@ LAUNCHERS = (
     Launcher("a launcher of PMIx", "PMIX_RANK", "SLURM_STEP_NUM_TASKS"),
 )
 
+NUM_PORTS = 2**16
+MAX_DIGITS = 10  # of a number of processes, or a port
+
 ENGINES = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_FSDP": "FSDP",
@@ -121,15 +124,22 @@ def _world(environ: Variables) -> tuple[int, int] | None:
     if rank >= size:
         raise UsageError(f"RANK={rank} and WORLD_SIZE={size} do not fit: ranks go from 0 to WORLD_SIZE - 1")
     _require_local(environ, rank, size)
-    if size > 1:
-        for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-            if not environ.get(name):
-                raise UsageError(
-                    f"RANK={rank} and WORLD_SIZE={size}, but {name} is not set: the processes cannot meet. "
-                    f"{_remedy(size)}"
-                )
-        _number(environ, "MASTER_PORT")
+    if size > 1 or "LOCAL_RANK" in environ:  # which has accelerate join the others, be there none
+        _require_meeting(environ, rank, size)
     return rank, size
+
+
+def _require_meeting(environ: Variables, rank: int, size: int) -> None:
+    for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if not environ.get(name, "").strip():
+            raise UsageError(
+                f"RANK={rank} and WORLD_SIZE={size}, but {name} is {'empty' if name in environ else 'not set'}: the "
+                f"processes cannot meet. {_remedy(size)}"
+            )
+    if not 0 < (port := _number(environ, "MASTER_PORT")) < NUM_PORTS:
+        raise UsageError(
+            f"MASTER_PORT={port} is no port: the processes cannot meet; give one from 1 to {NUM_PORTS - 1}"
+        )
 
 
 def _require_local(environ: Variables, rank: int, size: int) -> None:
@@ -186,8 +196,9 @@ def _remedy(number: int | None) -> str:
 def _number(environ: Variables, name: str) -> int:
     """Raises UsageError for what is no number from 0."""
     text = environ[name].strip()
-    if not (text.isascii() and text.isdecimal()):
-        raise UsageError(f"{name}={text!r} is no number from 0: unset it, or give the number that the launcher means")
+    if not (text.isascii() and text.isdecimal() and len(text) < MAX_DIGITS):
+        shown = text if len(text) <= MAX_DIGITS else f"{text[:MAX_DIGITS]}..."
+        raise UsageError(f"{name}={shown!r} is no number from 0: unset it, or give the number that the launcher means")
     return int(text)
 
 

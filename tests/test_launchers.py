@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from support.runs import tiny_run
 
 from privlm import launchers
+from privlm.cli import main
 from privlm.errors import UsageError
 
 pytestmark = pytest.mark.torch_free
@@ -99,6 +101,15 @@ MISFITS = {
     "LOCAL_RANK is not set": {"RANK": "0", "WORLD_SIZE": "2", **MEETING},
     "MASTER_ADDR is not set": {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_PORT": "29500"},
     "MASTER_PORT is not set": {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "a"},
+    "MASTER_ADDR is empty": {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", **MEETING, "MASTER_ADDR": " "},
+    "MASTER_PORT is empty": {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", **MEETING, "MASTER_PORT": ""},
+    "MASTER_PORT=0 is no port": {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", **MEETING, "MASTER_PORT": "0"},
+    "MASTER_PORT=65536 is no port": {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", **MEETING,
+                                     "MASTER_PORT": "65536"},
+    "WORLD_SIZE=1, but MASTER_ADDR": {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"},  # accelerate would ask for it
+    "WORLD_SIZE='' is no number": {"RANK": "0", "WORLD_SIZE": ""},
+    r"RANK='9{10}\.\.\.' is no number": {"RANK": "9" * 5000, "WORLD_SIZE": "2"},
+    "LOCAL_RANK='' is no number": {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": ""},
     "MASTER_PORT='p' is no number": {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", **MEETING, "MASTER_PORT": "p"},
     "LOCAL_RANK='x' is no number": {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "x", **MEETING},
     "LOCAL_RANK=2 does not fit": {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "2",
@@ -113,6 +124,18 @@ MISFITS = {
 def test_variables_that_do_not_fit_are_refused_by_name(sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         launchers.outer_world(MISFITS[sentence])
+
+
+@pytest.mark.parametrize("sentence", MISFITS)
+def test_nothing_is_written_where_variables_do_not_fit(
+    sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for variable, value in MISFITS[sentence].items():
+        monkeypatch.setenv(variable, value)
+    assert main(tiny_run(tmp_path / "absent.txt", tmp_path / "runs")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(sentence, line)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     ("cli",),
     ("sweeps",),
-    ("launch", "processes"),
+    ("launch", "workers", "processes"),
     ("runners",),
     ("fit", "reload_proof", "forecast"),
     ("federated",),

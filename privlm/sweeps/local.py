@@ -113,6 +113,8 @@ def _record_end(member: Member, status: int, sweep: Sweep) -> None:
     try:
         with rundir.locked(member.directory):
             state = (files.read_intact_json(member.directory / "status.json") or {}).get("state")
+            if status == -signal.SIGTERM and state == "queued":  # stopped before it came to its run
+                return
             if state == "running" and status < 0:
                 rundir.set_state(member.directory, "failed", f"it was killed by {signal.Signals(-status).name}")
             elif state in ("running", "queued") and status != 0:

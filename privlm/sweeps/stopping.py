@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+from privlm import signals
 
 
 class Stopped(Exception):
@@ -15,7 +15,7 @@ class Stopped(Exception):
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
-        self.exit_code = 128 + signum
+        self.exit_code = signals.exit_status(signum)
 
 
 class Stop:
@@ -35,9 +35,5 @@ class Stop:
 @contextmanager
 def stopping(tell: Callable[[int], None] = lambda signum: None) -> Iterator[Stop]:
     stop = Stop(tell)
-    previous = {number: signal.signal(number, stop.receive) for number in SIGNALS}
-    try:
+    with signals.handled(stop.receive):
         yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -8,6 +8,7 @@ import contextlib
 import inspect
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -97,8 +98,19 @@ def _set_cublas_workspace() -> None:
 
 
 def join_world() -> None:
-    """Joins the processes of an outer launcher, before there is a configuration to make an Accelerator from."""
-    PartialState(cpu=not torch.accelerator.is_available())
+    """Joins the processes of an outer launcher, before there is a configuration to make an Accelerator from.
+
+    Raises PrivLMError where they do not meet.
+    """
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own would wait for the others to come
+    try:
+        PartialState(cpu=not torch.accelerator.is_available())
+    except (RuntimeError, ValueError) as error:
+        address = f"MASTER_ADDR={os.environ.get('MASTER_ADDR')}, MASTER_PORT={os.environ.get('MASTER_PORT')}"
+        reason = str(error).partition("\n")[0]
+        raise PrivLMError(f"the processes of the outer launcher do not meet at {address}: {reason}") from error
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def leave_world() -> None:

@@ -30,9 +30,13 @@ class Command:
         output, errors = (file.read_text() for file in self.files)
         return self.process.exitcode, output, errors
 
-    def signal(self, signum: int) -> None:
+    @property
+    def pid(self) -> int:
         assert self.process.pid is not None
-        os.kill(self.process.pid, signum)
+        return self.process.pid
+
+    def signal(self, signum: int) -> None:
+        os.kill(self.pid, signum)
 
 
 def start(words: list[str], folder: Path, *, packages: Path | None = None, **variables: str) -> Command:

@@ -1,12 +1,13 @@
 """The Accelerator of a run: what it refuses."""
 
+import signal
 from typing import Any
 
 import pytest
 from accelerate.utils import DistributedType
 
 from privlm.config import TrainerConfig, defaults
-from privlm.errors import UsageError
+from privlm.errors import PrivLMError, UsageError
 from privlm.training import accelerator
 
 
@@ -27,3 +28,15 @@ def test_unknown_keyword_is_refused_by_name() -> None:
     config = defaults(TrainerConfig, "trainer", "single", accelerate={"mixed_precison": "bf16"})
     with pytest.raises(UsageError, match=r"trainer\.accelerate: .*mixed_precison"):
         accelerator.make_accelerator(config)
+
+
+def test_processes_that_do_not_meet_are_told_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**keywords: Any) -> None:
+        raise ValueError("the server socket has failed to listen\nframe #0: ...")
+
+    monkeypatch.setattr(accelerator, "PartialState", fail)
+    monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(PrivLMError, match=r"do not meet at MASTER_ADDR=10\.0\.0\.1, MASTER_PORT=29500: the .*listen$"):
+        accelerator.join_world()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
