@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from privlm.report.card import rounded_up
-from privlm.report.look import page_settings, page_svg
+from privlm.report.look import page_drawing, page_svg
 from privlm.report.plots import GRID, INK, SERIES
 from privlm.report.table import Table
 from privlm.results import TOO_FEW, interval_text
@@ -77,11 +77,10 @@ def lira_table(lira: dict[str, Any]) -> Table:
 
 def scores_svg(audit: dict[str, Any]) -> str:
     """Scores of the canaries that were in and of those that were out, with the ends that were guessed: an `<svg>`."""
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     histogram = audit["histogram"]
-    with rc_context(page_settings("audit")):
+    with page_drawing("audit"):
         figure = Figure(figsize=(9.6, 3.0), layout="constrained")
         axes = figure.subplots()
         edges = histogram["edges"]

@@ -16,7 +16,7 @@ from privlm import files
 from privlm.content import own
 from privlm.errors import UsageError
 from privlm.metrics.seeds import mean_over_seeds
-from privlm.report.look import ON_PAGE, ON_WHITE, Look, page_settings, page_svg, plain, save, settings
+from privlm.report.look import ON_PAGE, ON_WHITE, Look, drawing, page_drawing, page_svg, plain, save
 from privlm.report.store import RunRecord, one_a_seed, without_copies
 from privlm.results import Result
 
@@ -75,18 +75,14 @@ def draw(panels: Sequence[Panel], path: Path) -> None:
     """Writes the drawing whole or not at all. Raises UsageError for a suffix other than .png, .svg, .pdf."""
     if path.suffix not in SUFFIXES:
         raise UsageError(f"--plot {path}: the name must end in {', '.join(SUFFIXES)}")
-    from matplotlib import rc_context
-
-    with rc_context(settings("epsilon", 10)):
+    with drawing("epsilon"):
         figure = _figure(panels, ON_WHITE)
         files.write_file(path, lambda temporary: save(figure, temporary, path.suffix))
 
 
 def svg(panels: Sequence[Panel]) -> str:
     """The drawing as an `<svg>` element of a page."""
-    from matplotlib import rc_context
-
-    with rc_context(page_settings("epsilon")):
+    with page_drawing("epsilon"):
         return page_svg(_figure(panels, ON_PAGE))
 
 

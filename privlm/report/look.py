@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,17 +68,21 @@ def plain(axes: Any, look: Look, *, grid: str) -> None:
     axes.spines["bottom"].set_color(look.grid)
 
 
-def settings(salt: str, font_size: float) -> dict[str, Any]:
-    """The settings of matplotlib under which a figure is made and saved.
+def drawing(salt: str) -> AbstractContextManager[None]:
+    """What a figure for a file is made and saved under.
 
     salt: makes the ids within an SVG, so that the same drawing has the same bytes. Names are text, not formulas.
     """
-    return {"svg.hashsalt": salt, "font.size": font_size, "text.parse_math": False}
+    from matplotlib import rc_context
+
+    return rc_context({"svg.hashsalt": salt, "font.size": 10, "text.parse_math": False})
 
 
-def page_settings(salt: str) -> dict[str, Any]:
+def page_drawing(salt: str) -> AbstractContextManager[None]:
     """The same for a drawing on a page, whose letters are those of the page."""
-    return settings(salt, 9) | {"svg.fonttype": "none"}
+    from matplotlib import rc_context
+
+    return rc_context({"svg.hashsalt": salt, "font.size": 9, "text.parse_math": False, "svg.fonttype": "none"})
 
 
 def save(figure: Any, path: Path, suffix: str) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from privlm.report.look import ON_PAGE, page_settings, page_svg
+from privlm.report.look import ON_PAGE, page_drawing, page_svg
 from privlm.report.store import Metric, RunRecord
 
 INK, GRID, SERIES = ON_PAGE.quiet, ON_PAGE.grid, ON_PAGE.series[:4]
@@ -86,11 +86,10 @@ def _target(run: RunRecord) -> tuple[str, float] | None:
 
 def svg(plot: Plot) -> str:
     """The panel as an `<svg>` element without fixed size, without a reference to anything outside it."""
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    with rc_context(page_settings(plot.title)):
+    with page_drawing(plot.title):
         figure = Figure(figsize=(4.8, 2.7), layout="constrained")
         axes = figure.subplots()
         for colour, curve in zip(SERIES, plot.curves, strict=False):
