@@ -57,7 +57,8 @@ def panels_of(runs: Sequence[RunRecord]) -> list[Panel]:
 
     Audited runs are left out: their figures are no results. Raises UsageError where nothing is left to draw.
     """
-    drawn = without_copies(_usable(runs))
+    usable = [run for run in runs if run.finished and run.canaries == "none" and _row(run, METRIC) is not None]
+    drawn = without_copies(usable)
     if not drawn:
         raise UsageError(f"nothing to draw: none of the runs is finished and reports '{METRIC}'")
     many_models = len({_identity(run, "model") for run in drawn}) > 1
@@ -86,17 +87,7 @@ def svg(panels: Sequence[Panel]) -> str:
         return page_svg(_figure(panels, ON_PAGE))
 
 
-def num_budgets(runs: Sequence[RunRecord]) -> int:
-    """At how many prices there is something to draw; no privacy is one of them where another is."""
-    budgets = {_budget(run) for run in _usable(runs)}
-    return len(budgets) if budgets - {None} else 0
-
-
 # --- what is drawn ----------------------------------------------------------------------------------------------------
-
-
-def _usable(runs: Sequence[RunRecord]) -> list[RunRecord]:
-    return [run for run in runs if run.finished and run.canaries == "none" and _row(run, METRIC) is not None]
 
 
 def _panel(title: str, runs: Sequence[RunRecord], many_models: bool) -> Panel:
@@ -185,7 +176,9 @@ def _draw_panel(axes: Any, panel: Panel, colours: dict[str, str], look: Look) ->
         style: dict[str, Any] = {"color": colours[name], "linewidth": 2, "markersize": 6, "elinewidth": 1.2}
         private = [point for point in line if point.epsilon is not None]
         without = [point for point in line if point.epsilon is None]
-        for some, marker in ((private, "o-"), (without, "D")):
+        budgets = [f"{point.epsilon:.2g}" for point in private]
+        joined = "o-" if len(set(budgets)) == len(budgets) else "o"  # no line leads from setting to setting
+        for some, marker in ((private, joined), (without, "D")):
             if some:
                 x = [shift * (point.epsilon or edge) for point in some]
                 spread = [[p.value - p.low for p in some], [p.high - p.value for p in some]]
