@@ -109,7 +109,9 @@ def test_without_a_reason_there_is_no_column_for_it(tmp_path, row):
 
 def test_only_finished_runs_are_drawn(tmp_path, row):
     rows = [row(f"lr={rate} seed=0", accuracy=rate) for rate in (0.1, 0.2)]
-    rows.append(row("lr=0.3 seed=0", "interrupted", accuracy=0.3))
+    stopped = row("lr=0.3 seed=0", "interrupted").directory
+    (stopped / "result.json").write_bytes((rows[0].directory / "result.json").read_bytes())  # its questions ended early
+    rows.append(SweepRow("lr=0.3 seed=0", "interrupted", "", 60.0, "", read_run(stopped), stopped))
     page = page_of(tmp_path, rows)
     assert "accuracy (test) by lr" in page
     assert ">0.3</text>" not in page
