@@ -35,8 +35,9 @@ examples:
 settings: sweep.workers=N runs at a time on this machine; sweep.stop_on_failure=true; sweep.allow_changed_code=true;
 with hydra/launcher=privlm_slurm those of hydra.launcher: privlm run task=T hydra/launcher=privlm_slurm --cfg hydra.
 
-Results are shown as mean and standard deviation over seeds, with a 95 % interval from three on. Exit status: 0 all
-runs are done, 1 some are not, 130 and 143 interrupted with the state saved.
+Results are shown as mean and standard deviation over seeds, with a 95 % interval from three on; sweep.html in the
+folder of the sweep has the runs and their figures as plots. Exit status: 0 all runs are done, 1 some are not, 130 and
+143 interrupted with the state saved.
 """
 
 HYDRA_FLAGS = ("cfg", "info", "package", "resolve", "hydra_help")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,13 @@ from privlm.report.render import console, print_table, to_json
 from privlm.report.table import Table
 from privlm.sweeps import folder
 from privlm.sweeps.conduct import look
-from privlm.sweeps.standing import counts, overview
+from privlm.sweeps.folder import Sweep
+from privlm.sweeps.standing import Standing, counts, overview, relative, write_page
 
 EPILOG = """\
 examples:
   privlm status                       the sweeps, the newest last
-  privlm status ewtune-seed           one of them, by a part of its name or by its path
+  privlm status ewtune-seed           one of them, by a part of its name or by its path; writes its page anew
   privlm status ewtune-seed --json    for machines: one object for each run, its directory and its log among them
 
 state of a run: queued (nobody has begun it), pending (its job waits, and why), running, done, failed, interrupted
@@ -34,17 +37,32 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     root = runs_folder(arguments)
     if arguments.sweep is None:
-        table = _all(root)
-    else:
-        sweep = folder.find(arguments.sweep, root)
-        seen = look(sweep)
-        table = overview(sweep, seen.standings)
-        table.notes += seen.remarks
-    if arguments.json:
+        _print(_all(root), arguments.json)
+        return 0
+    sweep = folder.find(arguments.sweep, root)
+    seen = look(sweep)
+    table = overview(sweep, seen.standings)
+    table.notes += seen.remarks
+    _print(table, arguments.json)
+    if not arguments.json:  # whoever asks every few seconds wants no drawings
+        _write_page(sweep, seen.standings)
+    return 0
+
+
+def _print(table: Table, as_json: bool) -> None:
+    if as_json:
         print(to_json({"title": table.title, "runs": table.values, "notes": table.notes}))
     else:
         print_table(table, console())
-    return 0
+
+
+def _write_page(sweep: Sweep, found: Sequence[Standing]) -> None:
+    """After the table, which is there at once."""
+    from rich.text import Text
+
+    sys.stdout.flush()
+    if (page := write_page(sweep, found)) is not None:
+        console().print(Text(f"page  {relative(page)}", style="dim"), soft_wrap=True)
 
 
 def _all(root: Path) -> Table:

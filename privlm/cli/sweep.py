@@ -28,7 +28,7 @@ from privlm.report.render import console, print_table, to_json
 from privlm.report.table import Table
 from privlm.sweeps import conduct, folder, slurm
 from privlm.sweeps.folder import Member, Sweep
-from privlm.sweeps.standing import Standing, overview, relative
+from privlm.sweeps.standing import Standing, overview, relative, write_page
 from privlm.sweeps.stopping import Stopped
 
 
@@ -98,6 +98,8 @@ def work(sweep: Sweep, *, detach: bool, as_json: bool, shows: bool = True) -> in
         return stop.exit_code
     if shows:
         _show(sweep, found, as_json)
+    if (page := write_page(sweep, found)) is not None:
+        print(f"page  {relative(page)}", file=sys.stderr, flush=True)
     return 0 if all(one.is_done for one in found) else 1
 
 

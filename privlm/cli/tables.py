@@ -37,9 +37,9 @@ Marks follow the status: subset (fewer examples than the data set has), public-o
 data hold these texts), own data, own weights (not those that the row's configuration names: a line of their own below
 the row, `ROW [FILE]`).
 
-With --json: [{"name", "title", "columns", "rows", "values", "notes", "claims"}]; values repeats each row at full
-precision, claims holds what the table decides, with "verdict", "num_seeds", "difference", "ci_low", "ci_high", and
-"p" where all differences are equal.
+With --json: [{"name", "title", "columns", "rows", "values", "notes", "claims", "measures"}]; values repeats each row at
+full precision, claims holds what the table decides, with "verdict", "num_seeds", "difference", "ci_low", "ci_high",
+and "p" where all differences are equal; measures names the columns of figures by their key in values, with their unit.
 """
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import dataclass
 from typing import Any
 
 from privlm.report.card import rounded_up
-from privlm.report.plots import GRID, INK, SERIES, for_page
+from privlm.report.look import page_drawing, page_svg
+from privlm.report.plots import GRID, INK, SERIES
 from privlm.report.table import Table
 from privlm.results import TOO_FEW, interval_text
 
@@ -77,11 +77,10 @@ def lira_table(lira: dict[str, Any]) -> Table:
 
 def scores_svg(audit: dict[str, Any]) -> str:
     """Scores of the canaries that were in and of those that were out, with the ends that were guessed: an `<svg>`."""
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     histogram = audit["histogram"]
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "audit", "font.size": 9}):
+    with page_drawing("audit"):
         figure = Figure(figsize=(9.6, 3.0), layout="constrained")
         axes = figure.subplots()
         edges = histogram["edges"]
@@ -103,8 +102,4 @@ def scores_svg(audit: dict[str, Any]) -> str:
             axes.spines[side].set_visible(False)
         axes.spines["bottom"].set_color(GRID)
         figure.legend(loc="outside upper left", ncols=2, frameon=False, labelcolor=INK, borderpad=0, handlelength=1.4)
-        out = io.StringIO()
-        figure.savefig(
-            out, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        )
-    return for_page(out.getvalue())
+        return page_svg(figure)

@@ -16,13 +16,12 @@ from privlm import files
 from privlm.content import own
 from privlm.errors import UsageError
 from privlm.metrics.seeds import mean_over_seeds
+from privlm.report.look import ON_PAGE, ON_WHITE, Look, drawing, page_drawing, page_svg, plain, save
 from privlm.report.store import RunRecord, one_a_seed, without_copies
 from privlm.results import Result
 
 METRIC = "accuracy"
 SUFFIXES = (".png", ".svg", ".pdf")
-COLOURS = ("#2563eb", "#d9730d", "#0d8f7f", "#a23bb5", "#b3261e", "#5c6573")
-INK, QUIET, GRID = "#16191f", "#5c6573", "#e2e6ec"
 MAX_COLUMNS = 3
 NO_PRIVACY = "none"
 DODGE = 1.06  # factor between neighbouring lines, whose intervals would hide each other
@@ -77,32 +76,15 @@ def draw(panels: Sequence[Panel], path: Path) -> None:
     """Writes the drawing whole or not at all. Raises UsageError for a suffix other than .png, .svg, .pdf."""
     if path.suffix not in SUFFIXES:
         raise UsageError(f"--plot {path}: the name must end in {', '.join(SUFFIXES)}")
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
+    with drawing("epsilon"):
+        figure = _figure(panels, ON_WHITE)
+        files.write_file(path, lambda temporary: save(figure, temporary, path.suffix))
 
-    num_rows = -(-len(panels) // MAX_COLUMNS)
-    num_columns = -(-len(panels) // num_rows)
-    names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
-    colours = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(names)}
-    with rc_context({"font.size": 10, "svg.hashsalt": "epsilon", "axes.edgecolor": GRID}):
-        figure = Figure(figsize=(max(5.2, 4.0 * num_columns), 3.5 * num_rows + 0.5), layout="constrained")
-        grid = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
-        handles: dict[str, Any] = {}
-        for panel, axes in zip(panels, grid, strict=False):
-            handles = _draw_panel(axes, panel, colours) | handles
-        for axes in grid[len(panels) :]:
-            axes.set_visible(False)
-        labels = [*names, *(label for label in handles if label not in names)]
-        explained = [handles[label] for label in labels]
-        figure.legend(explained, labels, loc="outside upper left", ncols=6, frameon=False, labelcolor=INK)
-        figure.supxlabel(_caption(panels), color=QUIET, fontsize=8.5)
-        metadata = {"Software": None} if path.suffix == ".png" else {"Date": None} if path.suffix == ".svg" else None
-        files.write_file(
-            path,
-            lambda temporary: figure.savefig(
-                temporary, format=path.suffix[1:], dpi=160, facecolor="white", metadata=metadata
-            ),
-        )
+
+def svg(panels: Sequence[Panel]) -> str:
+    """The drawing as an `<svg>` element of a page."""
+    with page_drawing("epsilon"):
+        return page_svg(_figure(panels, ON_PAGE))
 
 
 # --- what is drawn ----------------------------------------------------------------------------------------------------
@@ -162,7 +144,28 @@ def _own(run: RunRecord, group: str) -> str:
 # --- how ------------------------------------------------------------------------------------------------------------
 
 
-def _draw_panel(axes: Any, panel: Panel, colours: dict[str, str]) -> dict[str, Any]:
+def _figure(panels: Sequence[Panel], look: Look) -> Any:
+    from matplotlib.figure import Figure
+
+    num_rows = -(-len(panels) // MAX_COLUMNS)
+    num_columns = -(-len(panels) // num_rows)
+    names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
+    colours = {name: look.series[number % len(look.series)] for number, name in enumerate(names)}
+    figure = Figure(figsize=(max(5.2, 4.0 * num_columns), 3.5 * num_rows + 0.5), layout="constrained")
+    grid = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
+    handles: dict[str, Any] = {}
+    for panel, axes in zip(panels, grid, strict=False):
+        handles = _draw_panel(axes, panel, colours, look) | handles
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    labels = [*names, *(label for label in handles if label not in names)]
+    explained = [handles[label] for label in labels]
+    figure.legend(explained, labels, loc="outside upper left", ncols=6, frameon=False, labelcolor=look.ink)
+    figure.supxlabel(_caption(panels), color=look.quiet, fontsize=8.5)
+    return figure
+
+
+def _draw_panel(axes: Any, panel: Panel, colours: dict[str, str], look: Look) -> dict[str, Any]:
     """Draws a panel and returns what the legend explains: label -> artist."""
     points = [point for line in panel.lines.values() for point in line]
     ticks = {float(f"{point.epsilon:.2g}") for point in points if point.epsilon is not None}
@@ -173,7 +176,9 @@ def _draw_panel(axes: Any, panel: Panel, colours: dict[str, str]) -> dict[str, A
         style: dict[str, Any] = {"color": colours[name], "linewidth": 2, "markersize": 6, "elinewidth": 1.2}
         private = [point for point in line if point.epsilon is not None]
         without = [point for point in line if point.epsilon is None]
-        for some, marker in ((private, "o-"), (without, "D")):
+        budgets = [f"{point.epsilon:.2g}" for point in private]
+        joined = "o-" if len(set(budgets)) == len(budgets) else "o"  # no line leads from setting to setting
+        for some, marker in ((private, joined), (without, "D")):
             if some:
                 x = [shift * (point.epsilon or edge) for point in some]
                 spread = [[p.value - p.low for p in some], [p.high - p.value for p in some]]
@@ -182,7 +187,7 @@ def _draw_panel(axes: Any, panel: Panel, colours: dict[str, str]) -> dict[str, A
         for point in without:
             axes.axhline(point.value, color=colours[name], linewidth=1, linestyle=(0, (1, 2)), zorder=1)
     if panel.majority is not None:
-        handles["majority class"] = axes.axhline(panel.majority, color=QUIET, linewidth=1.2, linestyle=(0, (5, 3)))
+        handles["majority class"] = axes.axhline(panel.majority, color=look.quiet, linewidth=1.2, linestyle=(0, (5, 3)))
     labels = {tick: f"{tick:g}" for tick in sorted(ticks)}
     if any(point.epsilon is None for point in points):
         labels[edge] = NO_PRIVACY
@@ -190,15 +195,11 @@ def _draw_panel(axes: Any, panel: Panel, colours: dict[str, str]) -> dict[str, A
     axes.set_xticks(list(labels), list(labels.values()))
     axes.set_xticks([], minor=True)
     axes.set_xlim(min(labels) / 1.5, max(labels) * 1.5)
-    axes.set_title(panel.title, loc="left", color=INK, fontsize=11, fontweight="bold")
-    axes.set_title(", ".join(panel.marks), loc="right", color="#8a5300", fontsize=8.5)
-    axes.set_xlabel("certified ε (log scale)", color=INK)
-    axes.set_ylabel(METRIC, color=INK)
-    axes.tick_params(colors=INK, length=0)
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "left", "right"):
-        axes.spines[side].set_visible(False)
+    axes.set_title(panel.title, loc="left", color=look.ink, fontsize=11, fontweight="bold")
+    axes.set_title(", ".join(panel.marks), loc="right", color=look.warn, fontsize=8.5)
+    axes.set_xlabel("certified ε (log scale)", color=look.ink)
+    axes.set_ylabel(METRIC, color=look.ink)
+    plain(axes, look, grid="y")
     return handles
 
 

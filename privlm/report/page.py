@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from privlm import files
-from privlm.content import OWN
 from privlm.masking import mask_text
 from privlm.report.audit import audit_section
 from privlm.report.card import READING_COLUMNS, Card, figure, number, privacy_card, rounded_up
 from privlm.report.compare import flatten
+from privlm.report.html_page import banners_of, data_uri, fill
 from privlm.report.plots import plots_of, svg
 from privlm.report.store import RunRecord, read_run
 from privlm.results import Result
 
-TEMPLATES = Path(__file__).parent / "templates"
 REPORT = "report.html"
 NUM_TILES = 2
-SCALES = {
-    "small": "Small scale: not the sizes of the paper. These figures compare with nothing published.",
-    "smoke": "Smoke run: tiny random models. It proves that the plumbing works and says nothing about a method.",
-}
-MARKS = {
-    OWN["data"]: "Own data: not the rows that the data set of the configuration names. These figures stand beside no "
-    "others of that name.",
-    OWN["model"]: "Own weights: not those that the model of the configuration names.",
-    "subset": "Subset: fewer examples than the data set has. These figures stand beside no published one.",
-    "public-overlap": "Public overlap: the model's public training data hold texts of this data set.",
-}
-
-
-AUDITED = "Audited run: canaries stand in place of training records. Its figures are no results of the method."
 
 
 @dataclass(frozen=True)
@@ -58,25 +42,18 @@ def write_report(run_dir: Path) -> Path:
 
 def render_report(run: RunRecord) -> str:
     """The page as text."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
     from omegaconf import OmegaConf
 
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     card = privacy_card(run.privacy, run.audit)
     env = dict(run.env or {})
     command = mask_text(env.pop("command", ""))
     artefacts = _artefacts(run)
-    return environment.get_template(REPORT).render(
+    return fill(
+        REPORT,
         run=run,
         title=" · ".join(_names(run)) or run.name,
-        banners=_banners(run),
+        banners=banners_of(run),
         state=": ".join(filter(None, [run.state, run.status.get("reason")])),
         finished=_date(run),
         tiles=[*_result_tiles(run), _privacy_tile(run.privacy, card)],
@@ -100,21 +77,12 @@ def render_report(run: RunRecord) -> str:
 
 def _pictures(run: RunRecord) -> list[tuple[str, str]]:
     """Title and data URI of the PNG files that the runner has drawn, pictures/*.png."""
-    return [
-        (path.stem.replace("_", " "), f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}")
-        for path in sorted(run.path.glob("pictures/*.png"))
-    ]
+    return [(path.stem.replace("_", " "), data_uri(path)) for path in sorted(run.path.glob("pictures/*.png"))]
 
 
 def _names(run: RunRecord) -> list[str]:
     groups = ("task", "model", "llm", "data", "adapter")
     return [run.name_of(group) for group in groups if "name" in (run.config.get(group) or {})]
-
-
-def _banners(run: RunRecord) -> list[str]:
-    banners = [SCALES[run.scale]] if run.scale in SCALES else []
-    banners += [MARKS[mark] for mark in run.marks if mark in MARKS]
-    return banners + ([AUDITED] if run.canaries != "none" else [])
 
 
 def _date(run: RunRecord) -> str:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from privlm.report.look import ON_PAGE, page_drawing, page_svg
 from privlm.report.store import Metric, RunRecord
 
-INK, GRID = "#000010", "#000011"
-SERIES = ("#000001", "#000002", "#000003", "#000004")
-PAGE_COLOURS = {INK: "var(--quiet)", GRID: "var(--line)"} | {
-    colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, start=1)
-}
-"""Colours that matplotlib is given -> what they become on the page."""
-
+INK, GRID, SERIES = ON_PAGE.quiet, ON_PAGE.grid, ON_PAGE.series[:4]
 MAX_PLOTS = 6
 
 
@@ -92,11 +86,10 @@ def _target(run: RunRecord) -> tuple[str, float] | None:
 
 def svg(plot: Plot) -> str:
     """The panel as an `<svg>` element without fixed size, without a reference to anything outside it."""
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": plot.title, "font.size": 9}):
+    with page_drawing(plot.title):
         figure = Figure(figsize=(4.8, 2.7), layout="constrained")
         axes = figure.subplots()
         for colour, curve in zip(SERIES, plot.curves, strict=False):
@@ -117,16 +110,4 @@ def svg(plot: Plot) -> str:
             axes.spines[side].set_visible(False)
         axes.spines["bottom"].set_color(GRID)
         figure.legend(loc="outside upper left", ncols=3, frameon=False, labelcolor=INK, borderpad=0, handlelength=1.4)
-        out = io.StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(out, format="svg", transparent=True, metadata=nothing)
-    return for_page(out.getvalue())
-
-
-def for_page(drawing: str) -> str:
-    """Leaves out the document type, the namespaces and the size, and names the colours of the page."""
-    head, _, body = drawing[drawing.index("<svg") :].partition(">")
-    view_box = head.partition('viewBox="')[2].partition('"')[0]
-    for colour, name in PAGE_COLOURS.items():
-        body = body.replace(colour, name)
-    return f'<svg viewBox="{view_box}">{body}'
+        return page_svg(figure)

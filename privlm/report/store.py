@@ -22,6 +22,7 @@ from privlm.errors import UsageError
 from privlm.identity import Roles, cell_hash, roles_of
 from privlm.masking import mask_secrets
 from privlm.records import METRIC_FIELDS
+from privlm.report.resolved import read_config
 from privlm.report.told import told
 from privlm.results import Result
 
@@ -168,17 +169,15 @@ class RunRecord:
     @cached_property
     def _content(self) -> dict[str, Any]:
         """What config.yaml holds, {} where it is absent or damaged."""
-        from omegaconf import OmegaConf
-
         try:
             self._require_sealed("config.yaml")
-            config = OmegaConf.to_container(OmegaConf.load(self.path / "config.yaml"), resolve=True)
+            config = read_config(self.path / "config.yaml")
         except FileNotFoundError:
             return {}
         except Exception as error:  # PyYAML and OmegaConf share no base class
             self.problems.append(f"config.yaml cannot be read: {_first_line(error)}")
             return {}
-        return config if isinstance(config, dict) else {}  # type: ignore[return-value]
+        return config if isinstance(config, dict) else {}
 
     @cached_property
     def overrides(self) -> list[str]:

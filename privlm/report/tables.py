@@ -65,6 +65,11 @@ class Figure:
         return ", ".join([self.status, *self.marks])
 
     @property
+    def provenance(self) -> str | None:
+        """measured or replayed; None without a figure."""
+        return None if self.mean is None else "replayed" if self.replayed else "measured"
+
+    @property
     def delta(self) -> float | None:
         """Ours minus published, where a verdict is due."""
         if self.status not in ("match", "differs", "partial") or self.cell.published is None:
@@ -122,7 +127,8 @@ def build_table(
         SPREAD_NOTE,
         *footer(file, list(groups.values()), store, shows_smoke=scale == "smoke"),
     ]
-    return Table(name=file.name, title=title, columns=columns, rows=rows, notes=notes, values=values, claims=claims)
+    measures = {column.key: {"title": column.title, "unit": column.unit} for column in file.columns}
+    return Table(file.name, title, columns, rows, notes, values, claims, measures)
 
 
 # --- figures ---------------------------------------------------------------------------------------------
@@ -263,6 +269,7 @@ def _own_layout(file: TableFile, figures: Figures) -> Layout:
         exact: dict[str, Any] = {"row": name, "seeds": num_seeds, "status": status}
         for key, figure in row.items():
             exact |= {key: figure.mean, f"{key}_sd": figure.sd, f"{key}_interval": figure.interval}
+            exact |= {f"{key}_provenance": figure.provenance} if figure.replayed else {}
         values.append(exact)
     return columns, rows, values
 
@@ -296,6 +303,7 @@ def _published_layout(file: TableFile, figures: Figures) -> Layout:
                 "ours": figure.mean,
                 "sd": figure.sd,
                 "interval": figure.interval,
+                "provenance": figure.provenance,
                 "seeds": figure.num_seeds,
                 "delta": figure.delta,
                 "tolerance": cell.tolerance,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from privlm import files
 from privlm.errors import UsageError
 from privlm.report.card import figure
 from privlm.report.store import RunRecord, life_sign, read_run
+from privlm.report.sweep_page import PAGE, SweepRow, sweep_page
 from privlm.report.table import Table
 from privlm.sweeps.folder import Member, Sweep
 
@@ -107,14 +110,14 @@ def overview(sweep: Sweep, found: list[Standing]) -> Table:
     """A line for each run: what makes it differ from the others, state, seconds, headline figure and reason."""
     rows = [
         [
-            swept(sweep, one.member),
+            words,
             one.state,
             "" if one.seconds is None else f"{one.seconds:.0f}",
             one.headline,
             one.reason,
             one.member.name,
         ]
-        for one in found
+        for one, words in zip(found, _all_swept(sweep, found), strict=True)
     ]
     values = [
         {
@@ -142,7 +145,14 @@ def counts(found: Iterable[Standing]) -> str:
 
 def swept(sweep: Sweep, member: Member) -> str:
     """The words that not all runs of the sweep have."""
-    return " ".join(word for word in member.overrides if word not in common_words(sweep.members))
+    common = common_words(sweep.members)
+    return " ".join(word for word in member.overrides if word not in common)
+
+
+def _all_swept(sweep: Sweep, found: Iterable[Standing]) -> list[str]:
+    """The same for each run."""
+    common = common_words(sweep.members)
+    return [" ".join(word for word in one.member.overrides if word not in common) for one in found]
 
 
 def common_words(members: list[Member]) -> set[str]:
@@ -157,3 +167,24 @@ def _stage(run: RunRecord) -> str:
 def relative(path: Path) -> str:
     """As short as it can be typed from here."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def write_page(sweep: Sweep, found: Sequence[Standing]) -> Path | None:
+    """Writes sweep.html into the folder of the sweep and returns its path.
+
+    A page that cannot be written leaves the runs as they are, and is told; then None.
+    """
+    rows = [
+        SweepRow(words, one.state, one.reason, one.seconds, one.headline, one.run, one.member.directory)
+        for one, words in zip(found, _all_swept(sweep, found), strict=True)
+    ]
+    path = sweep.folder / PAGE
+    try:
+        files.write_text(path, sweep_page(sweep.folder.name, sweep.command, rows, folder=sweep.folder))
+    except OSError as error:
+        print(f"privlm: cannot write {path}: {error.strerror}", file=sys.stderr)
+        return None
+    except UsageError as error:  # of a run that is not what was written
+        print(f"privlm: no {PAGE}: {error}", file=sys.stderr)
+        return None
+    return path

@@ -1,9 +1,10 @@
 import json
+import re
 
 import pytest
 
 from privlm.errors import UsageError
-from privlm.report.epsilon_plot import Point, draw, panels_of
+from privlm.report.epsilon_plot import Point, draw, panels_of, svg
 from privlm.report.store import find_runs
 
 pytestmark = pytest.mark.torch_free
@@ -91,3 +92,30 @@ def test_another_suffix_is_refused(tmp_path, glue_run):
     glue_run(0.8)
     with pytest.raises(UsageError, match=r"must end in \.png, \.svg, \.pdf"):
         draw(panels(tmp_path), tmp_path / "plot.txt")
+
+
+def longest_line(drawing):
+    """Points of the longest path in the first colour."""
+    return max(path.count("L") for path in re.findall(r'<path d="([^"]*)"[^>]*stroke: var\(--series-1\)', drawing)) + 1
+
+
+def test_on_a_page_it_has_the_colours_of_the_page(tmp_path, glue_run):
+    for epsilon in (1.0, 3.0, 8.0, None):
+        glue_run(0.8, epsilon=epsilon)
+    drawing = svg(panels(tmp_path))
+    assert drawing.startswith("<svg viewBox=")
+    assert "sst2 (dev)" in drawing
+    assert "majority class" in drawing
+    assert "#0000" not in drawing
+    assert "http" not in drawing
+    assert longest_line(drawing) == 3
+
+
+def test_no_line_leads_from_one_setting_to_another_at_one_budget(tmp_path, glue_run, make_run):
+    for epsilon in (1.0, 3.0, 8.0):
+        glue_run(0.8, epsilon=epsilon)
+    other = glue_run(0.7, epsilon=3.0, seed=1)
+    config = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(config.replace("cell: sst2", "cell: other"))
+    assert len(panels(tmp_path)[0].lines["lora"]) == 4
+    assert longest_line(svg(panels(tmp_path))) == 2  # bars alone
