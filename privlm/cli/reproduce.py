@@ -109,7 +109,13 @@ def _reproduce(file: TableFile, arguments: argparse.Namespace, *, command: str) 
 
 
 def _run(plan: Plan, arguments: argparse.Namespace, command: str) -> int:
-    made = sweep.make([run.composed for run in plan.runs], force=False, command=command, title=arguments.table)
+    made = sweep.make(
+        [run.composed for run in plan.runs],
+        force=False,
+        detach=arguments.detach,
+        command=command,
+        title=arguments.table,
+    )
     print(f"sweep {relative(made.folder)}", file=sys.stderr, flush=True)
     status = sweep.work(made, detach=arguments.detach, as_json=False, shows=False)
     failed = [one for one in look(made).standings if not one.is_done]

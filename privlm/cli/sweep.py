@@ -42,12 +42,17 @@ def main(argv: list[str]) -> int:
         composed = compose_all(expand(starting.words_of(arguments)))
         if arguments.dry_run:
             return _list(_distinct(composed))
-        sweep = make(composed, force=arguments.force, command=mask_text(" ".join(["privlm sweep", *argv])))
+        sweep = make(
+            composed,
+            force=arguments.force,
+            detach=arguments.detach,
+            command=mask_text(" ".join(["privlm sweep", *argv])),
+        )
     print(f"sweep {relative(sweep.folder)}", file=sys.stderr, flush=True)
     return work(sweep, detach=arguments.detach, as_json=arguments.json)
 
 
-def make(composed: Sequence[Composed], *, force: bool, command: str, title: str = "") -> Sweep:
+def make(composed: Sequence[Composed], *, force: bool, detach: bool, command: str, title: str = "") -> Sweep:
     """The sweep of these runs, their directories written. Combinations that make the same run are one.
 
     Raises UsageError where they do not agree on how a sweep is worked on, and for what is not at hand.
@@ -63,7 +68,8 @@ def make(composed: Sequence[Composed], *, force: bool, command: str, title: str 
     sweep = folder.new(
         Path(first.config.runs), members, command, first.sweep, first.launcher, title or _title(composed)
     )
-    conduct.write(sweep, distinct, force=force)
+    if not (detach and sweep.holder()):  # it is at work already, and nobody waits for it
+        conduct.write(sweep, distinct, force=force)
     return sweep
 
 
@@ -82,6 +88,9 @@ def _distinct(composed: Sequence[Composed]) -> list[launch.Prepared]:
 def work(sweep: Sweep, *, detach: bool, as_json: bool, shows: bool = True) -> int:
     """Has the runs done and, where it `shows`, prints what came of them; returns the exit status."""
     if detach:
+        if (holder := sweep.holder()) is not None:
+            print(f"at work already, by {holder}; privlm status {sweep.folder.name} shows how far it is")
+            return 0
         if sweep.launcher is None:
             conduct.detach(sweep)
         elif sweep.settings.stop_on_failure:

@@ -35,14 +35,15 @@ def write(sweep: Sweep, prepared: Sequence[launch.Prepared], *, force: bool) -> 
 
     Raises ServiceError where SLURM has the runs and does not answer.
     """
-    jobs = slurm.alive(sweep) if sweep.batches else {}
-    for number, one in enumerate(prepared):
-        if one.directory.name not in jobs:
-            try:
-                launch.queue(one, force=force)
-            except PrivLMError as error:
-                sweep.members[number] = replace(sweep.members[number], problem=mask_text(str(error)))
-    sweep.write()
+    with sweep.held(_Waits()):
+        jobs = slurm.alive(sweep) if sweep.batches else {}
+        for number, one in enumerate(prepared):
+            if one.directory.name not in jobs:
+                try:
+                    launch.queue(one, force=force)
+                except PrivLMError as error:
+                    sweep.members[number] = replace(sweep.members[number], problem=mask_text(str(error)))
+        sweep.write()
 
 
 def conduct(sweep: Sweep, *, waits: bool = True) -> list[Standing]:
@@ -194,6 +195,12 @@ def _stop_holder(sweep: Sweep) -> None:
     if host != socket.gethostname():
         raise UsageError(f"{holder} works on the sweep: cancel it there, or send that process SIGTERM")
     os.kill(int(pid), signal.SIGTERM)
+
+
+def rewrite(sweep: Sweep) -> None:
+    """Writes sweep.json with other settings."""
+    with sweep.held(_Waits()):
+        sweep.write()
 
 
 class Teller:

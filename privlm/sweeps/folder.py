@@ -5,9 +5,9 @@ What became of a run stands in its own directory alone. The same runs are the sa
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ class Sweep:
     created: float = field(default_factory=time.time)
 
     def write(self) -> None:
-        """Raises UsageError where the folder cannot be written."""
+        """The caller holds the sweep. Raises UsageError where the folder cannot be written."""
         content = {
             "schema": SCHEMA,
             "created": self.created,
@@ -80,9 +80,14 @@ class Sweep:
         """What a worker of this machine prints, where several work at a time."""
         return self.folder / "logs" / f"{member.name}.log"
 
-    def held(self, on_busy: Callable[[BusyError], None] | None = None) -> AbstractContextManager[None]:
-        """One process at a time works on a sweep; see privlm.rundir.locked."""
-        return rundir.locked(self.folder, on_busy)
+    @contextlib.contextmanager
+    def held(self, on_busy: Callable[[BusyError], None] | None = None) -> Iterator[None]:
+        """One process at a time works on a sweep, or writes sweep.json, and knows what others have submitted before.
+        See privlm.rundir.locked.
+        """
+        with rundir.locked(self.folder, on_busy):
+            self.batches = _batches(self.folder)
+            yield
 
     def holder(self) -> str | None:
         """`process N on HOST` that works on the sweep now, None where nobody does."""

@@ -105,7 +105,7 @@ def test_interrupted_it_saves_and_goes_on(place):
 
 
 def test_detached_it_is_seen_and_cancelled_from_outside(place):
-    done = place.privlm(*place.sweep("seed=0,1,2", "task.pace=0.5", "--detach"))
+    done = place.privlm(*place.sweep("seed=0,1,2", "task.pace=0.5", "task.num_steps=40", "--detach"))
     assert "privlm status" in done.stdout
     wait_until(lambda: place.on_record()["0 step 0"] > 0)
     assert place.states() == {"0": "running", "1": "queued", "2": "queued"}
@@ -113,7 +113,7 @@ def test_detached_it_is_seen_and_cancelled_from_outside(place):
     place.privlm("cancel", "pacing")
     assert place.states() == dict.fromkeys("012", "interrupted")
     assert place.begins() == {"0": 1}
-    place.privlm("sweep", "--resume", "pacing", "--detach")
+    place.privlm("sweep", "--resume", "pacing", "sweep.workers=3", "--detach")
     wait_until(lambda: set(place.states().values()) == {"done"})
     assert all(number == 1 for line, number in place.on_record().items() if "step" in line)
 
