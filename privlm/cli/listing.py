@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
+from textwrap import wrap
 
 from privlm import registry
 from privlm.cli.arguments import ArgumentParser
 from privlm.errors import UsageError
+from privlm.report.render import READABLE, line_width
 from privlm.report.store import nearest
 
 GROUPS = {
@@ -85,6 +88,13 @@ def _lines(path: Path) -> list[str]:
 
 
 def _text(kind: str, by_name: dict[str, str]) -> str:
-    width = max(map(len, by_name), default=0)
+    """Lines `name  summary`, broken between words where standard output is narrow."""
+    column = max(map(len, by_name), default=0) + 4
     heading = f"{kind} ({GROUPS[kind]}=NAME)" if kind in GROUPS else kind
-    return "".join(f"{line}\n" for line in [heading, *(f"  {name:<{width}}  {text}" for name, text in by_name.items())])
+    lines = [heading]
+    for name, text in by_name.items():
+        wrapped = wrap(text, max(READABLE, line_width() - column), break_long_words=False, break_on_hyphens=False)
+        lines += [
+            f"{head:<{column}}{line}".rstrip() for head, line in zip_longest([f"  {name}"], wrapped, fillvalue="")
+        ]
+    return "".join(f"{line}\n" for line in lines)

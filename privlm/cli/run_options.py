@@ -20,6 +20,7 @@ examples:
   privlm run task=ewtune --cfg job                    the composed configuration; -p trainer shows a part
 
 The same command again resumes an interrupted run and skips a finished one. Options of a group: privlm list models.
+Ctrl-C (and SIGTERM, SIGUSR2, SIGHUP) saves at the next step boundary and stops; a second Ctrl-C stops at once.
 Exit status: 0 done, 1 failed, 2 wrong usage, 3 a service does not answer, 130 and 143 interrupted with the state saved.
 """
 

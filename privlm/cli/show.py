@@ -74,7 +74,7 @@ def _content(run: RunRecord) -> dict[str, Any]:
 
 def _print(run: RunRecord, out: Console) -> None:
     tables = (_results(run), *_privacy(run), _stages(run), _files(run))  # a ledger that does not add up is refused here
-    out.print(str(run.path), style="bold", markup=False)
+    out.print(str(run.path), style="bold", markup=False, soft_wrap=True)
     remarks = [run.status.get("reason"), life_sign(run.status)]
     out.print(": ".join([run.state, *filter(None, remarks)]), style=STATE_STYLES.get(run.state, ""), markup=False)
     if run.scale != "paper":

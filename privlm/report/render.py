@@ -6,6 +6,7 @@ import csv
 import html
 import io
 import json
+import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from privlm.files import finite
 from privlm.report.table import Table
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
 LATEX_ESCAPES = str.maketrans(
     {
@@ -104,33 +105,101 @@ def to_json(value: Any) -> str:
     return json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False)
 
 
+WHOLE_LINES = 400
+READABLE = 20
+"""Characters that a cell may need in one line; longer ones are broken between words, and lines of fewer are slivers."""
+
+
 def print_table(table: Table, console: Console) -> None:
-    """The table on a terminal; numbers keep their columns, the notes stand below."""
+    """The table on a terminal, the notes below. Where it is too narrow for its columns, each row is a block of lines
+    `column  value`.
+    """
+    from rich.text import Text
+
+    if table.title:
+        console.print(Text(f"\n{table.title}", style="bold"))
+    if table.rows:
+        widths = _column_widths(table, console.width)
+        console.print(_stacked(table, console.width) if widths is None else _grid(table, widths))
+    for note in table.notes:
+        is_command = note.startswith("run: ")  # to be copied: only the terminal may break it
+        console.print(Text(note, style="dim"), soft_wrap=is_command)
+
+
+def _column_widths(table: Table, width: int) -> list[int] | None:
+    """Of the columns of a grid in so many characters; None where not each of them would be readable."""
+    from rich.cells import cell_len
+
+    cells = list(zip(*table.rows, strict=True))
+    heads, bodies = list(map(cell_len, table.columns)), [max(map(cell_len, column)) for column in cells]
+    words = [max(map(_longest_word, column)) for column in zip(table.columns, *table.rows, strict=True)]
+    widths = [max(word, min(body, READABLE)) for word, body in zip(words, bodies, strict=True)]
+    spare = width - sum(widths) - 3 * (len(widths) - 1) - 2  # between columns, and at both edges
+    if spare < 0 and any(table.columns):
+        return None
+    if spare < 0:  # facts, whose columns have no names to stand beside them: a word is broken
+        widest = widths.index(max(widths))
+        widths[widest] = max(1, widths[widest] + spare)
+        return widths
+    for column in sorted(range(len(widths)), key=lambda column: bodies[column] - widths[column]):
+        given = min(max(0, bodies[column] - widths[column]), spare)
+        widths[column], spare = widths[column] + given, spare - given
+    for column in sorted(range(len(widths)), key=lambda column: heads[column] - widths[column]):
+        if 0 < (given := heads[column] - widths[column]) <= spare:  # a head in two lines takes no more for it
+            widths[column], spare = widths[column] + given, spare - given
+    return widths
+
+
+def _longest_word(text: str) -> int:
+    from rich.cells import cell_len
+
+    return max(map(cell_len, text.split()), default=0)
+
+
+def _grid(table: Table, widths: Sequence[int]) -> RenderableType:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
     from rich.text import Text
 
     grid = RichTable(box=SIMPLE_HEAD, pad_edge=False, show_header=any(table.columns))
-    for column in table.columns:
-        grid.add_column(Text(column), overflow="fold")
+    for column, width in zip(table.columns, widths, strict=True):
+        grid.add_column(Text(column), overflow="fold", width=width)
     for row in table.rows:
         grid.add_row(*(Text(cell, style=STATUS_STYLES.get(cell, "")) for cell in row))
-    if table.title:
-        console.print(Text(f"\n{table.title}", style="bold"))
-    if table.rows:
-        console.print(grid)
-    for note in table.notes:
-        console.print(Text(note, style="dim"))
+    return grid
+
+
+def _stacked(table: Table, width: int) -> RenderableType:
+    """A block of lines for each row; what is empty in it is left out."""
+    from rich.cells import cell_len
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    whole, word = (max(map(length, table.columns)) for length in (cell_len, _longest_word))
+    names = max(1, min(whole, width // 2), min(word, width - READABLE - 2))
+    blocks = RichTable.grid(padding=(0, 2, 0, 0))
+    blocks.add_column(overflow="fold", width=names)
+    blocks.add_column(overflow="fold")
+    for row in table.rows:
+        blocks.add_row()
+        for number, (column, cell) in enumerate(zip(table.columns, row, strict=True)):
+            style = STATUS_STYLES.get(cell, "" if number else "bold")
+            if cell:
+                blocks.add_row(Text(column), Text(cell, style=style))
+    blocks.add_row()
+    return blocks
 
 
 STATUS_STYLES = {"match": "green", "differs": "yellow", "failed": "red", "not run": "dim"}
 
 
 def console() -> Console:
-    """Standard output: colours only on a terminal and never with NO_COLOR; lines of a pipe are as long as they need."""
+    """Standard output: colours only on a terminal and never with NO_COLOR."""
     from rich.console import Console
 
-    out = Console(highlight=False)
-    if not out.is_terminal:
-        out.width = 400
-    return out
+    return Console(highlight=False, width=line_width())
+
+
+def line_width() -> int:
+    """Of standard output: COLUMNS, or the width of the terminal; else, of a pipe, what lines need."""
+    return shutil.get_terminal_size((WHOLE_LINES, 0)).columns

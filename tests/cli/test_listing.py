@@ -32,12 +32,24 @@ def test_every_name_says_what_it_is(capsys):
         assert all(len(text) > 10 and "`privlm" not in text and "@package" not in text for text in summaries.values())
 
 
-def test_prints_one_line_a_name_below_its_kind(capsys):
+def test_prints_one_line_a_name_below_its_kind(monkeypatch, capsys):
+    monkeypatch.delenv("COLUMNS", raising=False)
     assert main(["adapters"]) == 0
     heading, *lines = capsys.readouterr().out.splitlines()
     assert heading == "adapters (adapter=NAME)"
     assert [line.split()[0] for line in lines] == ["full", "head", "lora", "rgp"]
     assert "LoRA: a low-rank pair" in lines[2]
+
+
+def test_what_is_longer_than_a_line_goes_on_below_itself(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["adapters"]) == 0
+    assert capsys.readouterr().out.splitlines()[:4] == [
+        "adapters (adapter=NAME)",
+        "  full  Full fine-tuning: every parameter trains.",
+        "  head  Head only: the encoder is frozen, its features are",
+        "        computed once.",
+    ]
 
 
 @pytest.mark.parametrize("source", ["--config-dir", "PRIVLM_CONFIG_DIR"])

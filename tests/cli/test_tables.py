@@ -43,6 +43,15 @@ def test_prints_a_table_of_a_store(configs, tmp_path, make_run, capsys):
     assert "| eps 3 | 0.976 ± — | 1 of 1 | small |" in capsys.readouterr().out
 
 
+def test_a_wide_table_stays_readable_in_80_columns(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["ewtune_small", "--runs", str(tmp_path)]) == 0
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    start = lines.index(f"target ε{'':19}8")
+    assert lines[start + 1 : start + 4] == [f"seeds{'':22}0 of 5", f"status{'':21}not run", ""]
+    assert all(len(line) <= 80 for line in lines if not line.startswith("run: "))
+
+
 def test_prints_each_of_several_tables_once(configs, tmp_path, make_run, capsys):
     make_run(tmp_path / "runs")
     (tmp_path / "configs" / "table" / "yours_toy.yaml").write_text(yaml.safe_dump(SPEC))
