@@ -156,7 +156,7 @@ def _all_swept(sweep: Sweep, found: Iterable[Standing]) -> list[str]:
 
 
 def common_words(members: list[Member]) -> set[str]:
-    return set.intersection(*(set(member.overrides) for member in members)) if len(members) > 1 else set()
+    return set.intersection(*(set(member.overrides) for member in members))
 
 
 def _stage(run: RunRecord) -> str:
