@@ -219,6 +219,20 @@ def locked(directory: Path, on_busy: Callable[[BusyError], None] | None = None) 
         yield
 
 
+def holder(directory: Path) -> str | None:
+    """`process N on HOST` that holds the directory now, None where nobody does. Nothing is written."""
+    try:
+        file = open(directory / ".lock", encoding="utf-8")  # noqa: SIM115
+    except OSError:
+        return None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # two that look do not see each other
+        except BlockingIOError:
+            return file.read().strip() or "another process"
+        return None
+
+
 def _lock(file: TextIO, directory: Path) -> BusyError | None:
     """None where the lock was free, and is held now."""
     try:

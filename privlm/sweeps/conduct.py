@@ -120,7 +120,7 @@ def watch(sweep: Sweep, tell: Teller) -> list[Standing]:
             if sweep.settings.stop_on_failure and any(one.state == "failed" for one in settled):
                 return cancel(sweep, timeout=CANCEL_SECONDS)
             shortest, longest = POLL_SECONDS
-            time.sleep(min(longest, shortest + (time.monotonic() - begun) / 20))
+            stop.wait(min(longest, shortest + (time.monotonic() - begun) / 20))
     raise Stopped(stop.signum)
 
 
@@ -177,7 +177,7 @@ def cancel(sweep: Sweep, *, timeout: float) -> list[Standing]:
     if sweep.batches:
         slurm.cancel(sweep)
     while (sweep.holder() is not None or (sweep.batches and slurm.alive(sweep))) and time.monotonic() < end:
-        time.sleep(rundir.LOOK_AGAIN)
+        time.sleep(POLL_SECONDS[0])
     if sweep.batches:
         slurm.kill(sweep)
     found = look(sweep).standings

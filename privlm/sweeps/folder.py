@@ -91,11 +91,7 @@ class Sweep:
 
     def holder(self) -> str | None:
         """`process N on HOST` that works on the sweep now, None where nobody does."""
-        try:
-            with rundir.locked(self.folder):
-                return None
-        except BusyError:
-            return (self.folder / ".lock").read_text(encoding="utf-8").strip()
+        return rundir.holder(self.folder)
 
 
 def new(

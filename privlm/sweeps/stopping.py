@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -26,10 +27,16 @@ class Stop:
     def __init__(self, tell: Callable[[int], None]) -> None:
         self.signum = 0
         self._tell = tell
+        self._has_come = threading.Event()
 
     def receive(self, signum: int, frame: FrameType | None = None) -> None:
         is_second, self.signum = bool(self.signum), signum
         self._tell(signal.SIGKILL if is_second else signal.SIGTERM)
+        self._has_come.set()
+
+    def wait(self, seconds: float) -> None:
+        """Sleeps, but not after a signal has come."""
+        self._has_come.wait(seconds)
 
 
 @contextmanager
