@@ -15,7 +15,7 @@ pytestmark = pytest.mark.torch_free
     ("line", "expected"),
     [
         ("privlm ru", ["run"]),
-        ("privlm c", ["compare", "cp"]),
+        ("privlm c", ["cancel", "compare", "cp"]),
         ("privlm run ta", ["task="]),
         ("privlm run task=ewt", ["task=ewtune"]),
         ("privlm sweep task=ewtune sca", ["scale="]),
