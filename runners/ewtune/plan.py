@@ -16,12 +16,13 @@ def plan(config: Config) -> dict[str, Any]:
     """Name -> value, under the names of result.json where there is one."""
     data = load(config.data)
     steps = num_steps(config.trainer, len(data.train))
+    price = forecast.privacy(config, dataset_size=len(data.train), steps=steps)
     size = forecast.size(config, num_labels=len(data.labels), feature_batch=FEATURE_BATCH)
     return {
         "training_examples": len(data.train),
         "steps": steps,
         "batch_size": config.trainer.batch_size,
-        **forecast.privacy(config, dataset_size=len(data.train), steps=steps),
+        **price,
         **size,
         "seconds": _seconds(config, data, steps, size["parameters"]),
         "marks": marks(data, config.data, config.model.pretrained_on),
