@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 import yaml
 from support.runs import cell_of, write_messages
 from support.zygote import Zygote
+
+os.environ.pop("COLUMNS", None)  # pytest-xdist gives its workers 80 columns; what is piped has as many as it needs
 
 PRIVACY = {
     "mechanism": "dp_sgd",

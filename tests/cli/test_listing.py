@@ -32,8 +32,7 @@ def test_every_name_says_what_it_is(capsys):
         assert all(len(text) > 10 and "`privlm" not in text and "@package" not in text for text in summaries.values())
 
 
-def test_prints_one_line_a_name_below_its_kind(monkeypatch, capsys):
-    monkeypatch.delenv("COLUMNS", raising=False)
+def test_prints_one_line_a_name_below_its_kind(capsys):
     assert main(["adapters"]) == 0
     heading, *lines = capsys.readouterr().out.splitlines()
     assert heading == "adapters (adapter=NAME)"
