@@ -18,9 +18,7 @@ def read_config(path: Path) -> Any:
     text = path.read_text(encoding="utf-8")
     loader = _loader()
     if loader is not None and MARK not in text:
-        import yaml
-
-        content = yaml.load(text, loader)  # a safe one
+        content = loader(text).get_single_data()
         if isinstance(content, dict):
             return content
     from omegaconf import OmegaConf

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from support.slurm import Cluster
@@ -24,6 +26,13 @@ def root_on_debian() -> None:
             if "apt-get does not install" not in str(failure):
                 raise
             pytest.skip("apt-get cannot install SLURM: no mirror answers")
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder whose path leaves room for those of sockets, which are short ones."""
+    with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

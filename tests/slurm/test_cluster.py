@@ -182,17 +182,17 @@ def test_a_daemon_that_does_not_come_up_is_named_with_the_end_of_its_log():
         ("start", {"PRIVLM_SLURM_MIN_JOB_AGE": "soon"}, "PRIVLM_SLURM_MIN_JOB_AGE=soon: needs a number"),
     ],
 )
-def test_wrong_use_is_one_sentence_and_exit_status_2(tmp_path, verb, variables, said):
-    refused = call(verb, **{"PRIVLM_SLURM_DIR": str(tmp_path / "new")} | variables)
+def test_wrong_use_is_one_sentence_and_exit_status_2(short_path, verb, variables, said):
+    refused = call(verb, **{"PRIVLM_SLURM_DIR": str(short_path / "new")} | variables)
     assert refused.returncode == 2
     assert said in refused.stderr
-    assert not (tmp_path / "new").exists()
+    assert not (short_path / "new").exists()
 
 
-def test_a_taken_port_is_refused(tmp_path):
+def test_a_taken_port_is_refused(short_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1] - 2)
-        refused = call("start", PRIVLM_SLURM_DIR=str(tmp_path), PRIVLM_SLURM_PORT=port)
+        refused = call("start", PRIVLM_SLURM_DIR=str(short_path), PRIVLM_SLURM_PORT=port)
     assert refused.returncode == 2
     assert f"PRIVLM_SLURM_PORT={port}: one of the three ports" in refused.stderr
 
@@ -202,10 +202,10 @@ def test_start_needs_root(tmp_path):
     assert (refused.returncode, refused.stderr) == (2, "slurm_dev.sh: start and stop need root\n")
 
 
-def test_start_needs_apt_where_slurm_is_not_installed(tmp_path):
+def test_start_needs_apt_where_slurm_is_not_installed(tmp_path, short_path):
     for tool in ("realpath", "id", "mkdir", "flock"):
         (tmp_path / tool).symlink_to(shutil.which(tool))
-    refused = call("start", PATH=str(tmp_path), PRIVLM_SLURM_DIR=str(tmp_path / "new"))
+    refused = call("start", PATH=str(tmp_path), PRIVLM_SLURM_DIR=str(short_path / "new"))
     assert refused.returncode == 2
     assert "there is no apt-get: this needs Debian" in refused.stderr
 
