@@ -11,37 +11,10 @@ from typing import Any
 
 import pytest
 import yaml
-from support.runs import cell_of, write_messages
+from support.runs import PRIVACY, cell_of, write_messages
 from support.zygote import Zygote
 
 os.environ.pop("COLUMNS", None)  # pytest-xdist gives its workers 80 columns; what is piped has as many as it needs
-
-PRIVACY = {
-    "mechanism": "dp_sgd",
-    "unit": "example",
-    "adjacency": "add_remove",
-    "sampling": "poisson",
-    "sampling_rate": 0.06197,
-    "dataset_size": 4131,
-    "expected_batch_size": 256,
-    "steps": 160,
-    "noise_multiplier": 1.388,
-    "clipping": "flat",
-    "clipping_norm": 1.0,
-    "delta": 1e-5,
-    "target_epsilon": 3.0,
-    "epsilon": 2.998,
-    "guarantee": True,
-    "accountant": "pld",
-    "rng": "secure",
-    "repeated_releases": 0,
-    "noise_set_by": "pld",
-    "order": 2,
-    "estimates": {"gdp": 2.9, "edgeworth": 3.18},
-    "bounds": {"rdp": 3.33},
-    "noise_multipliers": {"pld": 1.388, "rdp": 1.49, "gdp": 1.36, "edgeworth": 1.44},
-    "flags": ["seeded_noise", "delta >= 1/N"],
-}
 
 
 @pytest.fixture(scope="session")

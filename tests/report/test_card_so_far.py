@@ -1,7 +1,7 @@
 """The card of a run that is not done, and of one that was not what it had planned."""
 
 import pytest
-from conftest import PRIVACY
+from support.runs import PRIVACY
 
 from privlm.report.card import privacy_card
 

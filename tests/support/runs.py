@@ -10,6 +10,34 @@ from typing import Any
 
 from privlm import identity
 
+PRIVACY = {
+    "mechanism": "dp_sgd",
+    "unit": "example",
+    "adjacency": "add_remove",
+    "sampling": "poisson",
+    "sampling_rate": 0.06197,
+    "dataset_size": 4131,
+    "expected_batch_size": 256,
+    "steps": 160,
+    "noise_multiplier": 1.388,
+    "clipping": "flat",
+    "clipping_norm": 1.0,
+    "delta": 1e-5,
+    "target_epsilon": 3.0,
+    "epsilon": 2.998,
+    "guarantee": True,
+    "accountant": "pld",
+    "rng": "secure",
+    "repeated_releases": 0,
+    "noise_set_by": "pld",
+    "order": 2,
+    "estimates": {"gdp": 2.9, "edgeworth": 3.18},
+    "bounds": {"rdp": 3.33},
+    "noise_multipliers": {"pld": 1.388, "rdp": 1.49, "gdp": 1.36, "edgeworth": 1.44},
+    "flags": ["seeded_noise", "delta >= 1/N"],
+}
+"""privacy.json of a finished private run."""
+
 NONSENSE = ("lorem", "ipsum", "dolor", "sit", "amet", "win", "cash", "now", "call", "free")
 
 
