@@ -66,9 +66,10 @@ class Words:
 class Composed:
     """A resolved, read-only configuration, and how it came about.
 
-    words: those that gave it, recipe included. chosen_by: group -> who chose its option. roles: of its keys in the
-    hashes. lines: the conditions of the recipe's `when` that hold; None for a recipe without one. sweep, launcher: how
-    it is worked on as one of many runs (privlm.sweeps.schema); without a launcher, by workers of this machine.
+    words: those that gave it, recipe included; typed: those of the user. chosen_by: group -> who chose its option.
+    roles: of its keys in the hashes. lines: the conditions of the recipe's `when` that hold; None for a recipe without
+    one. sweep, launcher: how it is worked on as one of many runs (privlm.sweeps.schema); without a launcher, by workers
+    of this machine.
     """
 
     config: DictConfig
@@ -78,6 +79,7 @@ class Composed:
     lines: tuple[str, ...] | None = None
     sweep: SweepConfig | None = None
     launcher: SlurmConfig | None = None
+    typed: tuple[str, ...] = ()
 
     def with_seed(self, seed: int) -> Composed:
         """The same with another seed, where nothing else depends on it."""
@@ -85,9 +87,12 @@ class Composed:
         OmegaConf.set_readonly(config, False)
         config.seed = seed
         OmegaConf.set_readonly(config, True)
-        others = [word for word in self.words.overrides if not word.startswith("seed=")]
-        words = self.words.with_overrides([*others, f"seed={seed}"])
-        return replace(self, config=config, words=words)
+
+        def seeded(words: Sequence[str]) -> tuple[str, ...]:
+            return (*(word for word in words if not word.startswith("seed=")), f"seed={seed}")
+
+        words = self.words.with_overrides(seeded(self.words.overrides))
+        return replace(self, config=config, words=words, typed=seeded(self.typed))
 
 
 def compose(words: Words) -> Composed:
@@ -121,7 +126,7 @@ def compose(words: Words) -> Composed:
     conditions = None if lines is None else tuple(line.condition for line in lines)
     sweep: Any = OmegaConf.to_object(composed.sweep)
     slurm: Any = None if launcher is None else OmegaConf.to_object(launcher)
-    return Composed(config, complete, chosen_by, roles, conditions, sweep, slurm)
+    return Composed(config, complete, chosen_by, roles, conditions, sweep, slurm, words.overrides)
 
 
 def compose_all(runs: Sequence[Words]) -> list[Composed]:

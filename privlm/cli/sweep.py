@@ -64,7 +64,10 @@ def make(composed: Sequence[Composed], *, force: bool, detach: bool, command: st
     distinct = _distinct(composed)
     if first.launcher is not None:
         slurm.require(first.launcher, [one.config.trainer.processes for one in distinct])
-    members = [Member(one.directory, tuple(map(mask_text, one.overrides)), one.run_hash) for one in distinct]
+    typed = {tuple(one.words.overrides): one.typed for one in composed}
+    members = [
+        Member(one.directory, tuple(map(mask_text, typed[tuple(one.overrides)])), one.run_hash) for one in distinct
+    ]
     sweep = folder.new(
         Path(first.config.runs), members, command, first.sweep, first.launcher, title or _title(composed)
     )
