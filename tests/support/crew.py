@@ -90,7 +90,7 @@ def saves_long(directory: Path, rank: int) -> int:
     status = _wait_for_signal(directory, rank)
     checkpoint = directory / "checkpoints" / "train" / ".step-1.tmp" / "weights"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    while rank == 0 and (not checkpoint.exists() or checkpoint.stat().st_size < 6):
+    while rank == 0 and (not checkpoint.exists() or checkpoint.stat().st_size < 8):
         with open(checkpoint, "a") as file:
             file.write("x")
         time.sleep(0.5)
