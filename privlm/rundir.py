@@ -52,6 +52,8 @@ def create(
             files.remove(path)
         status = files.read_json(directory / "status.json")
         status = _queued(status) if is_queued else _started(status)
+        if not is_queued:  # typed anew: what queued it before binds nobody
+            status = {key: value for key, value in status.items() if key not in ("code", "command")}
         status |= {
             "run_hash": run_hash,
             "cell_hash": cell_hash,
@@ -85,7 +87,7 @@ def begin(directory: Path, *, allow_changed_code: bool) -> dict[str, Any]:
     if queued_by is not None and queued_by != now and not allow_changed_code:
         raise UsageError(
             f"{directory.name} was queued by other code ({_code(queued_by)}) than there is now ({_code(now)}): restore "
-            "that, queue it again with --force, or run it all the same with sweep.allow_changed_code=true"
+            "that, repeat the command that queued it, or run it all the same with sweep.allow_changed_code=true"
         )
     for path in files.unfinished(directory):
         files.remove(path)
@@ -115,6 +117,7 @@ def _started(status: dict[str, Any] | None) -> dict[str, Any]:
     elif "pid" in status:  # else it was queued and never begun
         status["restarts"] += 1
     owner = {"pid": os.getpid(), "host": socket.gethostname(), "heartbeat": time.time()}
+    owner["begun"] = time.time()  # this try; `started` is when the directory was made, which may have been queued
     return {key: value for key, value in status.items() if key != "queued"} | {
         "state": "running",
         "reason": None,

@@ -38,5 +38,10 @@ def runs_folder(arguments: argparse.Namespace) -> Path:
     return arguments.runs
 
 
+def relative(path: Path) -> str:
+    """As short as it can be typed from here."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
 def default_runs_folder() -> Path:
     return Path(os.environ.get("PRIVLM_RUNS", "runs"))

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from privlm import registry
 from privlm.cli import sweep
-from privlm.cli.arguments import ArgumentParser, default_runs_folder
+from privlm.cli.arguments import ArgumentParser, default_runs_folder, relative
 from privlm.cli.compose import Composed, Words, compose
 from privlm.cli.tables import cell_hasher, hash_of
 from privlm.errors import UsageError
@@ -25,7 +25,6 @@ from privlm.report.tables import Resolve, build_table
 from privlm.sweeps import reproduction
 from privlm.sweeps.conduct import look
 from privlm.sweeps.reproduction import Plan
-from privlm.sweeps.standing import relative
 
 EPILOG = """\
 examples:
@@ -180,7 +179,7 @@ def _show(file: TableFile, root: Path, arguments: argparse.Namespace, words: Seq
     folder = root / reproduction.FOLDER
     written = reproduction.write(table, folder)
     _print(table, arguments)
-    print(f"written: {', '.join(str(relative(path)) for path in written)}", file=sys.stderr)
+    print(f"written: {', '.join(relative(path) for path in written)}", file=sys.stderr)
 
 
 def _rows_alone(file: TableFile, names: Sequence[str]) -> TableFile:

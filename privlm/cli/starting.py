@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from privlm import files, launch, launchers, processes, registry
+from privlm.cli.arguments import relative
 from privlm.cli.compose import Composed, Words
 from privlm.errors import UsageError
 from privlm.masking import held_in_words
@@ -87,7 +87,7 @@ def _introduce(composed: Composed, directory: Path, *, restarts: int) -> None:
     print(", ".join(chosen), file=sys.stderr)
     if composed.config.trainer.processes == 1 and (remark := launchers.alone_in_slurm()):
         print(remark, file=sys.stderr)
-    print(f"{'resuming in' if restarts else 'run directory'} {_relative(directory)}", file=sys.stderr, flush=True)
+    print(f"{'resuming in' if restarts else 'run directory'} {relative(directory)}", file=sys.stderr, flush=True)
 
 
 def _say_skipped(directory: Path) -> None:
@@ -96,7 +96,7 @@ def _say_skipped(directory: Path) -> None:
     made_with = (files.read_json(directory / "env.json") or {}).get("git_commit")
     now = environment.code_version()[0]
     versions = f" with code {(made_with or 'unknown')[:10]}, now {(now or 'unknown')[:10]}" if made_with != now else ""
-    print(f"already done{versions}, skipped (--force runs it again): {_relative(directory)}", file=sys.stderr)
+    print(f"already done{versions}, skipped (--force runs it again): {relative(directory)}", file=sys.stderr)
 
 
 def _print_results(directory: Path, as_json: bool) -> None:
@@ -128,14 +128,10 @@ def _print_results(directory: Path, as_json: bool) -> None:
         out.print(f"marks    {', '.join(run.marks)}", markup=False)
     for note in (run.result or {}).get("notes", ()):
         out.print(f"note     {note}", markup=False)
-    out.print(f"report   {_relative(directory / 'report.html')}", markup=False, soft_wrap=True)
+    out.print(f"report   {relative(directory / 'report.html')}", markup=False, soft_wrap=True)
 
 
 def _how_to_go_on(reason: str) -> str:
     if reason.startswith("task.until"):
         return f"stopped by {reason}; the same command without it goes on"
     return f"{reason}; the same command goes on once it is raised"  # a budget of the language model
-
-
-def _relative(path: Path) -> str:
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

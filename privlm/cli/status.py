@@ -8,14 +8,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from privlm.cli.arguments import ArgumentParser, add_runs_option, runs_folder
+from privlm.cli.arguments import ArgumentParser, add_runs_option, relative, runs_folder
 from privlm.errors import UsageError
 from privlm.report.render import console, print_table, to_json
 from privlm.report.table import Table
 from privlm.sweeps import folder
 from privlm.sweeps.conduct import look
 from privlm.sweeps.folder import Sweep
-from privlm.sweeps.standing import Standing, counts, overview, relative, write_page
+from privlm.sweeps.standing import Standing, counts, overview, write_page
 
 EPILOG = """\
 examples:

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from privlm import launch
 from privlm.cli import starting
-from privlm.cli.arguments import default_runs_folder
+from privlm.cli.arguments import default_runs_folder, relative
 from privlm.cli.compose import Composed, compose_all, expand
 from privlm.cli.run_options import EPILOG_SWEEP, parse
 from privlm.errors import UsageError
@@ -28,7 +28,7 @@ from privlm.report.render import console, print_table, to_json
 from privlm.report.table import Table
 from privlm.sweeps import conduct, folder, slurm
 from privlm.sweeps.folder import Member, Sweep
-from privlm.sweeps.standing import Standing, overview, relative, write_page
+from privlm.sweeps.standing import Standing, overview, write_page
 from privlm.sweeps.stopping import Stopped
 
 

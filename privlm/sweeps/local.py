@@ -19,7 +19,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from privlm import files, launch, processes, registry, rundir
+from privlm import files, launch, processes, registry, rundir, signals
 from privlm.errors import BusyError, PrivLMError
 from privlm.masking import mask_text
 from privlm.report.store import life_sign
@@ -58,9 +58,7 @@ def work_off(
                 if (member := _next(waiting, not_before)) is None:
                     break
                 log = sweep.log_of(member) if num_workers > 1 else None
-                process = context.Process(
-                    target=_work, args=(member.directory, log, sweep.settings.allow_changed_code, os.getpid())
-                )
+                process = context.Process(target=_work, args=(member.directory, log, sweep.settings.allow_changed_code))
                 process.start()
                 workers.append(Worker(member, process))
                 begun(member)
@@ -130,8 +128,13 @@ def _is_stuck(member: Member) -> bool:
     return life_sign(status).startswith("no heartbeat")
 
 
-def _work(directory: Path, log: Path | None, allow_changed_code: bool, conductor: int) -> None:
-    """In the process of a worker."""
+def _work(directory: Path, log: Path | None, allow_changed_code: bool) -> None:
+    """In the process of a worker. A request to stop that comes before the run listens waits until it does."""
+    with signals.held_back():
+        _take_up(directory, log, allow_changed_code)
+
+
+def _take_up(directory: Path, log: Path | None, allow_changed_code: bool) -> None:
     processes.end_with_parent(os.getppid())
     os.setpgrp()  # Ctrl-C reaches the conductor alone, which passes it on once
     if log is not None:

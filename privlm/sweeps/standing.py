@@ -77,7 +77,9 @@ def _standing(member: Member, job: str | None, *, lost: bool) -> Standing:
     if state == "done":
         return Standing(member, state, reason, (run.result or {}).get("seconds", seconds), figure_of(run), run)
     if state == "running":
-        seconds = time.time() - run.status["started"]
+        seconds = (
+            (seconds or 0.0) + time.time() - run.status.get("begun", run.status["started"])
+        )  # of earlier tries and of this one
     return Standing(member, state, reason, seconds, run=run)
 
 
@@ -162,11 +164,6 @@ def common_words(members: list[Member]) -> set[str]:
 def _stage(run: RunRecord) -> str:
     working = [name for name, record in run.status["stages"].items() if record["state"] == "running"]
     return f"stage {working[-1]}" if working else ""
-
-
-def relative(path: Path) -> str:
-    """As short as it can be typed from here."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def write_page(sweep: Sweep, found: Sequence[Standing]) -> Path | None:

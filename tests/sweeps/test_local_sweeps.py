@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -10,6 +11,10 @@ import time
 
 import pytest
 from support.sweeps import Place, descendants, is_alive, wait_until
+
+from privlm import launch
+from privlm.signals import StopFlag
+from privlm.sweeps import local
 
 pytestmark = [pytest.mark.medium, pytest.mark.torch_free]
 
@@ -215,3 +220,28 @@ def test_a_folder_that_cannot_be_written_is_named(place):
     else:
         (place.folder / "runs").mkdir(mode=0o500)
     assert "set runs=FOLDER" in place.privlm(*place.sweep("seed=0,1"), status=2).stderr
+
+
+def test_the_seconds_of_a_run_at_work_do_not_count_its_time_in_the_queue(place):
+    place.privlm(*place.sweep("seed=0,1", "task.pace=2", "task.num_steps=30", "--detach"))
+    try:
+        wait_until(lambda: place.begins().get("0", 0) > 0)
+        status = place.directory(0) / "status.json"
+        early = json.loads(status.read_text())
+        status.write_text(json.dumps(early | {"started": early["started"] - 5000}))  # when it was queued
+        assert place.status()["0"]["seconds"] < 1000
+    finally:
+        place.privlm("cancel", "pacing")
+
+
+def test_a_worker_hears_at_its_run_of_a_stop_that_came_before_it_listened(monkeypatch, tmp_path):
+    def stopped_early(directory, allow_changed_code):
+        os.kill(os.getpid(), signal.SIGTERM)
+        with StopFlag().listening() as stop:
+            return launch.Ended(directory, 143 if stop.signum == signal.SIGTERM else 0, skipped=False)
+
+    monkeypatch.setattr(launch, "take_up", stopped_early)
+    worker = multiprocessing.get_context("fork").Process(target=local._work, args=(tmp_path, None, False))
+    worker.start()
+    worker.join()
+    assert worker.exitcode == 143
