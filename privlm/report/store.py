@@ -354,7 +354,11 @@ def _is_alive(pid: int) -> bool:
         return False
     except PermissionError:  # somebody else's process, so there is one
         return True
-    return True
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except OSError:  # no Linux, or it has just ended
+        return True
+    return state not in ("Z", "X")  # ended, but its parent has not taken notice; in a container perhaps never
 
 
 def _read_json(path: Path, problems: list[str]) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -122,4 +123,8 @@ def test_a_run_that_claims_to_run_is_checked(tmp_path, make_run):
     assert "no heartbeat" in life_sign(silent.status)
     gone = {**silent.status, "host": os.uname().nodename, "pid": 2**22 + 1}
     assert "process is gone" in life_sign(gone)
+    ended = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has taken notice
+    assert "process is gone" in life_sign(gone | {"pid": ended.pid})
+    ended.wait()
     assert life_sign(silent.status | {"state": "done"}) == ""
