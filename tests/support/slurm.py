@@ -108,9 +108,17 @@ class Cluster:
             time.sleep(0.1)
         return state
 
-    def start_now(self, job: str) -> None:
-        """A job that was queued again waits for two minutes. In the very second of its requeue its start would fail."""
-        self.run("scontrol", "update", f"JobId={job}", "StartTime=now+1")
+    def start_now(self, job: str, seconds: float = 30) -> None:
+        """A job that was queued again waits for two minutes; this ends the wait.
+
+        What queues a job again says so a moment before slurmctld has done it: until then the update is refused. In the
+        very second of its requeue its start would fail.
+        """
+        update = ["scontrol", "update", f"JobId={job}", "StartTime=now+1"]
+        end = time.monotonic() + seconds
+        while (done := subprocess.run(update, env=self.env, capture_output=True, text=True, check=False)).returncode:
+            assert time.monotonic() < end, done.stderr
+            time.sleep(0.1)
 
     def processes(self) -> dict[int, str]:
         """Command by pid of all that run for this cluster or on it."""
