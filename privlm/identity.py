@@ -37,6 +37,11 @@ class Roles:
 MENUS = ("task.presets", "task.settings", "task.max_train_examples")
 """What a recipe of before chose from; in such a run, what was chosen stands in data, adapter, trainer and privacy."""
 
+RULES = 1
+"""Counts up whenever the cell hash of a configuration changes that is the same as before: what was noted under the same
+number needs not be hashed again.
+"""
+
 ROLES_OF_BEFORE = Roles(
     same_run=(
         "runs", "recipe", "tracker", *MENUS,

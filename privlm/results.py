@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from omegaconf import OmegaConf
 
-from privlm import rundir
+from privlm import identity, rundir
 from privlm.records import Records
 
 TOO_FEW = "n too small"
@@ -108,6 +108,7 @@ def content(
         "seed": config.seed,
         "run_hash": records.status["run_hash"],
         "cell_hash": records.status["cell_hash"],
+        "hash_rules": identity.RULES,
         "content": records.status.get("content", {}),
         **records.used(),
         "finished": time.time(),

@@ -68,6 +68,13 @@ def test_another_experiment(override: str) -> None:
     assert cell != CELL
 
 
+def test_who_changes_the_hash_counts_the_rules_up() -> None:
+    content = {"seed": 1, "trainer": {"steps": 3, "ema": None}, "list": [{"a": 1.5, "b": None}], "runs": "here"}
+    roles = Roles(same_run=("runs",), same_cell=("seed",))
+    assert identity.RULES == 1
+    assert identity.cell_hash(content, roles, {"data": "1" * 64}).startswith("ceec6c27f63a221f")
+
+
 def test_a_null_enters_no_hash_however_deep_it_lies() -> None:
     content = {"trainer": {"steps": 3}, "list": [{"a": 1}]}
     with_nulls = {"trainer": {"steps": 3, "ema": None}, "list": [{"a": 1, "b": None}], "federated": None}

@@ -12,8 +12,8 @@ from typing import TextIO
 from privlm import registry
 from privlm.cli import sweep
 from privlm.cli.arguments import ArgumentParser, default_runs_folder, relative
+from privlm.cli.cells import cell_hasher, hash_of
 from privlm.cli.compose import Composed, Words, compose
-from privlm.cli.tables import cell_hasher, hash_of
 from privlm.errors import UsageError
 from privlm.masking import held_in_words, mask_text
 from privlm.report.cells import match
@@ -218,7 +218,7 @@ def _counts(file: TableFile, store: Store, hasher: Resolve) -> tuple[int, int, i
     """Published, measured and all of the cells that are run. A task without finished runs is not composed."""
     cells = [cell for cell in file.cells if cell.run is not None]
     published = sum(cell.published is not None for cell in cells)
-    tasks = {run.task for run in store.runs if run.finished}
+    tasks = {run.task for run in store.runs if run.state == "done"}
     measured = 0
     hashes: dict[tuple[str, ...], bool] = {}
     for cell in cells:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from privlm import content, registry
+from privlm import registry
 from privlm.cli.arguments import ArgumentParser, add_runs_option, runs_folder
+from privlm.cli.cells import cell_hasher
 from privlm.errors import UsageError
 from privlm.report.render import FORMATS, console, print_table, to_json
 from privlm.report.store import Store, find_runs
 from privlm.report.table import Table
 from privlm.report.table_file import parse_table, read_yaml, select_tables
-from privlm.report.tables import Resolve, build_table
-
-if TYPE_CHECKING:
-    from privlm.cli.compose import Composed
+from privlm.report.tables import build_table
 
 EPILOG = """\
 examples:
@@ -80,31 +78,6 @@ def _table(name: str, path: Path, store: Store, scale: str | None, config_dirs: 
     if spec["kind"] != "runs":
         raise UsageError(f"{path}: kind must be runs or noise_multipliers, not '{spec['kind']}'")
     return build_table(parse_table(name, spec), store, cell_hasher(config_dirs), scale=scale, progress=_progress)
-
-
-def cell_hasher(config_dirs: Sequence[Path]) -> Resolve:
-    """Overrides -> the cell hash of the run they make, with the user's folders searched for configs."""
-    from privlm.cli.compose import Words, compose
-
-    return lambda overrides: hash_of(compose(Words(tuple(overrides), tuple(config_dirs))))
-
-
-def hash_of(composed: Composed) -> str:
-    """The cell hash of a composed run."""
-    from privlm.identity import cell_hash
-
-    return cell_hash(composed.config, composed.roles, _own(composed.config))
-
-
-def _own(config: Any) -> dict[str, str]:
-    """Own data and weights of a row that names a path; what is not at hand is like nothing that was run."""
-    if not (own := content.own(content.of_paths(config, {}))):
-        return {}
-    entry = registry.entry_of(config)
-    try:
-        return content.own(entry.contents(config, entry.inputs(config)))
-    except UsageError:
-        return own
 
 
 def _progress(done: int, total: int) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from privlm import files
 from privlm.content import OWN, Content, of_paths, own
 from privlm.errors import UsageError
-from privlm.identity import Roles, cell_hash, roles_of
+from privlm.identity import RULES, Roles, cell_hash, roles_of
 from privlm.masking import mask_secrets
 from privlm.records import METRIC_FIELDS
 from privlm.report.resolved import read_config
@@ -94,15 +94,20 @@ class RunRecord:
     @cached_property
     def cell_hash(self) -> str:
         """Of its configuration as a run of today would have it, and of own data and weights; as noted at the time where
-        config.yaml is lost.
+        config.yaml is lost, or where the result is of today's rules: it is sealed, and read anyway.
         """
+        result = self.result or {}
+        if self.state == "done" and result.get("hash_rules") == RULES:
+            return result["cell_hash"]
         if self._content:
             return cell_hash(self._content, self.roles, own(self.contents))
-        return self.status.get("cell_hash") or (self.result or {}).get("cell_hash", "")
+        return self.status.get("cell_hash") or result.get("cell_hash", "")
 
     @cached_property
     def named_cell_hash(self) -> str:
         """The cell that its configuration names: its own, unless it read own data or weights."""
+        if not own(self.contents):
+            return self.cell_hash
         return cell_hash(self._content, self.roles) if self._content else self.cell_hash
 
     @cached_property
@@ -190,13 +195,13 @@ class RunRecord:
     @cached_property
     def privacy(self) -> dict[str, Any] | None:
         """What may be told of its privacy: privlm.report.told. Raises UsageError where its ledger does not add up."""
-        asked = self._content.get("privacy") or {}
-        return told(
-            self.path,
-            _read_json(self.path / "privacy.json", self.problems),
-            is_done=self.state == "done",
-            is_private=isinstance(asked, dict) and asked.get("mechanism", "none") != "none",
-        )
+
+        def is_private() -> bool:
+            asked = self._content.get("privacy") or {}
+            return isinstance(asked, dict) and asked.get("mechanism", "none") != "none"
+
+        privacy = _read_json(self.path / "privacy.json", self.problems)
+        return told(self.path, privacy, is_done=self.state == "done", is_private=is_private)
 
     @cached_property
     def audit(self) -> dict[str, Any] | None:

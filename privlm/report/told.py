@@ -6,7 +6,7 @@ A price that the ledger does not bear out is told by nobody: reading raises Usag
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,19 +17,22 @@ FILES = ("privacy_ledger.jsonl", "privacy.json", "result.json")
 """Where one of these tells of privacy, the ledger is read."""
 
 
-def told(directory: Path, privacy: dict[str, Any] | None, *, is_done: bool, is_private: bool) -> dict[str, Any] | None:
+def told(
+    directory: Path, privacy: dict[str, Any] | None, *, is_done: bool, is_private: Callable[[], bool]
+) -> dict[str, Any] | None:
     """The content of privacy.json as it may be repeated, with `taken`: what the ledger says of each stage.
 
     Of a run that is not done `epsilon` is what the ledger has spent by now, `guarantee` is False, and `spent` says how
     many releases cost it; planned_epsilon and planned_steps stay beside it. Numbers that the ledger cannot give are
     None.
 
-    privacy: the content of privacy.json. is_private: whether the configuration asks for privacy.
+    privacy: the content of privacy.json. is_private: whether the configuration asks for privacy; not asked where a file
+        tells of it, since to read a configuration takes longer than all else.
 
     Raises UsageError for a ledger that does not add up, or does not bear out what privacy.json says.
     """
     is_told = privacy is not None and privacy.get("mechanism") != "none"
-    if not (is_told or is_private or (directory / FILES[0]).exists()):
+    if not (is_told or (directory / FILES[0]).exists() or is_private()):
         return privacy
     from privlm.errors import UsageError
     from privlm.privacy.run_account import read_account

@@ -8,6 +8,7 @@ from support.runs import cell_of
 
 from privlm import registry
 from privlm.cli import tables
+from privlm.cli.cells import cell_hasher
 from privlm.cli.tables import main
 from privlm.errors import UsageError
 from privlm.report.table_file import parse_table, read_yaml
@@ -104,7 +105,7 @@ def test_every_override_of_the_shipped_tables_composes():
     assert "ewtune_small" in specs
     cells = [cell for name, spec in specs.items() for cell in parse_table(name, spec).cells]
     runs = {cell.run for cell in cells if cell.run is not None}
-    cell_hash = tables.cell_hasher([])
+    cell_hash = cell_hasher([])
     assert len({cell_hash(list(run)) for run in runs}) == len(runs)
 
 
