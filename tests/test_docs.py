@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
-import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "sweeps.md"
-
-
-def blocks(mark: str) -> list[tuple[str, str]]:
-    """(what follows `mark` in the comment, the indented lines below it), of each such block of the page."""
-    found = re.findall(rf"<!-- {mark}(.*?) -->\n((?:    .*\n|\n(?=    ))+)", PAGE.read_text(encoding="utf-8"))
-    return [(rest.strip(), re.sub(r"^    ", "", block, flags=re.MULTILINE)) for rest, block in found]
-
-
-def commands(mark: str) -> list[list[str]]:
-    lines = [line for rest, block in blocks(mark) if not rest for line in block.splitlines()]
-    return [shlex.split(line)[1:] for line in lines if line.startswith("privlm ")]
+from support.pages import blocks, commands
 
 
 @pytest.mark.medium

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.pages import commands
 from support.runs import outcome, write_messages
 from support.slurm import Cluster
 from support.sweeps import Place, wait_until
@@ -268,6 +269,16 @@ def test_status_is_right_after_slurm_has_forgotten_the_job(tmp_path):
         assert place.states() == {"0": "done", "1": "failed"}
         place.privlm("sweep", "--resume", "pacing")
         assert place.begins() == {"0": 1, "1": 2}
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_guide(place):
+    for words in (found := commands("run on SLURM")):
+        place.privlm(*words)
+    assert len(found) >= 3
+    (sweep,) = (place.folder / "runs" / "sweeps").iterdir()
+    told = json.loads(place.privlm("status", sweep.name, "--json").stdout)
+    assert [run["state"] for run in told["runs"]] == ["done"] * 3
 
 
 @pytest.fixture
