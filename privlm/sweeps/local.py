@@ -23,6 +23,7 @@ from privlm import files, launch, processes, registry, rundir, signals
 from privlm.errors import BusyError, PrivLMError
 from privlm.masking import mask_text
 from privlm.report.store import life_sign
+from privlm.sweeps import gpus
 from privlm.sweeps.folder import Member, Sweep
 from privlm.sweeps.stopping import Stopped, stopping
 
@@ -32,8 +33,11 @@ BUSY = 75
 
 @dataclass
 class Worker:
+    """gpus: those it sees, as CUDA_VISIBLE_DEVICES has them."""
+
     member: Member
     process: ForkServerProcess
+    gpus: str | None
 
 
 def work_off(
@@ -49,6 +53,7 @@ def work_off(
         return
     num_workers = min(sweep.settings.workers, len(waiting))
     context = _server(waiting, num_workers)
+    free_gpus = deque(gpus.shares(num_workers, gpus.visible()))
     workers: list[Worker] = []
     not_before: dict[str, float] = {}
     has_failed = False
@@ -58,15 +63,19 @@ def work_off(
                 if (member := _next(waiting, not_before)) is None:
                     break
                 log = sweep.log_of(member) if num_workers > 1 else None
-                process = context.Process(target=_work, args=(member.directory, log, sweep.settings.allow_changed_code))
+                seen = free_gpus.popleft()
+                process = context.Process(
+                    target=_work, args=(member.directory, log, sweep.settings.allow_changed_code, seen)
+                )
                 process.start()
-                workers.append(Worker(member, process))
+                workers.append(Worker(member, process, seen))
                 begun(member)
             if (stop.signum or has_failed) and not workers:
                 break
             wait([worker.process.sentinel for worker in workers], timeout=rundir.LOOK_AGAIN)
             for worker in [worker for worker in workers if not worker.process.is_alive()]:
                 workers.remove(worker)
+                free_gpus.append(worker.gpus)
                 status = worker.process.exitcode or 0
                 if status == BUSY and not _is_stuck(worker.member):
                     not_before[worker.member.name] = time.monotonic() + rundir.LOOK_AGAIN
@@ -128,8 +137,10 @@ def _is_stuck(member: Member) -> bool:
     return life_sign(status).startswith("no heartbeat")
 
 
-def _work(directory: Path, log: Path | None, allow_changed_code: bool) -> None:
+def _work(directory: Path, log: Path | None, allow_changed_code: bool, seen: str | None) -> None:
     """In the process of a worker. A request to stop that comes before the run listens waits until it does."""
+    if seen is not None:  # torch, imported already, looks at it when it first asks for a GPU
+        os.environ[gpus.VARIABLE] = seen
     with signals.held_back():
         _take_up(directory, log, allow_changed_code)
 

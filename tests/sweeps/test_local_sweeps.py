@@ -53,6 +53,14 @@ def test_as_many_runs_at_a_time_as_there_are_workers(place):
     assert most == 2
 
 
+def test_workers_share_the_gpus_among_them(tmp_path):
+    place = Place(tmp_path, {"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b,GPU-c"})
+    place.privlm(*place.sweep("seed=0,1,2,3", "sweep.workers=2", "task.pace=0.1"))
+    seen = [line.split()[2] for line in place.on_record().elements() if " sees " in line]
+    assert len(seen) == 4
+    assert set(seen) == {"GPU-a", "GPU-b,GPU-c"}
+
+
 def test_a_failure_stops_the_others_where_that_is_asked_for(place):
     fall = ("task.falls={seed0: always}", "task.fall_at=0", "sweep.stop_on_failure=true")
     place.privlm(*place.sweep("seed=0,1,2", *fall), status=1)
