@@ -34,7 +34,7 @@ def resident_mb(pid: int) -> float:
             continue
     level, total = [pid], pages.get(pid, 0)
     while level := [child for child, parent in parents.items() if parent in level]:
-        total += sum(pages[child] for child in level)
+        total += sum(pages.get(child, 0) for child in level)  # one may have ended between two looks
     return total * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
