@@ -30,12 +30,10 @@ ADAPTER_H = {
     architecture: {**dict.fromkeys(entering, INPUT), **dict.fromkeys(leaving, OUTPUT)}
     for architecture, (_, entering, leaving) in _PARTS.items()
 }
-"""Before the MLP's first layers and behind its last: after Houlsby et al., arXiv 1902.00751, as LLM-Adapters (Hu et al.,
-EMNLP 2023, arXiv 2304.01933) has it."""
+"""Before the MLP's first layers and behind its last: after Houlsby et al., arXiv 1902.00751, as LLM-Adapters (Hu et
+al., EMNLP 2023, arXiv 2304.01933) has it."""
 
-ADAPTER_P = {
-    architecture: dict.fromkeys(leaving, OUTPUT) for architecture, (_, _, leaving) in _PARTS.items()
-}
+ADAPTER_P = {architecture: dict.fromkeys(leaving, OUTPUT) for architecture, (_, _, leaving) in _PARTS.items()}
 """Behind the MLP alone: after Pfeiffer et al., arXiv 2005.00052."""
 
 PARALLEL_ATTENTION = {
@@ -76,7 +74,8 @@ LORA = {
 layer that holds them where queries, keys and values are one."""
 
 LORA_EMNLP = {
-    architecture: [*attention, entering[-1], *leaving] for architecture, (attention, entering, leaving) in _PARTS.items()
+    architecture: [*attention, entering[-1], *leaving]
+    for architecture, (attention, entering, leaving) in _PARTS.items()
 }
 """Queries, keys, values, and the MLP's layers up and down: LLM-Adapters' EMNLP version."""
 
@@ -99,5 +98,5 @@ IA3 = {
     for architectures, (scaled, feedforward) in _IA3.items()
     for architecture in architectures.split()
 }
-"""Architecture -> layers whose outputs are scaled (keys and values, or what holds them) and layers whose inputs are (the
-last of the MLP): Liu et al., arXiv 2205.05638, section 3.3."""
+"""Architecture -> layers whose outputs are scaled (keys and values, or what holds them) and layers whose inputs are
+(the last of the MLP): Liu et al., arXiv 2205.05638, section 3.3."""

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModel
 from transformers.pytorch_utils import Conv1D
 
 from privlm.adapters.adapter import apply_adapter, count_parameters
 from privlm.adapters.estimate import ParameterCount, estimate_parameters, held_in_memory
-from privlm.adapters.targets import PRESETS
+from privlm.adapters.presets import IA3
+from privlm.adapters.presets import LORA as PRESETS
 from privlm.config import AdapterConfig, defaults
 from privlm.errors import UsageError
 from privlm.models.causal import random_causal_lm
@@ -40,7 +42,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "gpt_neo": {"num_layers": 1, "attention_types": [[["global"], 1]], "num_heads": 2},
     "opt": {"word_embed_proj_dim": 32, "ffn_dim": 32}, "gemma": {"head_dim": 16}, "gemma2": {"head_dim": 16},
 }  # fmt: skip
-ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet")
+ENCODERS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra", "xlm-roberta-xl", "roberta-prelayernorm",
+                     "mpnet", "deberta", "deberta-v2", "modernbert"), {}),
+    "albert": {"embedding_size": 16}, "distilbert": {"dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 32},
+    **dict.fromkeys(("t5", "mt5"), {"d_model": 32, "d_kv": 16, "num_layers": 1, "num_heads": 2, "d_ff": 32}),
+}  # fmt: skip
 
 
 def adapter(name: str, **changes: Any) -> AdapterConfig:
@@ -95,7 +102,7 @@ def test_estimate_is_silent_about_other_causal_language_models(tmp_path: Any) ->
     assert estimate_parameters(causal(LLAMA), packed, adapter("full")) is None
 
 
-@pytest.mark.parametrize("architecture", sorted(PRESETS.keys() - set(ENCODERS)))
+@pytest.mark.parametrize("architecture", sorted(PRESETS.keys() - ENCODERS.keys() | {"mpnet"}))
 def test_preset_names_modules_that_the_architecture_has(architecture: str) -> None:
     shape = {"model_type": architecture, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
              "intermediate_size": 32, **SMALL.get(architecture, {})}  # fmt: skip
@@ -104,6 +111,21 @@ def test_preset_names_modules_that_the_architecture_has(architecture: str) -> No
     model = apply_adapter(random_causal_lm(shape), adapter("lora", rank=2), seed=0)
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert len(trained) == 2 * len(PRESETS[architecture])
+
+
+@pytest.mark.parametrize("architecture", ENCODERS)
+@pytest.mark.parametrize("name", ["lora", "ia3"])
+def test_preset_names_modules_that_the_encoder_has(name: str, architecture: str) -> None:
+    if name == "ia3" and architecture not in IA3:
+        pytest.skip("no preset")
+    common = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    shape = AutoConfig.for_model(architecture, vocab_size=50, pad_token_id=0, **(ENCODERS[architecture] or common))
+    model = apply_adapter(AutoModel.from_config(shape), adapter(name, **({"rank": 2} if name == "lora" else {})), seed=0)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    scaled, entering = IA3.get(architecture, ([], []))
+    targets = PRESETS[architecture] if name == "lora" else [*scaled, *entering]
+    for target in targets:
+        assert any(f".{target}." in key for key in trained), target
 
 
 @pytest.mark.parametrize("shape", [LLAMA, GPT2], ids=["llama", "gpt2"])

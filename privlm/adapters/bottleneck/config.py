@@ -9,7 +9,7 @@ from peft import PeftConfig
 from transformers.activations import ACT2FN
 
 from privlm.adapters.bottleneck.registration import PEFT_TYPE
-from privlm.adapters.presets import ONE_WIRING, PLACEMENTS, WIRINGS
+from privlm.adapters.presets import PLACEMENTS, WIRINGS
 from privlm.errors import UsageError
 
 LEARNED = "learned"
@@ -105,8 +105,8 @@ class BottleneckConfig(PeftConfig):
     def _require_targets(self) -> None:
         if (self.placement is None) == (not self.wirings):
             raise BottleneckError(
-                f"placement, wirings: one of both says where the adapter stands: placement={' | '.join(PLACEMENTS)}, or "
-                f"wirings={{MODULE: {' | '.join(WIRINGS)}}}"
+                f"placement, wirings: one of both says where the adapter stands: placement={' | '.join(PLACEMENTS)}, "
+                f"or wirings={{MODULE: {' | '.join(WIRINGS)}}}"
             )
         if self.placement is not None:
             _require("placement", self.placement, is_right=self.placement in PLACEMENTS,

@@ -41,8 +41,8 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         output:    h = W x + b, y = h + branch(h)
         parallel:  y = W x + b + branch(x)
 
-    Where several adapters are active their branches are added. In the precision of the branch's own weights, where these
-    were cast; autocast does not reach into it.
+    Where several adapters are active their branches are added. Autocast does not reach into a branch; where its weights
+    were cast (model.double()), their dtype takes the place of float32.
     """
 
     adapter_layer_names = ("bottleneck_down", "bottleneck_up", "bottleneck_scale")
@@ -109,15 +109,21 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         return total
 
     def _branch(self, name: str, z: Tensor) -> Tensor:
-        down, up = self.bottleneck_down[name], self.bottleneck_up[name]
+        down, up, activation = self.bottleneck_down[name], self.bottleneck_up[name], self.bottleneck_activation[name]
         with torch.autocast(z.device.type, enabled=False):
-            inner = down(self.bottleneck_dropout[name](z.to(down.weight.dtype)))
-            branch = up(self.bottleneck_activation[name](inner))
-            scaled = self.bottleneck_scale[name](branch) if name in self.bottleneck_scale else self.scaling[name] * branch
-        return scaled.to(z.dtype)
+            entering = self.bottleneck_dropout[name](z.to(self._weights(name)[0].dtype))
+            branch = up(activation(down(entering)))
+            if name in self.bottleneck_scale:
+                return self.bottleneck_scale[name](branch).to(z.dtype)
+            return (self.scaling[name] * branch).to(z.dtype)
+
+    def _weights(self, name: str) -> tuple[Tensor, Tensor]:
+        down: Any = self.bottleneck_down[name]
+        up: Any = self.bottleneck_up[name]
+        return down.weight, up.weight
 
     def _initialise(self, name: str, init: str) -> None:
-        down, up = self.bottleneck_down[name].weight, self.bottleneck_up[name].weight
+        down, up = self._weights(name)
         if init == "bert":
             nn.init.normal_(down, std=0.02)
             nn.init.normal_(up, std=0.02)
@@ -127,10 +133,10 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
     def _move(self, name: str) -> None:
         """To the device of the layer, but not to its dtype."""
-        device = self.base_layer.weight.device
+        base: Any = self.base_layer
         for modules in (self.bottleneck_down, self.bottleneck_up, self.bottleneck_scale):
             if name in modules and not any(parameter.is_meta for parameter in modules[name].parameters()):
-                modules[name].to(device)
+                modules[name].to(base.weight.device)
 
 
 def _sizes(layer: nn.Module, name: str) -> tuple[int, int]:
@@ -138,8 +144,8 @@ def _sizes(layer: nn.Module, name: str) -> tuple[int, int]:
         raise BottleneckError(f"wirings: {name} is of the class {type(layer).__name__}, not Linear or Conv1D")
     if not layer.weight.is_floating_point():
         raise BottleneckError(
-            f"wirings: {name} holds quantised weights ({str(layer.weight.dtype).removeprefix('torch.')}); load the base in "
-            "float32, bfloat16 or float16"
+            f"wirings: {name} holds quantised weights ({str(layer.weight.dtype).removeprefix('torch.')}); load the "
+            "base in float32, bfloat16 or float16"
         )
     if isinstance(layer, Conv1D):
         num_inputs, num_outputs = layer.weight.shape

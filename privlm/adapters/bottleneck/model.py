@@ -26,7 +26,7 @@ class BottleneckModel(BaseTuner):
         return peft_config
 
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
-        """Raises NoMatchingPeftModuleError for a target that no module has; peft itself is content with one that has."""
+        """Raises NoMatchingPeftModuleError for a target without a module; peft is content with one that has it."""
         names = [f".{name}" for name, _ in model.named_modules()]
         for target in peft_config.wirings:
             if not any(name.endswith(f".{target}") for name in names):
