@@ -35,7 +35,7 @@ def _config(folder: Path) -> BottleneckConfig:
         kind = content.pop("peft_type")
     except FileNotFoundError:
         raise BottleneckError(f"{folder} holds no {SETTINGS}: name the folder that save_pretrained wrote") from None
-    except (ValueError, AttributeError, KeyError):
+    except (ValueError, AttributeError, KeyError, TypeError):
         raise BottleneckError(f"{folder / SETTINGS} is not the configuration of a peft adapter") from None
     if kind not in NAMES or "wirings" not in content:
         raise BottleneckError(f"{folder / SETTINGS} is of the method {kind}: load it with PeftModel.from_pretrained")
