@@ -65,7 +65,7 @@ def _counted_by_columns(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     mask_BT = inputs["attention_mask"]
     if not bool(mask_BT[:, 0].all()):
         raise UsageError(
-            "adapter=prefix and adapter=prompt count positions by columns, so that padding on the left would move a text "
-            "away from its virtual tokens: pad on the right"
+            "adapter=prefix and adapter=prompt count positions by columns, so that padding on the left would move a "
+            "text away from its virtual tokens: pad on the right"
         )
     return {name: value for name, value in inputs.items() if name != "position_ids"}

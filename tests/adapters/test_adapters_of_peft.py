@@ -1,4 +1,4 @@
-"""LoRA, DoRA, IA3, bottlenecks and virtual tokens as the group `adapter` chooses them: what trains, merges, is refused."""
+"""LoRA, DoRA, IA3, bottlenecks, virtual tokens, as `adapter` chooses them: what trains, merges, is refused."""
 
 from __future__ import annotations
 
