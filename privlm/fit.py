@@ -83,7 +83,7 @@ def fit(
         ends; a task of several private stages leaves a rest to the later ones.
     public: the data needs no protection, and trains without privacy.
 
-    Raises UsageError as `plan_of` and the Trainer, and for a model of which nothing trains; NotReproducedError where the
+    Raises UsageError as `plan_of` and the Trainer, and where nothing of the model trains; NotReproducedError where the
     saved model is not the trained one.
     """
     job, config = stage.job, stage.config
