@@ -17,6 +17,7 @@ from privlm.adapters.estimate import estimate_parameters
 from privlm.adapters.presets import LORA_EMNLP
 from privlm.config import AdapterConfig, defaults
 from privlm.errors import UsageError
+from privlm.models.causal import random_causal_lm
 from privlm.models.locate import locate_model
 from privlm.models.schema import CausalLMConfig
 
@@ -124,6 +125,15 @@ def test_lora_of_fused_queries_and_values_leaves_the_third_between_alone(archite
         assert min(first.norm(), last.norm()) > 0.1
         assert torch.linalg.matrix_rank(rows) == 4  # 2 for each of the two
     torch.testing.assert_close(logits(merge_adapter(model)), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["lora", "lora_emnlp"])
+def test_fused_queries_and_values_are_counted_without_a_model(name: str) -> None:
+    shape: dict[str, Any] = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 40}
+    model = defaults(CausalLMConfig, "model", "smollm2", package=None, gguf_file=None, random=shape)
+    chosen = adapter(name, fused_qkv="qv")
+    count = count_parameters(apply_adapter(random_causal_lm(shape), chosen, 0))
+    assert estimate_parameters(model, locate_model(model), chosen) == count
 
 
 def test_lora_of_fused_queries_and_values_starts_at_the_base() -> None:

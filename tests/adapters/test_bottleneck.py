@@ -62,6 +62,11 @@ def linear() -> nn.Module:
     return nn.Linear(6, 10)
 
 
+def square() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Linear(6, 6)
+
+
 def conv1d() -> nn.Module:
     torch.manual_seed(0)
     return Conv1D(10, 6)
@@ -80,7 +85,7 @@ def reference(layer: nn.Module, wiring: str, down: Tensor, up: Tensor, f: Any, s
     return h + branch(h if wiring == "output" else x)
 
 
-@pytest.mark.parametrize("make", [linear, conv1d])
+@pytest.mark.parametrize("make", [linear, square, conv1d])
 @pytest.mark.parametrize("wiring", ["input", "output", "parallel"])
 @pytest.mark.parametrize(("activation", "scale"), [("tanh", 1), ("relu", -0.5), ("gelu", "learned")])
 def test_forward_is_the_formula(make: Any, wiring: str, activation: str, scale: Any) -> None:
@@ -91,8 +96,9 @@ def test_forward_is_the_formula(make: Any, wiring: str, activation: str, scale: 
     layer: Any = disturb(model).base_model.model.layer
     down, up = (modules["default"].weight for modules in (layer.bottleneck_down, layer.bottleneck_up))
     factor = layer.bottleneck_scale["default"].weight if scale == "learned" else scale
-    assert tuple(down.shape) == (3, 10 if wiring == "output" else 6)
-    assert tuple(up.shape) == (6 if wiring == "input" else 10, 3)
+    num_outputs = 6 if make is square else 10
+    assert tuple(down.shape) == (3, num_outputs if wiring == "output" else 6)
+    assert tuple(up.shape) == (6 if wiring == "input" else num_outputs, 3)
     x = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(2))
     torch.testing.assert_close(
         model(x), reference(make(), wiring, down, up, ACT2FN[activation], factor, x), rtol=1e-6, atol=1e-6
@@ -102,7 +108,8 @@ def test_forward_is_the_formula(make: Any, wiring: str, activation: str, scale: 
 @pytest.mark.parametrize("wiring", ["input", "output", "parallel"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_branch_of_a_base_of_half_precision_is_float32(wiring: str, dtype: torch.dtype) -> None:
-    model = disturb(get_peft_model(OneLayer(linear().to(dtype)), BottleneckConfig(wirings={"layer": wiring})))
+    config = BottleneckConfig(wirings={"layer": wiring})
+    model = disturb(get_peft_model(OneLayer(linear().to(dtype)), config, autocast_adapter_dtype=False))
     layer: Any = model.base_model.model.layer
     down, up = (modules["default"].weight for modules in (layer.bottleneck_down, layer.bottleneck_up))
     assert down.dtype == up.dtype == torch.float32
@@ -261,11 +268,12 @@ def test_generating_with_a_cache_gives_what_it_gives_without() -> None:
 
 
 def test_merging_names_unload_and_changes_nothing() -> None:
-    model = disturb(adapted())
-    before = logits(model)
+    model = disturb(adapted(modules_to_save=["embed_tokens"]))
+    before, names = logits(model), model.state_dict().keys()
     for merge in (model.merge_and_unload, model.merge_adapter, model.unmerge_adapter):
         with pytest.raises(MergeError, match=r"unload\(\)"):
             merge()
+        assert model.state_dict().keys() == names
     assert torch.equal(logits(model), before)
 
 
