@@ -390,13 +390,6 @@ model = load(tiny("llama"), sys.argv[1])
 model.save_pretrained(sys.argv[1] + "/again")
 print(float(model(input_ids=torch.arange(3, 23).reshape(2, 10)).logits.double().sum()))
 """
-WITHOUT_OURS = """
-import sys
-from peft import PeftModel
-from support.tiny_causal import tiny
-try: PeftModel.from_pretrained(tiny("llama"), sys.argv[1])
-except Exception as error: print(type(error).__name__, error)
-"""
 
 
 def run_alone(code: str, *words: Any) -> str:
@@ -416,9 +409,3 @@ def test_a_peft_that_has_the_name_already_leaves_us_another(tmp_path: Path) -> N
     assert float(run_alone(OF_THE_FUTURE, tmp_path).splitlines()[-1]) == float(logits(model).double().sum())
     assert '"PRIVLM_BOTTLENECK"' in (tmp_path / "again" / "adapter_config.json").read_text()
     assert torch.equal(logits(load(tiny("llama"), tmp_path / "again")), logits(model))
-
-
-@pytest.mark.medium
-def test_peft_names_the_method_it_does_not_know_where_nobody_has_imported_it(tmp_path: Path) -> None:
-    adapted().save_pretrained(tmp_path)
-    assert "BOTTLENECK" in run_alone(WITHOUT_OURS, tmp_path)
