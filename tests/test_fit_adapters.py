@@ -30,7 +30,9 @@ SMALL: dict[str, dict[str, Any]] = {
     **{name: {"rank": 2} for name in ("lora", "lora_emnlp", "dora")},
     "ia3": {}, "prefix": {"num_virtual_tokens": 3}, "prompt": {"num_virtual_tokens": 3},
 }  # fmt: skip
-CONFIG = settings(steps=3, epochs=None, batch_size=4, micro_batch_size=2, optimizer="adamw", learning_rate=1e-2)
+CONFIG = settings(
+    steps=3, epochs=None, batch_size=4, micro_batch_size=2, checkpoint_every=2, optimizer="adamw", learning_rate=1e-2
+)
 PRIVACY = defaults(
     PrivacyConfig, "privacy", "dp_sgd", epsilon=None, noise_multiplier=1.0, delta=1e-3, rng="reproducible"
 )

@@ -85,6 +85,19 @@ def fused_layers(config: AdapterConfig, model_type: str, chosen: dict[str, Shape
     return found
 
 
+def fused_note(config: AdapterConfig, model_type: str) -> str | None:
+    """Which outputs of a layer of queries, keys and values LoRA adapts, for a runner to tell; None where it adapts none:
+    the two ways have as many parameters, and other results.
+    """
+    fused = FUSED_QKV.get(model_type)
+    targets = config.target_modules or LORA_LIKE.get(config.name, {}).get(model_type, [])
+    if config.name not in LORA_LIKE or fused not in targets:
+        return None
+    if getattr(config, "fused_qkv", None) == "qv":
+        return f"LoRA adapts the first and the last third of the outputs of {fused} (adapter.fused_qkv=qv)"
+    return f"LoRA adapts all outputs of {fused} (adapter.fused_qkv=all)"
+
+
 def ia3_targets(
     config: AdapterConfig, model_type: str, layers: dict[str, Layer]
 ) -> tuple[dict[str, Layer], dict[str, Layer]]:

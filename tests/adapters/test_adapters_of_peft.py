@@ -15,6 +15,7 @@ from privlm.adapters.adapter import ADAPTERS, apply_adapter, count_parameters, m
 from privlm.adapters.bottleneck import BottleneckLayer, MergeError
 from privlm.adapters.estimate import estimate_parameters
 from privlm.adapters.presets import LORA_EMNLP
+from privlm.adapters.targets import fused_note
 from privlm.config import AdapterConfig, defaults
 from privlm.errors import UsageError
 from privlm.models.causal import random_causal_lm
@@ -134,6 +135,15 @@ def test_fused_queries_and_values_are_counted_without_a_model(name: str) -> None
     chosen = adapter(name, fused_qkv="qv")
     count = count_parameters(apply_adapter(random_causal_lm(shape), chosen, 0))
     assert estimate_parameters(model, locate_model(model), chosen) == count
+
+
+def test_what_lora_adapts_of_a_fused_layer_is_told() -> None:
+    assert fused_note(adapter("lora", fused_qkv="qv"), "bloom") == (
+        "LoRA adapts the first and the last third of the outputs of query_key_value (adapter.fused_qkv=qv)"
+    )
+    assert "all outputs of c_attn" in (fused_note(adapter("lora_emnlp"), "gpt2") or "")
+    assert fused_note(adapter("lora"), "llama") is None
+    assert fused_note(adapter("parallel"), "bloom") is None
 
 
 def test_lora_of_fused_queries_and_values_starts_at_the_base() -> None:
