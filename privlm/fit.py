@@ -83,7 +83,8 @@ def fit(
         ends; a task of several private stages leaves a rest to the later ones.
     public: the data needs no protection, and trains without privacy.
 
-    Raises UsageError as `plan_of` and the Trainer, NotReproducedError where the saved model is not the trained one.
+    Raises UsageError as `plan_of` and the Trainer, and where nothing of the model trains; NotReproducedError where the
+    saved model is not the trained one.
     """
     job, config = stage.job, stage.config
     folder = stage.folder / MODEL if stage.is_kept else None
@@ -93,6 +94,8 @@ def fit(
         loaded.model.to(job.accelerator.device)
         _tell_price_again(stage, folder, outcome.steps)
         return outcome
+    if not any(parameter.requires_grad for parameter in loaded.model.parameters()):
+        raise UsageError("nothing of the model trains (adapter=none?): choose another adapter")
     steps = num_steps(config.trainer, len(data)) if steps is None else steps
     private = None if public else _private(stage, plan, len(data), steps, share)
     if private is None:

@@ -1,41 +1,40 @@
-"""Chooses what trains: a head alone, LoRA pairs beside a frozen model, its weights by RGP, or everything."""
+"""Chooses what trains: nothing, a head alone, adapters beside a frozen model, its weights by RGP, or everything."""
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
+from privlm.adapters.bottleneck import MergeError
 from privlm.adapters.estimate import ParameterCount
+from privlm.adapters.methods import model_type, with_bottlenecks, with_ia3, with_lora, with_virtual_tokens
 from privlm.adapters.schema import AdapterConfig
-from privlm.adapters.targets import lora_targets, require_head, rgp_targets
+from privlm.adapters.targets import require_trainable, rgp_targets
 from privlm.errors import UsageError
 from privlm.privacy.rgp import ReparametrizedLinear
 
 
 def apply_adapter(base: nn.Module, config: AdapterConfig, seed: int, head: nn.Module | None = None) -> nn.Module:
-    """Sets requires_grad of every parameter; LoRA wraps the model by peft, RGP replaces its Linear layers.
+    """Sets requires_grad of every parameter; what peft knows wraps the model, RGP replaces its Linear layers.
 
     Changes `base` and returns what stands in its place.
 
     Args:
         base: any transformers or torch model: an encoder, a causal language model, a model of your own.
-        seed: decides LoRA's initial values; torch's global generator is neither read nor moved.
+        seed: decides the adapter's initial values; torch's global generator is neither read nor moved.
         head: layers beside the base or within it that have no pretrained weights; adapter.train_head speaks of them.
 
     Raises:
-        UsageError: unknown adapter, nothing left to train, or as `lora_targets` and `rgp_targets`.
+        UsageError: unknown adapter, nothing left to train, or as privlm.adapters.targets.
     """
     if config.name not in ADAPTERS:
         raise UsageError(f"adapter.name: '{config.name}' is not one of {', '.join(ADAPTERS)}")
     assert not isinstance(base, PeftModel), "the model has an adapter already"
-    require_head(config, _model_type(base), has_head=head is not None)
+    require_trainable(config, model_type(base), has_head=head is not None)
     adapted = ADAPTERS[config.name](base, config, seed, head)
     if head is not None:
         head.requires_grad_(config.train_head)
@@ -49,8 +48,13 @@ def count_parameters(model: nn.Module) -> ParameterCount:
 
 
 def merge_adapter(base: Any) -> Any:
-    """The base, changed: what its adapter has learnt is in its own weights, as its library saves and loads them."""
+    """The base, changed: what its adapter has learnt is in its own weights, as its library saves and loads them.
+
+    Raises MergeError for a bottleneck adapter and for virtual tokens, which no weight holds; nothing is changed then.
+    """
     if isinstance(base, PeftModel):
+        if base.active_peft_config.is_prompt_learning:
+            raise MergeError("virtual tokens are no part of a weight: save them beside their base (save_pretrained)")
         return base.merge_and_unload()
     for name, module in list(base.named_modules()):
         if isinstance(module, ReparametrizedLinear):
@@ -64,26 +68,6 @@ def _frozen(base: nn.Module, config: AdapterConfig, seed: int, head: nn.Module |
 
 def _whole(base: nn.Module, config: AdapterConfig, seed: int, head: nn.Module | None) -> nn.Module:
     return base.requires_grad_(True)
-
-
-def _with_lora(base: Any, config: AdapterConfig, seed: int, head: nn.Module | None) -> nn.Module:
-    modules = {
-        name: module for name, module in base.named_modules() if isinstance(module, nn.Linear | nn.Embedding | Conv1D)
-    }
-    shapes = {name: (module.weight.shape[0], module.weight.shape[1]) for name, module in modules.items()}
-    targets = lora_targets(config, _model_type(base), shapes)
-    settings: dict[str, Any] = {"r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout}
-    lora = LoraConfig(
-        **settings,
-        target_modules=sorted(targets),
-        bias="none",
-        fan_in_fan_out=any(isinstance(modules[name], Conv1D) for name in targets),  # Conv1D keeps its weight transposed
-    )
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="fan_in_fan_out")  # of Linear beside Conv1D: peft sets it for each
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # which peft asks transformers for
-        torch.manual_seed(seed)
-        return get_peft_model(base, lora)
 
 
 def _reparametrized(base: Any, config: AdapterConfig, seed: int, head: nn.Module | None) -> nn.Module:
@@ -113,14 +97,18 @@ def _refuse_shared(base: nn.Module, linears: dict[str, nn.Linear], targets: Iter
             )
 
 
-def _model_type(base: nn.Module) -> str:
-    return getattr(getattr(base, "config", None), "model_type", type(base).__name__)
+def _by_peft(method: Callable[[Any, AdapterConfig, int], PeftModel]) -> Callable[..., nn.Module]:
+    return lambda base, config, seed, head: method(base, config, seed)
 
 
 ADAPTERS: dict[str, Callable[[nn.Module, AdapterConfig, int, nn.Module | None], nn.Module]] = {
+    "none": _frozen,
     "head": _frozen,
-    "lora": _with_lora,
-    "rgp": _reparametrized,
     "full": _whole,
+    "rgp": _reparametrized,
+    **dict.fromkeys(("lora", "lora_emnlp", "dora"), _by_peft(with_lora)),
+    "ia3": _by_peft(with_ia3),
+    **dict.fromkeys(("adapter_h", "adapter_p", "parallel", "scaled_parallel"), _by_peft(with_bottlenecks)),
+    **dict.fromkeys(("prefix", "prompt"), _by_peft(with_virtual_tokens)),
 }
 """Adapter -> what makes it of (base, config, seed, head)."""

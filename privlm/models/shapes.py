@@ -49,6 +49,18 @@ def shapes_of(architecture: dict[str, Any]) -> Shapes | None:
         return None
 
 
+def cache_width(architecture: dict[str, Any]) -> int:
+    """Numbers that the keys and values of one token have, over all layers of a causal language model."""
+
+    def size(*names: str) -> int:
+        return next(architecture[name] for name in names if architecture.get(name) is not None)
+
+    heads = size("num_attention_heads", "n_head", "num_heads")
+    head = architecture.get("head_dim") or size("hidden_size", "n_embd") // heads
+    keys = architecture.get("num_key_value_heads") or heads
+    return 2 * size("num_hidden_layers", "n_layer", "num_layers") * head * keys
+
+
 def _bert(architecture: dict[str, Any]) -> Shapes:
     hidden, inner = architecture["hidden_size"], architecture["intermediate_size"]
     num_layers = architecture["num_hidden_layers"]

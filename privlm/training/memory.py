@@ -51,7 +51,7 @@ def encoder_activations(
     if dropout:
         kept += 3 * hidden + 3 * architecture["num_attention_heads"] * length
     if private:
-        kept += {"lora": 2 * hidden, "rgp": 7 * hidden + inner, "full": 7 * hidden + inner}[adapter]
+        kept += 7 * hidden + inner if adapter in ("rgp", "full") else 2 * hidden
     return FLOAT * num_examples * length * kept * architecture["num_hidden_layers"]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from privlm.data.causal_lm import NOT_PREDICTED
+from privlm.errors import UsageError
 from privlm.training.objective import Batch, ExampleRandom, Objective, PerExample
 
 
@@ -28,6 +29,7 @@ class NextToken(Objective):
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
         output = model(**_understood(model, inputs))
         logits_BTV = getattr(output, "logits", output)
+        logits_BTV = logits_BTV[:, -batch["input_ids"].shape[1] :]  # embedded virtual tokens have some, too
         follows_BT = batch["attention_mask"][:, :-1].bool()  # a first token behind padding is predicted from nothing
         labels_BT = batch["labels"][:, 1:].masked_fill(~follows_BT, NOT_PREDICTED)
         return PerExample(_mean_losses(logits_BTV[:, :-1], labels_BT, batch.get("token_weights")))
@@ -45,9 +47,25 @@ def _mean_losses(logits_BTV: Tensor, labels_BT: Tensor, weights_BT: Tensor | Non
 
 
 def _understood(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Any]:
-    """A transformers model gets what its forward function names (some know no positions), and keeps no cache."""
+    """A transformers model gets what its forward function names (some know no positions), and keeps no cache.
+
+    Raises UsageError for padding on the left behind virtual tokens.
+    """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(base, PreTrainedModel):
         return inputs
+    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+        inputs = _counted_by_columns(inputs)
     named = inspect.signature(base.forward).parameters
     return {name: value for name, value in {**inputs, "use_cache": False}.items() if name in named}
+
+
+def _counted_by_columns(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Virtual tokens stand in the columns before a row, and peft counts positions by columns from there on."""
+    mask_BT = inputs["attention_mask"]
+    if not bool(mask_BT[:, 0].all()):
+        raise UsageError(
+            "adapter=prefix and adapter=prompt count positions by columns, so that padding on the left would move a "
+            "text away from its virtual tokens: pad on the right"
+        )
+    return {name: value for name, value in inputs.items() if name != "position_ids"}

@@ -158,8 +158,8 @@ def test_nothing_to_train_is_refused():
 
 
 def test_unknown_adapter_is_refused():
-    with pytest.raises(UsageError, match=r"adapter\.name: 'prefix'"):
-        adapted(replace(adapter("full"), name="prefix"))
+    with pytest.raises(UsageError, match=r"adapter\.name: 'suffix'"):
+        adapted(replace(adapter("full"), name="suffix"))
 
 
 def test_full_fine_tuning_of_a_checkpoint_trains_no_pooler(tmp_path):

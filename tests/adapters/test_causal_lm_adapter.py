@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModel
 from transformers.pytorch_utils import Conv1D
 
 from privlm.adapters.adapter import apply_adapter, count_parameters
 from privlm.adapters.estimate import ParameterCount, estimate_parameters, held_in_memory
-from privlm.adapters.targets import PRESETS
+from privlm.adapters.presets import IA3
+from privlm.adapters.presets import LORA as PRESETS
 from privlm.config import AdapterConfig, defaults
 from privlm.errors import UsageError
 from privlm.models.causal import random_causal_lm
@@ -35,12 +38,18 @@ SHAPES = {
     "untied gpt2": GPT2 | {"tie_word_embeddings": False, "n_inner": 40},
 }  # fmt: skip
 SMALL: dict[str, dict[str, Any]] = {
-    "mpnet": {}, "bloom": {"n_layer": 1, "n_head": 2}, "falcon": {"num_hidden_layers": 1, "num_attention_heads": 2},
+    "bloom": {"n_layer": 1, "n_head": 2}, "falcon": {"num_hidden_layers": 1, "num_attention_heads": 2},
     "gptj": {"n_layer": 1, "n_head": 2, "n_embd": 32, "rotary_dim": 8},
     "gpt_neo": {"num_layers": 1, "attention_types": [[["global"], 1]], "num_heads": 2},
     "opt": {"word_embed_proj_dim": 32, "ffn_dim": 32}, "gemma": {"head_dim": 16}, "gemma2": {"head_dim": 16},
 }  # fmt: skip
-ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet")
+ENCODERS: dict[str, dict[str, Any]] = {
+    "bert": {}, "roberta": {}, "xlm-roberta": {}, "camembert": {}, "electra": {}, "xlm-roberta-xl": {}, "mpnet": {},
+    "roberta-prelayernorm": {}, "deberta": {}, "deberta-v2": {}, "modernbert": {}, "albert": {"embedding_size": 16},
+    "distilbert": {"dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 32},
+    "t5": {"d_model": 32, "d_kv": 16, "num_layers": 1, "num_heads": 2, "d_ff": 32},
+    "mt5": {"d_model": 32, "d_kv": 16, "num_layers": 1, "num_heads": 2, "d_ff": 32},
+}  # fmt: skip
 
 
 def adapter(name: str, **changes: Any) -> AdapterConfig:
@@ -57,17 +66,30 @@ def plain() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
 
 
+BOTTLENECKS = ("adapter_h", "adapter_p", "parallel", "scaled_parallel")
+COUNTED: list[tuple[str, dict[str, Any]]] = [
+    ("full", {}),
+    ("none", {}),
+    ("lora", {}),
+    ("lora", {"target_modules": ["lm_head"], "rank": 3}),
+    ("lora_emnlp", {"rank": 3}),
+    ("dora", {}),
+    ("dora", {"target_modules": ["lm_head"], "rank": 3}),
+    ("ia3", {}),
+    ("ia3", {"target_modules": ["lm_head"]}),
+    ("rgp", {"rank": 2}),
+    ("rgp", {"other_params": "freeze"}),
+    *((name, {"bottleneck_size": 3}) for name in BOTTLENECKS),
+    ("adapter_p", {"scale": "learned", "bottleneck_size": 5}),
+    ("adapter_h", {"wirings": {"lm_head": "output"}}),
+    ("parallel", {"target_modules": ["lm_head"]}),
+    ("prefix", {}),
+    ("prompt", {"num_virtual_tokens": 3}),
+]
+
+
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(
-    ("name", "changes"),
-    [
-        ("full", {}),
-        ("lora", {}),
-        ("lora", {"target_modules": ["lm_head"], "rank": 3}),
-        ("rgp", {"rank": 2}),
-        ("rgp", {"other_params": "freeze"}),
-    ],
-)
+@pytest.mark.parametrize(("name", "changes"), COUNTED)
 def test_estimate_equals_the_count(shape: str, name: str, changes: dict[str, Any]) -> None:
     config, chosen = causal(SHAPES[shape]), adapter(name, **changes)
     files = locate_model(config)
@@ -95,7 +117,7 @@ def test_estimate_is_silent_about_other_causal_language_models(tmp_path: Any) ->
     assert estimate_parameters(causal(LLAMA), packed, adapter("full")) is None
 
 
-@pytest.mark.parametrize("architecture", sorted(PRESETS.keys() - set(ENCODERS)))
+@pytest.mark.parametrize("architecture", sorted(PRESETS.keys() - ENCODERS.keys()))
 def test_preset_names_modules_that_the_architecture_has(architecture: str) -> None:
     shape = {"model_type": architecture, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
              "intermediate_size": 32, **SMALL.get(architecture, {})}  # fmt: skip
@@ -104,6 +126,21 @@ def test_preset_names_modules_that_the_architecture_has(architecture: str) -> No
     model = apply_adapter(random_causal_lm(shape), adapter("lora", rank=2), seed=0)
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert len(trained) == 2 * len(PRESETS[architecture])
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"), [*product(["lora"], ENCODERS), *product(["ia3"], sorted(ENCODERS.keys() & IA3.keys()))]
+)
+def test_preset_names_modules_that_the_encoder_has(name: str, architecture: str) -> None:
+    common = {"vocab_size": 50, "pad_token_id": 0, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "intermediate_size": 32}  # fmt: skip
+    shape = AutoConfig.for_model(architecture, **{**common, **ENCODERS[architecture]})
+    chosen = adapter(name, rank=2) if name == "lora" else adapter(name)
+    model = apply_adapter(AutoModel.from_config(shape), chosen, seed=0)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    targets = PRESETS[architecture] if name == "lora" else [target for part in IA3[architecture] for target in part]
+    for target in targets:
+        assert any(f".{target}." in key for key in trained), target
 
 
 @pytest.mark.parametrize("shape", [LLAMA, GPT2], ids=["llama", "gpt2"])

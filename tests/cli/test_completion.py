@@ -26,7 +26,7 @@ pytestmark = pytest.mark.torch_free
         ("privlm run task=ewtune --dry-run trainer=d", ["trainer=ddp"]),
         ("privlm run task=ewtune --dr", ["--dry-run"]),
         ("privlm list mod", ["models"]),
-        ("privlm cp adapter/", ["adapter/full", "adapter/head", "adapter/lora", "adapter/rgp"]),
+        ("privlm cp adapter/lo", ["adapter/lora", "adapter/lora_emnlp"]),
         ("privlm tables ewtune_n", ["ewtune_noise"]),
         ("privlm accountant ", ["batch", "curve", "eps", "ledger", "sigma", "steps"]),
         ("privlm compare --pl", ["--plot"]),

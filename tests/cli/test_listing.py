@@ -36,18 +36,18 @@ def test_prints_one_line_a_name_below_its_kind(capsys):
     assert main(["adapters"]) == 0
     heading, *lines = capsys.readouterr().out.splitlines()
     assert heading == "adapters (adapter=NAME)"
-    assert [line.split()[0] for line in lines] == ["full", "head", "lora", "rgp"]
-    assert "LoRA: a low-rank pair" in lines[2]
+    assert [line.split()[0] for line in lines] == options("adapter")
+    assert any("LoRA: a low-rank pair" in line for line in lines)
 
 
 def test_what_is_longer_than_a_line_goes_on_below_itself(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "60")
     assert main(["adapters"]) == 0
-    assert capsys.readouterr().out.splitlines()[:4] == [
-        "adapters (adapter=NAME)",
-        "  full  Full fine-tuning: every parameter trains.",
-        "  head  Head only: the encoder is frozen, its features are",
-        "        computed once.",
+    lines = capsys.readouterr().out.splitlines()
+    first = next(number for number, line in enumerate(lines) if "head " in line)
+    assert lines[first : first + 2] == [
+        "  head             Head only: the encoder is frozen, its",
+        "                   features are computed once.",
     ]
 
 

@@ -79,6 +79,11 @@ MODELS = {
     **{f"classifier {name}": (classifier, {"name": name}) for name in ("head", "lora", "rgp", "full")},
     **{f"gpt2 {name}": (lm, {"name": name}) for name in ("lora", "full")},
     **{f"llama {name}": (lm, {"name": name, "random": LLAMA}) for name in ("lora", "rgp", "full")},
+    **{
+        f"gpt2 {name}": (lm, {"name": name})
+        for name in ("dora", "ia3", "adapter_h", "scaled_parallel", "prefix", "prompt")
+    },
+    "bfloat16 scaled_parallel": (lm, {"name": "scaled_parallel", "dtype": "bfloat16"}),
     "bfloat16": (lm, {"name": "full", "dtype": "bfloat16"}),
     "bfloat16 lora": (lm, {"name": "lora", "dtype": "bfloat16"}),
     **{f"own {name}": (own, {"name": name}) for name in ("head", "lora", "full")},

@@ -96,7 +96,11 @@ class FromFiles:
         download_weights(self.files.weights, self.config.hub_id)
         dtype = getattr(torch, self.config.dtype)
         model = build_causal_lm(self.files.weights, self.config.random, dtype, _device(self.config.device))
-        return model if self.files.adapter is None else apply_peft(model, self.files.adapter)
+        if self.files.adapter is None:
+            return model
+        import privlm.adapters.bottleneck  # noqa: F401 - peft knows saved ones from here on
+
+        return apply_peft(model, self.files.adapter)
 
     @cached_property
     def window(self) -> int | None:

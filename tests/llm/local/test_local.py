@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from privlm.config import LocalLLMConfig, defaults
 from privlm.errors import UsageError
@@ -216,6 +217,18 @@ def test_half_written_checkpoint_is_one_message(copy):
 
 def test_adapter_changes_the_scores(backend, checkpoint, adapter):
     plain, adapted = replies(backend), replies(at(checkpoint, adapter=str(adapter)))
+    assert abs(plain[0].sum_nll - adapted[0].sum_nll) > 0.01
+
+
+def test_a_bottleneck_adapter_is_known_where_nobody_has_imported_it(backend, checkpoint, tmp_path, monkeypatch):
+    from privlm.adapters.bottleneck import PEFT_TYPE, BottleneckConfig
+
+    torch.manual_seed(0)
+    config = BottleneckConfig(wirings={"down_proj": "output"}, scale=50.0)
+    get_peft_model(random_causal_lm(TINY.random), config).save_pretrained(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "privlm.adapters.bottleneck")
+    monkeypatch.delitem(PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE)
+    plain, adapted = replies(backend), replies(at(checkpoint, adapter=str(tmp_path)))
     assert abs(plain[0].sum_nll - adapted[0].sum_nll) > 0.01
 
 
