@@ -86,8 +86,8 @@ def fused_layers(config: AdapterConfig, model_type: str, chosen: dict[str, Shape
 
 
 def fused_note(config: AdapterConfig, model_type: str) -> str | None:
-    """Which outputs of a layer of queries, keys and values LoRA adapts, for a runner to tell; None where it adapts none:
-    the two ways have as many parameters, and other results.
+    """Which outputs of a layer of queries, keys and values LoRA adapts, for a runner to tell; None where it adapts
+    none: the two ways have as many parameters, and other results.
     """
     fused = FUSED_QKV.get(model_type)
     targets = config.target_modules or LORA_LIKE.get(config.name, {}).get(model_type, [])
