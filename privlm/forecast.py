@@ -12,6 +12,7 @@ from privlm.config import is_private
 from privlm.llm.budget import Spent
 from privlm.models.architecture import read_architecture
 from privlm.models.locate import locate_model
+from privlm.models.schema import is_causal_lm
 from privlm.privacy.plan import make_plan
 from privlm.training.memory import CAUSAL_LMS, causal_lm_activations, encoder_activations, peak_memory
 
@@ -39,7 +40,7 @@ def privacy(config: Any, *, dataset_size: int, steps: int) -> dict[str, Any]:
 def size(config: Any, *, num_labels: int = 0, feature_batch: int | None = None) -> dict[str, int | None]:
     """Exact parameter counts and peak memory of the model that config.model describes and config.adapter trains.
 
-    None for an architecture whose shapes are not known.
+    None for an architecture whose shapes are not known, or whose memory was not measured.
 
     num_labels: of an encoder's head; a causal language model has none.
     feature_batch: examples that pass a frozen encoder at a time where its features are cached (adapter=head).
@@ -53,11 +54,12 @@ def size(config: Any, *, num_labels: int = 0, feature_batch: int | None = None) 
     return {
         "trainable_parameters": parameters.trainable,
         "parameters": parameters.total,
-        "peak_memory_bytes": peak_memory(held, config.trainer, activations, _value_bytes(config.model)),
+        "peak_memory_bytes": activations and peak_memory(held, config.trainer, activations, _value_bytes(config.model)),
     }
 
 
-def _activations(config: Any, files: Any, feature_batch: int | None) -> int:
+def _activations(config: Any, files: Any, feature_batch: int | None) -> int | None:
+    """None for a causal language model of which nothing was measured."""
     architecture = read_architecture(config.model, files)
     only_features = config.adapter.name == "head" and feature_batch is not None  # those of the head are nothing beside
     sizes = {
@@ -68,6 +70,8 @@ def _activations(config: Any, files: Any, feature_batch: int | None) -> int:
     }
     if architecture["model_type"] in CAUSAL_LMS:
         return causal_lm_activations(architecture, **sizes, value_bytes=_value_bytes(config.model))
+    if is_causal_lm(config.model):
+        return None
     return encoder_activations(architecture, **sizes, dropout=config.model.dropout != 0)
 
 

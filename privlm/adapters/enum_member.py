@@ -9,8 +9,9 @@ from typing import Any
 def add_member(enum: type[Enum], name: str) -> Any:
     """`enum.NAME` with the value NAME, as if the class had been written with it; the one there is where it has one.
 
-    Access, call, equality, hash, iteration, pickle and deep copies of such a member are those of any other (Python 3.11
-    to 3.14). enum: a subclass of str too, with members.
+    Access, call, equality, hash, iteration, pickle and deep copies of such a member are those of any other.
+
+    enum: a subclass of str too, with members.
     """
     if name in enum.__members__:
         return enum[name]
@@ -22,5 +23,6 @@ def add_member(enum: type[Enum], name: str) -> Any:
     members._member_names_.append(name)
     members._member_map_[name] = member
     members._value2member_map_[name] = member
+    getattr(enum, "_hashable_values_", []).append(name)  # Python 3.13: what `in` looks at
     type.__setattr__(enum, name, member)  # past the enum's own, which lets nobody set a member
     return member

@@ -16,7 +16,6 @@ Value = TypeVar("Value")
 
 LORA_LIKE = {"lora": LORA, "dora": LORA, "lora_emnlp": LORA_EMNLP}
 """Adapters of low-rank pairs -> their targets by architecture."""
-VIRTUAL_TOKENS = ("prefix", "prompt")
 
 
 class Layer(NamedTuple):
@@ -86,12 +85,14 @@ def fused_layers(config: AdapterConfig, model_type: str, chosen: dict[str, Shape
 
 
 def fused_note(config: AdapterConfig, model_type: str) -> str | None:
-    """Which outputs of a layer of queries, keys and values LoRA adapts, for a runner to tell; None where it adapts none:
-    the two ways have as many parameters, and other results.
+    """Which outputs of a layer of queries, keys and values LoRA adapts, for a runner to tell; None where it adapts
+    none: the two ways have as many parameters, and other results.
     """
     fused = FUSED_QKV.get(model_type)
     targets = config.target_modules or LORA_LIKE.get(config.name, {}).get(model_type, [])
-    if config.name not in LORA_LIKE or fused not in targets:
+    if fused is None or not any(
+        f".{fused}".endswith(f".{target}") or target.endswith(f".{fused}") for target in targets
+    ):
         return None
     if getattr(config, "fused_qkv", None) == "qv":
         return f"LoRA adapts the first and the last third of the outputs of {fused} (adapter.fused_qkv=qv)"

@@ -2,8 +2,9 @@
 
     trained.safetensors    trained parameters, the weights that RGP steps (not their factors, which are chosen anew at
                            each step), every persistent buffer
-    adapter/               LoRA pairs as peft's own files, for any other tool; named after the module that holds them
-                           where the adapter is on a part of the model
+    adapter/               what peft has put into it as peft's own files, for any other tool; named after the module
+                           that holds it where the adapter is on a part of the model. Virtual tokens are in both: peft
+                           saves what they give, and not the parameters
 
 A tied parameter is one parameter, saved once under its first name.
 """

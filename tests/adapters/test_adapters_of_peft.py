@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from privlm.config import AdapterConfig, defaults
 from privlm.errors import UsageError
 from privlm.models.causal import random_causal_lm
 from privlm.models.locate import locate_model
+from privlm.models.saving import save_trained
 from privlm.models.schema import CausalLMConfig
 
 IDS = torch.arange(3, 23).reshape(2, 10)
@@ -100,6 +102,14 @@ def test_what_no_weight_holds_is_not_merged_and_stays_as_it_is(name: str) -> Non
     with pytest.raises(MergeError, match="save_pretrained"):
         merge_adapter(model)
     assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_what_a_run_saves_is_read_by_peft_itself(name: str, tmp_path: Path) -> None:
+    model = disturb(adapted(name))
+    save_trained(model, tmp_path, digest="0" * 64)
+    again = PeftModel.from_pretrained(tiny("llama"), str(tmp_path / "adapter")).eval()
+    assert torch.equal(logits(again), logits(model))
 
 
 @pytest.mark.parametrize("architecture", sorted(LORA_EMNLP))

@@ -59,9 +59,10 @@ def test_published_numbers_of_parameters(named: tuple[str, Any], method: str) ->
     assert number == EXACT.get((name, method), number)
 
 
-@pytest.mark.parametrize(("name", "method"), EXACT)
+@pytest.mark.parametrize(("name", "method"), CELLS)
 def test_the_same_without_a_model(name: str, method: str) -> None:
     config = defaults(CausalLMConfig, "model", "smollm2", package=None, gguf_file=None, random=MODELS[name])
     count = estimate_parameters(config, locate_model(config), defaults(AdapterConfig, "adapter", method))
     assert count is not None
-    assert count.trainable == EXACT[name, method]
+    assert count.trainable == EXACT.get((name, method), count.trainable)
+    assert abs(count.trainable / 1e6 / PUBLISHED[name][method] - 1) < 0.03

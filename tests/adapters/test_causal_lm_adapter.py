@@ -36,6 +36,14 @@ SHAPES = {
     "gpt2 by common names": {"model_type": "gpt2", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
                              "max_position_embeddings": 40},
     "untied gpt2": GPT2 | {"tie_word_embeddings": False, "n_inner": 40},
+    "mistral": LLAMA | {"model_type": "mistral", "num_key_value_heads": 2},
+    "tied qwen2": LLAMA | {"model_type": "qwen2", "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "qwen3": LLAMA | {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 16},
+    "bloom": {"model_type": "bloom", "hidden_size": 32, "n_layer": 2, "n_head": 2},
+    "gptj": {"model_type": "gptj", "n_embd": 32, "n_layer": 2, "n_head": 2, "rotary_dim": 8},
+    "gpt_neox": LLAMA | {"model_type": "gpt_neox"},
+    "opt": {"model_type": "opt", "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "max_position_embeddings": 40},
 }  # fmt: skip
 SMALL: dict[str, dict[str, Any]] = {
     "bloom": {"n_layer": 1, "n_head": 2}, "falcon": {"num_hidden_layers": 1, "num_attention_heads": 2},
@@ -112,7 +120,8 @@ def test_estimate_equals_the_count(shape: str, name: str, changes: dict[str, Any
 
 
 def test_estimate_is_silent_about_other_causal_language_models(tmp_path: Any) -> None:
-    assert estimate_parameters(causal({"model_type": "opt"}), locate_model(causal({"a": 1})), adapter("full")) is None
+    for shape in ({"model_type": "opt"}, SHAPES["opt"] | {"word_embed_proj_dim": 16}, {"model_type": "mpt"}):
+        assert estimate_parameters(causal(shape), locate_model(causal({"a": 1})), adapter("full")) is None
     packed = ModelFiles("path", tmp_path, "sha256:none", "weights.gguf")
     assert estimate_parameters(causal(LLAMA), packed, adapter("full")) is None
 

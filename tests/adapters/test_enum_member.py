@@ -4,6 +4,7 @@ import copy
 import enum
 import json
 import pickle
+import sys
 
 import pytest
 
@@ -28,6 +29,12 @@ def test_access_call_equality_hash_and_iteration():
     assert isinstance(ADDED, Kind)
     assert repr(ADDED) == "<Kind.ADDED: 'ADDED'>"
     assert Kind.FIRST is Kind("FIRST")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="an enum then knows members alone")
+def test_its_value_is_one_of_the_enum_s():
+    assert "ADDED" in Kind
+    assert "OTHER" not in Kind
 
 
 def test_copies_pickles_and_json_are_of_the_same_member():
