@@ -59,19 +59,18 @@ def read_answers(config: Any, items: Mapping[str, Sequence[str]]) -> dict[str, l
     Raises UsageError where the other run asked another model or in another way, or lacks a question.
     """
     folder = answers_folder(config.task.base_run)
-    other = _config_of(folder.parents[1])
+    run = folder.parents[1]
+    other = _config_of(run)
     for key in SAME:
         mine, its = OmegaConf.select(config, key), OmegaConf.select(other, key)
         if mine != its:
-            raise UsageError(
-                f"task.base_run: {folder.parents[1]} has {key}={its}, and this run {mine}: give one like it"
-            )
+            raise UsageError(f"task.base_run: {run} has {key}={its}, and this run {mine}: give one like it")
     found: dict[str, list[tuple[str, str]]] = {}
     for name, wanted in items.items():
         lines = rows.answered(folder / f"{name}.jsonl", dict.fromkeys(wanted))
         if len(lines) < len(wanted):
             raise UsageError(
-                f"task.base_run: {folder.parents[1]} has answered {len(lines)} of the {len(wanted)} questions of {name}: "
+                f"task.base_run: {run} has answered {len(lines)} of the {len(wanted)} questions of {name}: "
                 "give a run on the same data"
             )
         found[name] = [(line["text"], line["status"]) for line in lines.values()]

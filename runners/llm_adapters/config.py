@@ -75,11 +75,6 @@ class MathDataConfig:
         problems = []
         if not self.test_sets or len(set(self.test_sets)) < len(self.test_sets):
             problems.append("data.test_sets: name at least one set, and each once")
-        if not (self.path or self.embedded):
-            problems.append(
-                "data.path: name the folder of the released sets, data.path=FOLDER, or a file of your own questions; "
-                "data=llm_adapters_mini is embedded"
-            )
         return problems
 
 

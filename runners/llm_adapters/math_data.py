@@ -57,6 +57,13 @@ class MathData:
 
 def locate(config: Any) -> Located:
     """Finds the files. Raises UsageError for what is not at hand, all files in one message."""
+    if not hasattr(config, "test_sets"):
+        raise UsageError(f"data: '{config.name}' is data of another kind; this task takes data=llm_adapters_mini")
+    if not (config.path or config.embedded):
+        raise UsageError(
+            f"data.path: name the folder of the sets of data '{config.name}', data.path=FOLDER, or a file of your own "
+            "questions; data=llm_adapters_mini is embedded"
+        )
     root = Path(config.path).expanduser() if config.path else EMBEDDED
     own = Path(config.train_path).expanduser() if config.train_path else None
     if own is not None and not own.is_file():

@@ -105,11 +105,7 @@ class Solver:
 
     def _answers(self, questions: list[Question]) -> Iterator[Row]:
         for question, reply in zip(questions, self._replies(questions), strict=True):
-            read: str | Fraction | None
-            if question.is_choice:
-                read = strict_letter(reply.text, question.options)
-            else:
-                read = strict_number(reply.text)
+            read = strict_letter(reply.text, question.options) if question.is_choice else strict_number(reply.text)
             answer = _number_as_text(read) if isinstance(read, Fraction) else read
             yield {"answer": answer, "text": reply.text, "status": reply.status}
 

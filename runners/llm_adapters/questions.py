@@ -140,12 +140,10 @@ def _in_a_sentence(label: str, options: tuple[str, ...], equation: str) -> str:
 
 
 def _refuse_doubled_ids(table: Table) -> None:
-    seen: dict[Any, int] = {}
+    seen: dict[str, int] = {}
     for row, name in enumerate(table.columns.get("id", ())):
         if name is None or name == "":
             continue
-        if repr(name) in seen:
-            raise UsageError(
-                f"{table.where(row)}: field 'id' is that of {table.unit} {table.numbers[seen[repr(name)]]}"
-            )
-        seen[repr(name)] = row
+        first = seen.setdefault(repr(name), row)
+        if first != row:
+            raise UsageError(f"{table.where(row)}: field 'id' is that of {table.unit} {table.numbers[first]}, too")

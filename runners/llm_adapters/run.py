@@ -86,8 +86,8 @@ def _notes(config: Config, train: CausalSplit) -> list[str]:
     task = config.task
     decoding = "greedy" if task.num_beams == 1 else f"{task.num_beams} beams"
     notes = [
-        f"{train.num_truncated:,} training rows cut to {config.model.max_length} tokens, {train.num_skipped:,} left out "
-        "since no token of theirs is left to learn",
+        f"{train.num_truncated:,} training rows cut to {config.model.max_length} tokens; {train.num_skipped:,} left "
+        "out, of which no token is left to learn",
         f"prompts {task.prompt_style}, {decoding}, at most {task.max_new_tokens} new tokens; accuracy_upstream reads "
         "answers as the released scorer does, accuracy_strict as README.md says",
     ]
