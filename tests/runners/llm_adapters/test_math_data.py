@@ -1,4 +1,4 @@
-"""Math questions: files of every form, bad rows, splits, leaks; the embedded extract and, where it lies, the release."""
+"""Math questions: files of every form, bad rows, splits, leaks, and the embedded extract."""
 
 from __future__ import annotations
 
@@ -170,8 +170,8 @@ def test_a_folder_of_the_release_is_split_and_a_leak_is_refused(tmp_path: Path) 
     assert leaking.marks == ("leaking",)
     assert leaking.overlaps["SVAMP"].exact_test == leaking.overlaps["SVAMP"].exact_train == 10
     assert any("contamination of SVAMP: 10 of 15 test questions" in note for note in leaking.notes)
+    write(tmp_path / "dataset" / "SVAMP" / "test.json", rows(5))
     with pytest.raises(UsageError, match="no test question is left in SVAMP"):
-        write(tmp_path / "dataset" / "SVAMP" / "test.json", rows(5))
         load(config(*words))
 
 
