@@ -1,9 +1,10 @@
 """Reads the answer out of what a model wrote, by two rules: as the released scorer does, and strictly.
 
-strict, a number: the last one in the sentence after the last answer cue ("answer is", "answer:", "####", else "="),
+strict: what stands before a further "### Instruction:", which the model asks itself.
+A number: the last one in the sentence after the last answer cue ("answer is", "answer:", "####", else "="),
 without a cue the last one of the text. A minus counts as a sign only where a number can begin; commas only between
 groups of three digits; fractions, mixed numbers, exponents, currencies, units, unicode minus and fraction signs are
-understood. strict, a letter: a stand-alone marker of an option, or the exact text of one option.
+understood. A letter: a stand-alone marker of an option, or the exact text of one option.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def upstream_letter(text: str) -> str:
 
 # --- strict ---------------------------------------------------------------------------------------------------------
 
+NEXT_QUESTION = "### Instruction:"
 CUE = re.compile(r"\banswer\s+is\b|\banswer\s*:|####", re.IGNORECASE)
 EQUALS = re.compile(r"=")
 SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
@@ -67,7 +69,7 @@ DASHES = str.maketrans("−–－‐‑﹣", "------")
 
 def strict_number(text: str) -> Fraction | None:
     """The number that a text gives as its answer, exactly; None where none can be read."""
-    text = _plain(text)
+    text = _plain(text.split(NEXT_QUESTION, maxsplit=1)[0])
     for cue in (CUE, EQUALS):
         if (after := _after_last(cue, text)) is not None and (found := numbers(after)):
             return found[-1]
@@ -93,7 +95,7 @@ def strict_letter(text: str, options: Sequence[str]) -> str | None:
 
     options: the texts of A, B, ... in their order.
     """
-    text = text.strip()
+    text = text.split(NEXT_QUESTION, maxsplit=1)[0].strip()
     letters = LETTERS[: len(options)]
     after = _after_last(CUE, text)
     if after is not None:
@@ -110,11 +112,6 @@ def is_right(read: Fraction | None, label: Fraction) -> bool:
 def upstream_is_right(read: float, label: str) -> bool:
     """As released, in floating point: 0.501 is not 0.001 away from 0.5 there."""
     return abs(float(label) - read) <= float(TOLERANCE)
-
-
-def has_cue(text: str) -> bool:
-    """Whether a text says where its answer stands."""
-    return CUE.search(text) is not None
 
 
 def _plain(text: str) -> str:

@@ -141,7 +141,7 @@ def test_the_embedded_extract_leaks_nothing() -> None:
 
 def test_a_fifth_of_one_file_is_the_test_set_and_rows_are_held_out_by_their_hash(tmp_path: Path) -> None:
     content = rows(60)
-    content.append({"question": content[0]["question"].upper(), "answer": "0"})  # the same question again
+    content += [row | {"question": row["question"].upper()} for row in content]  # the same questions again
     path = write(tmp_path / "own.json", content)
     data = load(config(f"data.path={path}", "data.num_held_out=5"))
     learnt, tested = both(data)
