@@ -1,9 +1,9 @@
-"""Questions as rows of tokens: prompt and response are one text, cut at the model's length, padded on the left."""
+"""Questions as rows of tokens: prompt and response are one text, cut at the model's length, padded to a common one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from privlm.data.causal_lm import CausalSplit, TokenRow, causal_split, padding_id
 from privlm.errors import UsageError
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 MULTIPLE = 8  # tokens, of the length of a padded batch
 
 
-def encode(questions: Sequence[Question], prompts: Prompts, *, train_on_inputs: bool, max_length: int) -> CausalSplit:
-    """train_on_inputs: the loss is of the whole text, of the response alone otherwise.
+def encode(
+    questions: Sequence[Question], prompts: Prompts, *, train_on_inputs: bool, max_length: int, side: str
+) -> CausalSplit:
+    """train_on_inputs: the loss is of the whole text, of the response alone otherwise. side: of the padding.
 
     Raises UsageError where no row has a token to predict.
     """
@@ -27,8 +29,16 @@ def encode(questions: Sequence[Question], prompts: Prompts, *, train_on_inputs: 
     start = Encoder(tokenizer, None).start
     rows = [_row(tokenizer, start, *prompts.training(question), train_on_inputs) for question in questions]
     return causal_split(
-        rows, max_length=max_length, pad_token_id=padding_id(tokenizer), side="left", multiple_of=MULTIPLE
+        rows, max_length=max_length, pad_token_id=padding_id(tokenizer), side=side, multiple_of=MULTIPLE
     )
+
+
+def padding_side(model: Any) -> str:
+    """left, as released; right where an adapter puts virtual tokens before the text, which padding must not part from
+    it. A row means the same on either side.
+    """
+    adapter = getattr(model, "active_peft_config", None)
+    return "right" if getattr(adapter, "is_prompt_learning", False) else "left"
 
 
 def _row(

@@ -19,7 +19,7 @@ from privlm.training.trainer import Evaluation
 
 from .answering import Replies, Reply, Respondent, item_of, untrained
 from .base_run import read_answers
-from .encoding import encode
+from .encoding import encode, padding_side
 from .likelihood import Likelihood
 from .math_data import MathData, load
 from .measure import grade_all, report_accuracy, report_contamination, report_gain, report_likelihood
@@ -35,12 +35,13 @@ def run(config: Config, job: Job) -> None:
     loaded = load_causal_lm(config.model, config.adapter, config.seed)
     trainable, total = count_parameters(loaded.model)
     prompts = Prompts(task.prompt_style, task.prompt_mismatch, loaded.tokenizer)
-    train = encode(data.train, prompts, train_on_inputs=task.train_on_inputs, max_length=length)
+    rows = {"max_length": length, "side": padding_side(loaded.model)}
+    train = encode(data.train, prompts, train_on_inputs=task.train_on_inputs, **rows)
     respondent = Respondent(loaded, prompts, task)
     respondent.require_room(data.tests)
     likelihood = None
     if data.held_out:
-        held_out = encode(data.held_out, prompts, train_on_inputs=False, max_length=length)
+        held_out = encode(data.held_out, prompts, train_on_inputs=False, **rows)
         likelihood = Likelihood(held_out, config, job.accelerator)
     base = _of_base_run(config, data) if task.base_run else None
     job.note(*data.notes, *_notes(config, train))

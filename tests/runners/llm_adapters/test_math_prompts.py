@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from peft import LoraConfig, PrefixTuningConfig
 from privlm.runners.llm_adapters.answering import Reply
-from privlm.runners.llm_adapters.encoding import encode
+from privlm.runners.llm_adapters.encoding import encode, padding_side
 from privlm.runners.llm_adapters.prompts import Prompts, scored_text
 from privlm.runners.llm_adapters.questions import Question
 
@@ -86,7 +88,7 @@ def test_what_is_scored_ends_where_the_model_asks_itself_on() -> None:
 
 def encoded(tokenizer: Any, *questions: Question, length: int = 400, on_inputs: bool = True) -> Any:
     prompts = Prompts("alpaca", "none", tokenizer)
-    return encode(questions, prompts, train_on_inputs=on_inputs, max_length=length)
+    return encode(questions, prompts, train_on_inputs=on_inputs, max_length=length, side=padding_side(None))
 
 
 def test_the_loss_is_of_the_whole_text_or_of_the_answer_alone(tokenizer: Any) -> None:
@@ -110,6 +112,12 @@ def test_batches_are_padded_on_the_left_to_a_multiple_of_eight(tokenizer: Any) -
         assert batch["attention_mask"][row].sum() == len(ids)
         assert batch["position_ids"][row, -1] == len(ids) - 1
         assert (batch["labels"][row, : -len(ids)] == NOT_PREDICTED).all()
+
+
+def test_virtual_tokens_stand_beside_the_text() -> None:
+    adapters = {"left": LoraConfig(), "right": PrefixTuningConfig(num_virtual_tokens=2)}
+    for side, adapter in adapters.items():
+        assert padding_side(SimpleNamespace(active_peft_config=adapter)) == side
 
 
 def test_long_rows_are_cut_and_counted_and_a_row_without_an_answer_left_is_skipped(tokenizer: Any) -> None:
