@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -92,7 +93,9 @@ class Solver:
             for settings in model.peft_config.values():
                 settings.base_model_name_or_path = self.config.model.hub_id or self.config.model.path
             model.save_pretrained(str(folder), save_embedding_layers=False)
-            exported: Any = PeftModel.from_pretrained(_base_of(self.loaded.build()), str(folder))
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # which peft asks for
+                exported: Any = PeftModel.from_pretrained(_base_of(self.loaded.build()), str(folder))
         else:
             merge_adapter(model).save_pretrained(folder)
             self.loaded.tokenizer.save_pretrained(folder)
