@@ -107,7 +107,7 @@ def test_no_question_and_no_worked_answer_is_written(short: tuple[Path, Finished
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("share", [0.25, 0.5, 0.93])
+@pytest.mark.parametrize("share", [0.3, 0.93])
 def test_a_killed_run_goes_on_where_it_was_and_ends_equal(
     share: float, short: tuple[Path, Finished], zygote: Zygote, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 from privlm.runners.llm_adapters.contamination import normalised, overlap
 from privlm.runners.llm_adapters.math_data import OWN_TEST, MathData, load
 from privlm.runners.llm_adapters.questions import Question, read_questions
@@ -20,7 +21,11 @@ CHOICES = "Pick. Answer Choices: (A) 1 (B) 2 (C) 3 (D) P (A) (E) 5"
 
 
 def config(*words: str) -> Any:
-    return composed("task=llm_adapters", *words).data
+    """The data group of a run; words of single fields are laid over it, which is quicker than composing again."""
+    group = composed("task=llm_adapters", *(word for word in words if not word.startswith("data."))).data
+    changed = OmegaConf.create(OmegaConf.to_container(group))
+    changed.merge_with_dotlist([word.removeprefix("data.") for word in words if word.startswith("data.")])
+    return changed
 
 
 def read(path: Path) -> list[Question]:
