@@ -13,7 +13,7 @@ from privlm.errors import UsageError
 from privlm.models.schema import is_causal_lm
 from privlm.schema import TaskConfig, all_found, setting
 
-SETTINGS = ("own", "v1", "v2", "emnlp4")
+VERSIONS = ("own", "v1", "v2", "emnlp4")
 STYLES = ("llm_adapters_verbatim", "alpaca", "chat")
 SPLITS = ("v1_80_20", "full")
 MATH_SETS = ("MultiArith", "gsm8k", "AddSub", "AQuA", "SingleEq", "SVAMP", "mawps")
@@ -22,11 +22,12 @@ MATH_SETS = ("MultiArith", "gsm8k", "AddSub", "AQuA", "SingleEq", "SVAMP", "mawp
 
 @dataclass
 class Task(TaskConfig):
-    """setting: the published table whose data and adapter settings the paper's recipe takes.
+    """version: of the paper, whose data and adapter settings the paper's recipe takes.
 
     base_run: the folder of a finished run that answered the same questions untrained (adapter=none).
     """
 
+    version: str = setting(options=VERSIONS)
     prompt_style: str = setting(options=STYLES)
     prompt_mismatch: str = setting(options=("none", "upstream"))
     train_on_inputs: bool = MISSING
@@ -34,7 +35,6 @@ class Task(TaskConfig):
     num_beams: int = setting(above=0)
     evaluate_base: bool = MISSING
     base_run: str | None = setting(same_run=True, instead_of=("evaluate_base",), not_with=("evaluate_base",))
-    setting: str = setting(options=SETTINGS)  # last: it takes the name of the function
 
     def check(self, config: Any) -> list[str]:
         """What its fields say together, and with the other groups."""

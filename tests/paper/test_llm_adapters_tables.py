@@ -122,7 +122,7 @@ def test_a_run_of_the_paper_has_the_published_settings() -> None:
 def test_a_dry_run_of_the_paper_tells_them(released: Path) -> None:
     from privlm.registry import tasks
 
-    words = ("task=llm_adapters", "scale=paper", "task.setting=v1", "model=tiny_lm", f"data.path={released}")
+    words = ("task=llm_adapters", "scale=paper", "task.version=v1", "model=tiny_lm", f"data.path={released}")
     plan = tasks()["llm_adapters"].plan(composed(*words))
     assert (plan["training_examples"], plan["steps"], plan["batch_size"]) == (3140, 589, 16)
     assert (plan["learning_rate"], plan["warmup_steps"], plan["num_beams"]) == (3e-4, 100, 4)

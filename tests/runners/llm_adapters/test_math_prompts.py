@@ -136,6 +136,14 @@ def test_a_token_across_the_border_belongs_to_the_prompt() -> None:
     assert split.labels[0].tolist()[-3:] == [NOT_PREDICTED, 2, 0]
 
 
+def test_a_tokenizer_without_end_and_padding_tokens_will_do() -> None:
+    class Bare(_Merging):
+        eos_token_id = None  # type: ignore[assignment]
+
+    split = encoded(Bare(), question("1", output="a2"))
+    assert (split.input_ids[0].tolist(), split.pad_token_id) == ([1, 2], 0)
+
+
 class _Merging:
     """Makes one token of the prompt and the first letter of the answer, and another of the last letter."""
 
