@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,6 +47,7 @@ class CausalSplit:
     kept: which of the rows given these are, int64 [N].
     num_truncated: rows that were longer than the limit, skipped ones included.
     num_skipped: rows without a token to predict, after truncation.
+    multiple_of: the length of a batch is a multiple of it.
     """
 
     input_ids: list[np.ndarray]
@@ -56,6 +58,7 @@ class CausalSplit:
     num_skipped: int
     pad_token_id: int
     side: str
+    multiple_of: int = 1
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -70,23 +73,25 @@ class CausalSplit:
 
         Positions count the row's own tokens, so that a row means the same on either side of its padding.
         """
-        mask = pad([np.ones(len(self.input_ids[i])) for i in indices], 0, self.side)
+        padded = partial(pad, side=self.side, multiple_of=self.multiple_of)
+        mask = padded([np.ones(len(self.input_ids[i])) for i in indices], 0)
         tensors = {
-            "input_ids": pad([self.input_ids[i] for i in indices], self.pad_token_id, self.side),
+            "input_ids": padded([self.input_ids[i] for i in indices], self.pad_token_id),
             "attention_mask": mask,
             "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
-            "labels": pad([self.labels[i] for i in indices], NOT_PREDICTED, self.side),
+            "labels": padded([self.labels[i] for i in indices], NOT_PREDICTED),
         }
         if self.weights is not None:
-            rows = [self.weights[i] for i in indices]
-            tensors["token_weights"] = pad(rows, 0, self.side, dtype=np.float32)
+            tensors["token_weights"] = padded([self.weights[i] for i in indices], 0, dtype=np.float32)
         return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
-def causal_split(rows: Iterable[TokenRow], *, max_length: int, pad_token_id: int, side: str = "right") -> CausalSplit:
+def causal_split(
+    rows: Iterable[TokenRow], *, max_length: int, pad_token_id: int, side: str = "right", multiple_of: int = 1
+) -> CausalSplit:
     """Cuts each row after `max_length` tokens, and leaves out those of which no token to predict remains.
 
-    side: left or right, where padding goes.
+    side: left or right, where padding goes. multiple_of: batches are padded to a length that is a multiple of it.
 
     Raises:
         UsageError: no row is left.
@@ -119,6 +124,7 @@ def causal_split(rows: Iterable[TokenRow], *, max_length: int, pad_token_id: int
         num_skipped=num_rows - len(kept),
         pad_token_id=pad_token_id,
         side=side,
+        multiple_of=multiple_of,
     )
 
 

@@ -75,9 +75,14 @@ def tokenize(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) 
     )
 
 
-def pad(rows: list[np.ndarray], value: int, side: str = "right", dtype: type = np.int64) -> Tensor:
-    """Rows [T_i] as one tensor [B, T] of the longest, filled up with `value` on the left or the right."""
-    padded: np.ndarray = np.full((len(rows), max(map(len, rows))), value, dtype=dtype)
+def pad(
+    rows: list[np.ndarray], value: int, side: str = "right", dtype: type = np.int64, multiple_of: int = 1
+) -> Tensor:
+    """Rows [T_i] as one tensor [B, T] of the longest, filled up with `value` on the left or the right; T is raised to a
+    multiple of `multiple_of`.
+    """
+    length = -(-max(map(len, rows)) // multiple_of) * multiple_of
+    padded: np.ndarray = np.full((len(rows), length), value, dtype=dtype)
     for line, row in zip(padded, rows, strict=True):
         line[len(line) - len(row) if side == "left" else 0 :][: len(row)] = row
     return torch.from_numpy(padded)
