@@ -95,17 +95,41 @@ def test_the_leaking_table_says_so() -> None:
     assert any("412 of the 1,898" in note for note in table("llm_adapters_v2").notes)
 
 
+BOTTLENECK = {"bottleneck_size": 256, "activation": "tanh", "scale": 1.0, "init": "bert", "dropout": 0.0}
+PUBLISHED = {
+    "lora": {"rank": 8, "alpha": 16.0, "dropout": 0.05},
+    "lora_emnlp": {"rank": 32, "alpha": 64.0, "dropout": 0.05},
+    "adapter_h": BOTTLENECK,
+    "adapter_p": BOTTLENECK,
+    "parallel": BOTTLENECK,
+    "prefix": {"num_virtual_tokens": 10},
+}
+BESIDE_THE_MLP = {"llama_7b": ["up_proj", "down_proj"], "gptj_6b": ["fc_in", "fc_out"]}
+
+
+def test_every_published_row_has_a_run() -> None:
+    for name in ("llm_adapters_v1", "llm_adapters_v2", "llm_adapters_emnlp4"):
+        without = {row for row, cells in table(name).rows.items() for cell in cells.values() if cell.run is None}
+        assert without == {"GPT-3.5, zero-shot CoT"}
+
+
 def test_a_run_of_the_paper_has_the_published_settings() -> None:
     for name, setting in {"llm_adapters_v1": "v1", "llm_adapters_v2": "v2", "llm_adapters_emnlp4": "emnlp4"}.items():
-        rows = {row: cells for row, cells in table(name).rows.items() if row.startswith("LLaMA-7B") or setting == "v1"}
+        rows = {
+            row: cells
+            for row, cells in table(name).rows.items()
+            if row.startswith("LLaMA-7B")
+            or (setting, row) in (("v1", "BLOOM-7B, LoRA"), ("emnlp4", "GPT-J-6B, Parallel"))
+        }
         runs = {cell.run for cells in rows.values() for cell in cells.values() if cell.run is not None}
-        assert runs
+        assert len(runs) == (4 if setting == "v2" else 5)
         for words in runs:
             config = composed(*words)
             trainer, task, data, adapter = config.trainer, config.task, config.data, config.adapter
             assert (config.scale, config.model.dtype, config.model.max_length) == ("paper", "float16", 256)
-            assert (trainer.batch_size, trainer.micro_batch_size, trainer.epochs, trainer.steps) == (16, 4, 3, None)
-            assert (trainer.optimizer, trainer.learning_rate, trainer.schedule) == ("adamw", 3e-4, "linear")
+            sizes = trainer.batch_size, trainer.micro_batch_size, trainer.epochs, trainer.steps, trainer.learning_rate
+            assert sizes == ((8, 4, 5, None, 3e-2) if adapter.name == "prefix" else (16, 4, 3, None, 3e-4))
+            assert (trainer.optimizer, trainer.schedule) == ("adamw", "linear")
             assert (trainer.warmup_steps, trainer.precision, trainer.max_grad_norm) == (100, "fp16", 1.0)
             assert (task.num_beams, task.max_new_tokens, task.train_on_inputs) == (4, 256, True)
             assert (task.prompt_style, task.prompt_mismatch) == ("llm_adapters_verbatim", "none")
@@ -113,9 +137,12 @@ def test_a_run_of_the_paper_has_the_published_settings() -> None:
             assert data.train_file == ("math_data" if setting == "v1" else "math_10k")
             assert (data.split, data.allow_leak) == (("v1_80_20", False) if setting == "v1" else ("full", True))
             assert len(data.test_sets) == (4 if setting == "emnlp4" else 6)
-            assert (adapter.name, adapter.dropout) == ("lora", 0.05)
-            assert (adapter.rank, adapter.alpha) == ((32, 64.0) if setting == "emnlp4" else (8, 16.0))
-            assert (adapter.target_modules is not None) == (setting == "emnlp4")
+            expected = PUBLISHED[adapter.name]
+            assert {name: adapter[name] for name in expected} == expected
+            is_moved = adapter.name == "parallel" and setting == "emnlp4"
+            assert adapter.target_modules == (BESIDE_THE_MLP[config.model.name] if is_moved else None)
+            is_fused = adapter.name == "lora" and config.model.name == "bloomz_7b1"
+            assert adapter.get("fused_qkv") == ("qv" if is_fused else None)
             assert data.max_train_examples is data.num_test_questions is None
 
 
