@@ -7,8 +7,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from privlm.cli.arguments import ArgumentParser, add_runs_option, runs_folder
-from privlm.report.card import READING_COLUMNS, figure, privacy_card
+from privlm.report.card import READING_COLUMNS, privacy_card
 from privlm.report.render import console, print_table, to_json
+from privlm.report.run_results import results_tables
 from privlm.report.store import RunRecord, find_run, life_sign
 from privlm.report.table import Table
 
@@ -73,7 +74,8 @@ def _content(run: RunRecord) -> dict[str, Any]:
 
 
 def _print(run: RunRecord, out: Console) -> None:
-    tables = (_results(run), *_privacy(run), _stages(run), _files(run))  # a ledger that does not add up is refused here
+    # A ledger that does not add up is refused here, before anything is printed.
+    tables = (*_results(run, out.width), *_privacy(run), _stages(run), _files(run))
     out.print(str(run.path), style="bold", markup=False, soft_wrap=True)
     remarks = [run.status.get("reason"), life_sign(run.status)]
     out.print(": ".join([run.state, *filter(None, remarks)]), style=STATE_STYLES.get(run.state, ""), markup=False)
@@ -91,22 +93,9 @@ def _print(run: RunRecord, out: Console) -> None:
 STATE_STYLES = {"done": "green", "running": "cyan", "failed": "red", "interrupted": "yellow"}
 
 
-def _results(run: RunRecord) -> Table:
-    rows = [
-        [
-            row.metric,
-            figure(row),
-            row.unit,
-            row.interval(".4g"),
-            "" if row.n is None else str(row.n),
-            row.split or "",
-            row.provenance,
-        ]
-        for row in run.results
-    ]
-    return Table(
-        "results", "results", ["metric", "value", "unit", "95 % interval", "n", "split", "provenance"], rows, [], []
-    )
+def _results(run: RunRecord, width: int) -> list[Table]:
+    provenance = dict.fromkeys(row.provenance for row in run.results)
+    return results_tables(run.results, width, f"results: {', '.join(provenance)}")
 
 
 def _privacy(run: RunRecord) -> list[Table]:

@@ -14,9 +14,9 @@ from privlm.cli.compose import Composed, Words
 from privlm.errors import UsageError
 from privlm.masking import held_in_words
 from privlm.report import store
-from privlm.report.card import figure, forced_text, privacy_card
+from privlm.report.card import forced_text, privacy_card
 from privlm.report.render import console, print_table
-from privlm.report.table import Table
+from privlm.report.run_results import results_tables
 
 
 def words_of(arguments: argparse.Namespace) -> Words:
@@ -105,19 +105,8 @@ def _print_results(directory: Path, as_json: bool) -> None:
         facts = {"directory": str(directory), "privacy": run.privacy, "reason": run.status.get("reason")}
         print(json.dumps((run.result or {}) | facts, indent=2))
         return
-    rows = [
-        [
-            row.metric,
-            figure(row),
-            row.interval(".4f"),
-            row.unit,
-            " ".join(filter(None, [row.split, f"n={row.n}" if row.n else ""])),
-        ]
-        for row in run.results
-    ]
     out = console()
-    if rows:
-        table = Table("results", "", ["metric", "value", "95 % interval", "unit", "measured on"], rows, [], [])
+    for table in results_tables(run.results, out.width):
         print_table(table, out)
     if run.state != "done":
         out.print(_how_to_go_on(run.status["reason"]), markup=False)

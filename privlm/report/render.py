@@ -7,7 +7,7 @@ import html
 import io
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from privlm.files import finite
@@ -126,12 +126,16 @@ def print_table(table: Table, console: Console) -> None:
         console.print(Text(note, style="dim"), soft_wrap=is_command)
 
 
+def fits(table: Table, width: int) -> bool:
+    """Whether its columns are readable side by side in so many characters."""
+    return not table.rows or _column_widths(table, width) is not None
+
+
 def _column_widths(table: Table, width: int) -> list[int] | None:
     """Of the columns of a grid in so many characters; None where not each of them would be readable."""
-    from rich.cells import cell_len
-
     cells = list(zip(*table.rows, strict=True))
-    heads, bodies = list(map(cell_len, table.columns)), [max(map(cell_len, column)) for column in cells]
+    heads = [_longest(text.split("\n")) for text in table.columns]
+    bodies = [_longest(line for text in column for line in text.split("\n")) for column in cells]
     words = [max(map(_longest_word, column)) for column in zip(table.columns, *table.rows, strict=True)]
     widths = [max(word, min(body, READABLE)) for word, body in zip(words, bodies, strict=True)]
     spare = width - sum(widths) - 3 * (len(widths) - 1) - 2  # between columns, and at both edges
@@ -148,6 +152,12 @@ def _column_widths(table: Table, width: int) -> list[int] | None:
         if 0 < (given := heads[column] - widths[column]) <= spare:  # a head in two lines takes no more for it
             widths[column], spare = widths[column] + given, spare - given
     return widths
+
+
+def _longest(lines: Iterable[str]) -> int:
+    from rich.cells import cell_len
+
+    return max(map(cell_len, lines))
 
 
 def _longest_word(text: str) -> int:
