@@ -56,7 +56,6 @@ def run(config: Config, job: Job) -> None:
                 before = likelihood.measure(stage, loaded.model) if likelihood else None
                 if task.evaluate_base:
                     base = respondent.answer_all(stage, data.tests)
-                    report_accuracy(stage, grade_all(data.tests, base), prefix="base_")
 
         evaluation = None
         if likelihood and config.trainer.evaluate_every:
@@ -72,7 +71,9 @@ def run(config: Config, job: Job) -> None:
         grades = grade_all(data.tests, respondent.answer_all(stage, data.tests))
         report_accuracy(stage, grades)
         if base is not None:
-            report_gain(stage, grades, grade_all(data.tests, base))
+            base_grades = grade_all(data.tests, base)
+            report_gain(stage, grades, base_grades)
+            report_accuracy(stage, base_grades, prefix="base_")
         report_contamination(stage, data.overlaps)
         stage.report(unit="parameters", trainable_parameters=trainable, parameters=total)
 
