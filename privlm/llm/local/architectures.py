@@ -40,6 +40,9 @@ PLAIN_ROTARY = frozenset({"default", "dynamic", "linear", "llama3", "proportiona
 where nothing is read.
 """
 
+VIRTUAL_TOKENS = frozenset({"PREFIX_TUNING", "PROMPT_TUNING"})
+"""Methods of peft whose virtual tokens are read as a beginning that rows share (privlm.llm.local.virtual_tokens)."""
+
 NO_NUMBER = "the model gives NaN in place of probabilities: its weights are damaged, or too large for llm.dtype"
 
 _told: set[str] = set()
@@ -80,13 +83,21 @@ def _why_alone(model: Model) -> str | None:
         return f"{config.model_type} is not among the architectures that are known to read rows together as alone"
     if not type(inner).__module__.startswith("transformers."):
         return f"{type(inner).__name__} is no class of transformers"
-    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
-        return "an adapter of virtual tokens"
     if not _layer_types(text) <= PLAIN_LAYERS or getattr(text, "attention_chunk_size", None):
         return f"{config.model_type} with layers of another kind than attention or a sliding window"
     if not _rope_types(getattr(text, "rope_parameters", None)) <= PLAIN_ROTARY:
         return f"{config.model_type} with rotary frequencies that depend on the length"
-    return None
+    return _why_virtual_tokens_alone(model)
+
+
+def _why_virtual_tokens_alone(model: Model) -> str | None:
+    adapter: Any = getattr(model, "active_peft_config", None)
+    if adapter is None or not adapter.is_prompt_learning:
+        return None
+    if adapter.peft_type.value not in VIRTUAL_TOKENS:
+        return f"an adapter of the method {adapter.peft_type.value}"
+    # Padding between them and a row would be a part of the window.
+    return "virtual tokens before a sliding window" if has_window(model) else None
 
 
 def _layer_types(config: Any) -> set[str]:

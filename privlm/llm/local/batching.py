@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from privlm.llm.local.architectures import Model, has_window
+from privlm.llm.local.virtual_tokens import keys_and_values, num_virtual_tokens, reader
 
 MIN_SHARED_TOKENS = 16  # a shorter beginning is not worth a pass of its own
 MIN_SHARING_ROWS = 4  # fewer rows are better off in fuller batches
@@ -136,9 +137,11 @@ class Rows:
 
     @staticmethod
     def begin(model: Model, tokens: Sequence[int], num_rows: int) -> Rows:
-        """Rows that all begin with `tokens`, which are read once."""
-        mask_BS = torch.empty(1, 0, dtype=torch.long, device=model.device)
-        rows = Rows(None, mask_BS, torch.zeros(1, dtype=torch.long, device=model.device))
+        """Rows that all begin with `tokens`, which are read once, behind the virtual tokens of an adapter."""
+        num_virtual = num_virtual_tokens(model)
+        mask_BS = torch.ones(1, num_virtual, dtype=torch.long, device=model.device)
+        length_B = torch.tensor([num_virtual], device=model.device)
+        rows = Rows(keys_and_values(model) if num_virtual else None, mask_BS, length_B)
         if tokens:
             rows.read(model, [tokens])
         rows.keep([0] * num_rows)
@@ -167,7 +170,7 @@ class Rows:
         self.length_B = self.length_B + width - padding_B1[:, 0]
         row_B = torch.arange(num_rows)
         with output_layer_sees(model, row_B, torch.full_like(row_B, width - 1)):
-            output = model(
+            output = reader(model)(
                 input_ids=ids_BT,
                 attention_mask=self.mask_BS,
                 position_ids=position_BT,
@@ -185,7 +188,7 @@ class Rows:
         with output_layer_sees(model, row_N, column_N):
             if self.cache is None:  # and no mask: a causal model does not look at padding on the right
                 return model(input_ids=ids_BT, use_cache=False).logits[0].float()
-            output = model(
+            output = reader(model)(
                 input_ids=ids_BT,
                 attention_mask=nn.functional.pad(self.mask_BS, (0, ids_BT.shape[1]), value=1),
                 position_ids=self.length_B[:, None] + torch.arange(ids_BT.shape[1], device=model.device),

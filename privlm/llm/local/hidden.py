@@ -48,15 +48,16 @@ def hidden_states(
 
 def _read(model: Model, texts: Sequence[Sequence[int]], layer: int, *, together: bool) -> Tensor:
     """What a layer holds [B, T, d]: of texts that are padded on the right, which no token sees in a causal model; or of
-    one text alone.
+    one text alone. Virtual tokens that peft has tuned come before them, and are left out.
     """
     if not together:
         output = read_alone(model, texts[0], output_hidden_states=True)
-        return output.hidden_states[layer][:, -len(texts[0]) :]  # virtual tokens that peft has tuned come before
+        return output.hidden_states[layer][:, -len(texts[0]) :]
     nowhere = torch.empty(0, dtype=torch.long)
+    ids_BT = pad_right(texts, model)
     with output_layer_sees(model, nowhere, nowhere):
-        output = model(input_ids=pad_right(texts, model), output_hidden_states=True, use_cache=False)
-    return output.hidden_states[layer]
+        output = model(input_ids=ids_BT, output_hidden_states=True, use_cache=False)
+    return output.hidden_states[layer][:, -ids_BT.shape[1] :]
 
 
 def _pool(hidden_Td: Tensor, pooling: Pooling) -> Tensor:

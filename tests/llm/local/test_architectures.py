@@ -278,22 +278,44 @@ def test_a_class_that_is_not_transformers_own_reads_alone():
     assert not reads_together(model)
 
 
-def test_virtual_tokens_of_peft_read_alone():
-    from peft import PromptTuningConfig, get_peft_model
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        (name, kind)
+        for name in ("llama", "gpt2", "bloom", "opt", "gptj", "gpt_neox")
+        for kind in ("PrefixTuningConfig", "PromptTuningConfig")
+        if (name, kind) != ("opt", "PromptTuningConfig")  # whose embedding is narrower here, which peft does not know
+    ],
+)
+def test_virtual_tokens_of_peft_are_a_beginning_that_rows_share(name, kind, monkeypatch):
+    import peft
 
-    model = get_peft_model(
-        make("llama", LISTED["llama"]), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
-    )
-    assert not reads_together(model)
-    found = asked(model.eval())
+    config = getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    model = peft.get_peft_model(make(name, LISTED[name]), config).eval()
+    with torch.no_grad():  # as after training
+        for parameter in model.prompt_encoder.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+    assert reads_together(model)
+    together = asked(model)
+    require_same(together, asked_alone(model, monkeypatch))
     context, continuation = (
         TOKENIZER(text, add_special_tokens=special)["input_ids"]
         for text, special in ((SCORED[0].context, True), (SCORED[0].continuation, False))
     )
     with torch.inference_mode():
-        logp = model(input_ids=torch.tensor([context + continuation])).logits[0, 3:].log_softmax(-1)
-    by_hand = -sum(float(logp[len(context) + i - 1, token]) for i, token in enumerate(continuation))
-    assert found["scores"][0] == pytest.approx(by_hand, abs=1e-4)
+        logits = model(input_ids=torch.tensor([context + continuation])).logits[0, -len(context + continuation) :]
+    logp = logits.log_softmax(-1)
+    by_peft = -sum(float(logp[len(context) + i - 1, token]) for i, token in enumerate(continuation))
+    assert together["scores"][0] == pytest.approx(by_peft, abs=1e-4)
+
+
+def test_virtual_tokens_before_a_window_are_read_alone():
+    from peft import PromptTuningConfig, get_peft_model
+
+    base = make("mistral", LISTED["mistral"])
+    base.config.sliding_window = 8
+    model = get_peft_model(base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    assert not reads_together(model)
 
 
 def test_what_is_no_number_is_an_error_and_never_the_best():
