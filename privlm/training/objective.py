@@ -36,6 +36,11 @@ class PerExample:
     weight: Tensor | None = None
     parts: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def detached(self) -> PerExample:
+        """The values alone, which keep no graph, and nothing that it has saved, in memory."""
+        weight = None if self.weight is None else self.weight.detach()
+        return PerExample(self.loss.detach(), weight, {name: part.detach() for name, part in self.parts.items()})
+
 
 class ExampleRandom:
     """Random streams of the examples of one micro-batch.

@@ -113,8 +113,10 @@ class PrivateGradient:
         given: list[PerExample] = []
 
         def losses(model: nn.Module, rows: Rows) -> Tensor:
-            given.append(self._losses(step, rows))
-            return given[-1].loss
+            per_example = self._losses(step, rows)
+            if not given:  # the calls that follow are the engine's own, with other rows
+                given.append(per_example.detached())
+            return per_example.loss
 
         self._examples.seed_dropout(step, piece)
         with self._examples.accelerator.autocast():
