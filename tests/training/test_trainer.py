@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,46 @@ def test_micro_batch_size_changes_nothing(privately: bool) -> None:
     ]
     assert found[0] == pytest.approx(found[1], abs=1e-6)
     assert found[0] == pytest.approx(found[2], abs=1e-6)
+
+
+class Held:
+    """Lives as long as the graph that it is a part of."""
+
+
+class Holding(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor, held: Held) -> Tensor:
+        context.held = held
+        return x.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient, None
+
+
+class CountingGraphs(Squares):
+    """Notes at each call how many graphs of earlier calls are in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.graphs: list[weakref.ref[Held]] = []
+        self.alive: list[int] = []
+
+    def losses(self, model: nn.Module, batch: Any, rng: ExampleRandom) -> PerExample:
+        self.alive.append(sum(graph() is not None for graph in self.graphs))
+        held = Held()
+        self.graphs.append(weakref.ref(held))
+        per_example = super().losses(model, batch, rng)
+        return replace(per_example, loss=Holding.apply(per_example.loss, held))
+
+
+@pytest.mark.parametrize("log_diagnostics", [False, True])
+def test_a_private_step_holds_one_graph_at_a_time(log_diagnostics: bool) -> None:
+    """Each holds the activations of a micro-batch; the neighbour check makes a dozen."""
+    objective = CountingGraphs()
+    trained(objective, steps=3, private=private(plan(), log_diagnostics=log_diagnostics))
+    assert len(objective.alive) > 10
+    assert set(objective.alive) == {0}
 
 
 def test_private_run_keeps_its_training_loss_to_itself() -> None:
