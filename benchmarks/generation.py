@@ -106,8 +106,8 @@ def section(arguments: argparse.Namespace, num_prompts: int, seconds: dict[str, 
         [
             f"## Answers, model={arguments.model}",
             "",
-            f"Greedy answers of at most {arguments.max_tokens} tokens to {num_prompts} questions of six sets, "
-            "of math, the same from all.",
+            f"Greedy answers of at most {arguments.max_tokens} tokens to {num_prompts} questions of six sets of math, "
+            "the same from all.",
             "",
             "| | questions/CPU s | x privlm's time (quartiles) |",
             "|--|--|--|",
