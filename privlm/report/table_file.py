@@ -19,6 +19,7 @@
         cells:
           sst2: {published: 91.6, source: Table 2, tolerance: 0.5, run: [task=ewtune, model=roberta, data=sst2]}
           f1: null                                 # no such cell
+      - {name: full, split: dev, run: [...]}       # split: of the row's cells whose column names none
     claims:
       - {claim: what the paper says, column: sst2, higher: RGP, than: full}   # two rows
     notes: [printed below the table]
@@ -31,7 +32,7 @@ one of our own runs and has no published column.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def parse_table(name: str, spec: dict[str, Any]) -> TableFile:
     columns = {key: _column(key, column or {}, spec, where) for key, column in spec["columns"].items()}
     rows: dict[str, dict[str, Cell]] = {}
     for row in spec["rows"]:
-        _refuse_unknown(row, ("name", "run", "source", "columns", "cells"), where)
+        _refuse_unknown(row, ("name", "run", "source", "split", "columns", "cells"), where)
         _require(row, ("name",), where)
         if row["name"] in rows:
             raise UsageError(f"{where}: row '{row['name']}' stands twice; give each row its own name")
@@ -190,7 +191,8 @@ def _cells(row: dict[str, Any], columns: dict[str, Column], where: str) -> dict[
             "tolerance": column.tolerance,
             **given.get(key, {}),
         }
-        cells[key] = _cell(row["name"], column, settings, f"{where}, column '{key}'")
+        read = replace(column, split=column.split or row.get("split"))
+        cells[key] = _cell(row["name"], read, settings, f"{where}, column '{key}'")
     return cells
 
 
