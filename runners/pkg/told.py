@@ -24,7 +24,7 @@ def notes(config: Any) -> list[str]:
             "item": "each question's own passages; of FM2 they hold all its gold sentences",
         }
         said.append(f"{', '.join(used)}: {task.num_passages} of {pool[task.retrieval_pool]} ({task.retrieval_pool})")
-    if config.data.kind == "claim" and config.data.train_split == "dev":
+    if "pkg" in task.guides and config.data.kind == "claim" and config.data.train_split == "dev":
         said.append("the guide is trained on dev, since the training split is not at hand: not the paper's setting")
     return said
 

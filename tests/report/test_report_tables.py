@@ -241,6 +241,9 @@ def test_rows_may_read_different_splits_of_one_run(tmp_path, make_run):
     assert [cell["sms"] for cell in table_of(tmp_path, spec).values] == [50.0, 75.0]
     named = spec | {"columns": {"sms": {"title": "SMS", "split": "plain"}}}
     assert [cell["sms"] for cell in table_of(tmp_path, named).values] == [50.0, 50.0]
+    anywhere = spec | {"columns": {"sms": {"title": "SMS", "split": None}}}
+    with pytest.raises(UsageError, match="give the column a `split:`"):  # null: what the run reports once, for no split
+        table_of(tmp_path, anywhere)
 
 
 def test_an_ambiguous_split_is_refused(tmp_path, make_run):
