@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from privlm.data.causal_lm import CausalSplit, causal_split, padding_id, response_row
-from privlm.metrics.estimate import Estimate
+from privlm.job import Stage
 from privlm.metrics.statistic import statistic
 from privlm.models.evaluation_mode import evaluation_mode
-from privlm.training.next_token import NextToken
-from privlm.training.objective import ExampleRandom
+from privlm.results import Result
+from privlm.training.batches import TrainingData
+from privlm.training.objective import ExampleRandom, Objective
 
 from .prompts import guide_prompt
 from .questions import Question
@@ -36,12 +37,19 @@ def encode(
 
 
 @torch.no_grad()
-def losses(model: nn.Module, split: CausalSplit, batch_size: int, accelerator: Any) -> Estimate:
-    """Mean over rows of the cross entropy of a background's tokens, nats a token."""
+def losses(model: nn.Module, objective: Objective, data: TrainingData, batch_size: int, accelerator: Any) -> np.ndarray:
+    """The mean cross entropy of the tokens of each background, nats a token, [N]."""
     found: list[float] = []
     with evaluation_mode(model), accelerator.autocast():
-        for start in range(0, len(split), batch_size):
-            rows = np.arange(start, min(start + batch_size, len(split)))
-            batch = split.batch(rows, accelerator.device)
-            found += NextToken().losses(model, batch, ExampleRandom(0, 0, rows)).loss.tolist()
-    return statistic(np.mean, np.asarray(found))
+        for start in range(0, len(data), batch_size):
+            rows = np.arange(start, min(start + batch_size, len(data)))
+            batch = {name: tensor.to(accelerator.device) for name, tensor in data.batch(rows).items()}
+            found += objective.losses(model, batch, ExampleRandom(0, 0, rows)).loss.tolist()
+    return np.asarray(found)
+
+
+def report_losses(stage: Stage, before: np.ndarray, after: np.ndarray) -> None:
+    """Of the same test backgrounds, which nobody learns, before and after: what the guide has learnt of the domain."""
+    told = {"background_loss_before": before, "background_loss": after, "background_loss_change": after - before}
+    for name, losses_N in told.items():
+        stage.report(Result.of(name, statistic(np.mean, losses_N), unit="nats per token", split="test"))

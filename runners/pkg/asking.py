@@ -18,16 +18,19 @@ from .questions import Question
 
 @dataclass(frozen=True)
 class Prompt:
-    """text: to be continued. ends: how raw text ends, for a model that is sent no messages. about: what is asked."""
+    """text: to be continued. about: what is asked. ends: how raw text ends, for a model that is sent no messages.
+    sample: tells apart prompts of one text that come with different images.
+    """
 
     text: str
     about: Question
     ends: str = ""
+    sample: int = 0
 
 
 def item_of(prompt: Prompt, asked_as: str = "") -> str:
     """The name of a prompt in a file of answers: another prompt, model or way of decoding has another one."""
-    return f"{prompt.about.id}-{hashlib.sha256(f'{asked_as} {prompt.text}'.encode()).hexdigest()[:12]}"
+    return f"{prompt.about.id}-{hashlib.sha256(f'{asked_as} {prompt.sample} {prompt.text}'.encode()).hexdigest()[:12]}"
 
 
 class Asking:
@@ -59,7 +62,8 @@ class Asking:
         """text: that of the prompt, or what the border has left of it."""
         text = self.whole(prompt) if text is None else text
         name = f"{self.name} {prompt.about.id}"
-        return GenerateRequest((Message("user", text),) if self.chat else text, self.sampling, item=name)
+        given = (Message("user", text),) if self.chat else text
+        return GenerateRequest(given, self.sampling, sample_index=prompt.sample, item=name)
 
     def whole(self, prompt: Prompt) -> str:
         return prompt.text if self.chat or not prompt.ends else f"{prompt.text}\n{prompt.ends}:"

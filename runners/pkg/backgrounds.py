@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,11 +33,14 @@ class Background:
 
 @dataclass(frozen=True)
 class Writers:
-    """guide: the model of this process, None where no guide asks it. reader: the black box, behind the border."""
+    """guide: the model of this process, None where no guide asks it. reader: the black box, behind the border.
+    sample_of: tells apart prompts of one text that the guide reads beside different images.
+    """
 
     guide: LanguageModel | None
     reader: LanguageModel
     border: Outbound
+    sample_of: Callable[[Question], int] = lambda question: 0
 
 
 def make_backgrounds(
@@ -60,7 +63,8 @@ def make_backgrounds(
         for row in questions
     ]
     ends = {"cot": "Reasoning", "genread": "Background"}.get(guide, "")
-    prompts = [Prompt(text, row, ends) for text, row in zip(texts, questions, strict=True)]
+    sample_of = writers.sample_of if guide == "pkg" else lambda row: 0
+    prompts = [Prompt(text, row, ends, sample_of(row)) for text, row in zip(texts, questions, strict=True)]
     items = {item_of(prompt, asking.asked_as): prompt for prompt in prompts}
     lines = stage.rows(f"{guide}.jsonl", items, asking, interruptible=False)
     return [Background(line["text"], line["status"], line) for line in lines], asking.exhausted

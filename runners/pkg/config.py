@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
@@ -10,6 +12,7 @@ from omegaconf import MISSING
 from privlm.content import Content
 from privlm.data.schema import QUOTING
 from privlm.errors import UsageError
+from privlm.files import sha256_file
 from privlm.models.schema import is_causal_lm
 from privlm.privacy.schema import is_private
 from privlm.schema import TaskConfig, all_found, require_packages, setting
@@ -25,6 +28,9 @@ RETRIEVED = ("bm25", "dense")
 KINDS = ("claim", "table", "medical", "science", "question")
 """What is asked: FM2's claims, NQ-Table, MedMC-QA, ScienceQA, or questions of somebody's own."""
 
+TINY_VISION = "tiny"
+"""task.vision of a random model in place of a folder."""
+
 ENCODERS = ("minilm", "tiny")
 POOLS = ("global", "item")
 ON_LEAK = ("block", "redact", "warn")
@@ -34,6 +40,7 @@ ON_LEAK = ("block", "redact", "warn")
 class Task(TaskConfig):
     """guides: each is a row, on the same questions.
 
+    vision: null, tiny, or the folder of a CLIP vision model whose features the guide sees.
     guide_run: the folder of a finished run, on the same data, whose aligned guide is used instead of aligning one.
     """
 
@@ -45,6 +52,7 @@ class Task(TaskConfig):
     retrieval_pool: str = setting(options=POOLS)
     num_passages: int = setting(above=0)
     encoder: str = setting(options=ENCODERS)
+    vision: str | None = setting(same_run=True)  # its fingerprint stands for it
     private_mode: bool = MISSING
     audit_outbound: bool = setting(same_run=True)  # writes what is sent, changes nothing of it
     on_leak: str = setting(options=ON_LEAK)
@@ -62,6 +70,8 @@ class Task(TaskConfig):
                 "privacy: only the guide is trained; add pkg to task.guides, without task.guide_run, or choose "
                 "privacy=none"
             )
+        if self.vision is not None and "pkg" not in self.guides:
+            problems.append("task.vision is the eye of a guide that nothing asks: add pkg to task.guides")
         if self.guide_run is not None and "pkg" not in self.guides:
             problems.append("task.guide_run names a guide that nothing asks: add pkg to task.guides")
         return problems
@@ -119,6 +129,7 @@ def inputs(config: Any) -> dict[str, str]:
         lambda: llm_inputs(config.llm),
         lambda: {"data": locate(config.data).fingerprint},
         lambda: _retrieval(config.task),
+        lambda: _vision(config),
     )
 
 
@@ -133,6 +144,25 @@ def _guide(config: Any) -> dict[str, str]:
         raise UsageError(f"model={config.model.name} is an encoder, and the guide writes text: model=smollm2")
     found = {"model": locate_model(config.model).fingerprint}
     return found | ({} if config.task.guide_run is None else {"task.guide_run": fingerprint(config.task.guide_run)})
+
+
+def _vision(config: Any) -> dict[str, str]:
+    """Of the vision model and of all images."""
+    if config.task.vision is None:
+        return {}
+    require_packages("task.vision", "PIL", extra="llm")
+    from .images import images_fingerprint
+    from .questions_data import image_folder, load
+
+    data, name = load(config.data), config.task.vision
+    found = {"task.vision images": images_fingerprint([*data.train, *data.test], image_folder(config.data))}
+    if name == TINY_VISION:
+        return found | {"task.vision": name}
+    folder = Path(name).expanduser()
+    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")])
+    if len(weights) < 2:
+        raise UsageError(f"task.vision: {name} is neither `{TINY_VISION}` nor a folder with config.json and weights")
+    return found | {"task.vision": sha256("".join(map(sha256_file, weights)).encode()).hexdigest()}
 
 
 def _retrieval(task: Any) -> dict[str, str]:

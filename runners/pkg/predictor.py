@@ -7,23 +7,21 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from privlm.adapters.load import load_causal_lm
 from privlm.config import Config
 from privlm.data.table import is_text, names_in_files
 from privlm.errors import UsageError
 from privlm.fit import MODEL, load_trained
 from privlm.llm.client import LanguageModel
-from privlm.llm.local.backend import LocalBackend
 from privlm.llm.local.export import export_causal_lm
 from privlm.llm.opening import label, open_backend
 from privlm.llm.types import Answer
 from privlm.metrics.estimate import Estimate
 from privlm.metrics.shares import share
-from privlm.models.loaded import Loaded
 from privlm.predictor import Row
 
 from .answers import is_right, read_answer
 from .asking import Asking, Prompt
+from .guide import Guide, load_guide
 from .guide_run import ALIGN, trained_folder
 from .outbound import Corpus, Outbound
 from .prompts import guide_prompt, read_prompt
@@ -40,19 +38,18 @@ def predictor(config: Config, folder: Path) -> Guided:
     """Guide and black box of the finished run in `folder`. Raises UsageError for a run that has aligned no guide."""
     if "pkg" not in config.task.guides:
         raise UsageError(f"{folder}: this run has aligned no guide (task.guides without pkg), so it has no model")
-    loaded = load_causal_lm(config.model, config.adapter, config.seed)
+    guide = load_guide(config)
     given = config.task.guide_run
-    load_trained(loaded, folder / "stages" / ALIGN / MODEL if given is None else trained_folder(given))
-    return Guided(config, loaded)
+    load_trained(guide.loaded, folder / "stages" / ALIGN / MODEL if given is None else trained_folder(given))
+    return Guided(config, guide)
 
 
 class Guided:
     """See privlm.predictor.Predictor."""
 
-    def __init__(self, config: Config, loaded: Loaded) -> None:
+    def __init__(self, config: Config, guide: Guide) -> None:
         self.config = config
-        self.loaded = loaded
-        self.guide = LanguageModel(LocalBackend.of(loaded), cache="off", label="guide")
+        self.guide = guide
         corpus = Corpus(load(config.data).train) if config.task.private_mode else None
         self.border = Outbound(corpus, config.task.on_leak, None, "predict")
 
@@ -83,9 +80,14 @@ class Guided:
         return {"test": {"accuracy": accuracy, "unparsed": unparsed / len(answers)}}
 
     def export(self, folder: Path) -> None:
-        """Writes the guide (privlm.llm.local.export), with `prompt.txt`: how it is asked."""
-        export_causal_lm(self.loaded, self.config.model, folder, guide_prompt(_plain(SAMPLE), self.config.data.kind))
-        asked = guide_prompt(_plain("{question}"), self.config.data.kind)
+        """Writes the guide (privlm.llm.local.export), with `prompt.txt`: how it is asked.
+
+        Raises UsageError for a guide that sees images: what fuses them is no part of transformers' model.
+        """
+        if self.guide.sight is not None:
+            raise UsageError("task.vision: a guide that sees images has layers that transformers does not know")
+        sample, asked = (guide_prompt(_plain(text), self.config.data.kind) for text in (SAMPLE, "{question}"))
+        export_causal_lm(self.guide.loaded, self.config.model, folder, sample)
         (folder / "prompt.txt").write_text(asked, encoding="utf-8")
 
     @contextlib.contextmanager
@@ -97,9 +99,10 @@ class Guided:
 
     def _answers(self, questions: list[Question], reader: LanguageModel) -> Iterator[Row]:
         task, kind = self.config.task, self.config.data.kind
-        writing = Asking(self.guide, "pkg", max_tokens=task.background_max_tokens)
-        prompts = [Prompt(guide_prompt(row, kind), row) for row in questions]
-        texts = [answer.text.strip() for answer in self.guide.generate([writing.request(one) for one in prompts])]
+        writer = LanguageModel(self.guide.backend(questions), cache="off", label="guide")
+        writing = Asking(writer, "pkg", max_tokens=task.background_max_tokens)
+        prompts = [Prompt(guide_prompt(row, kind), row, sample=self.guide.sample_of(row)) for row in questions]
+        texts = [answer.text.strip() for answer in writer.generate([writing.request(one) for one in prompts])]
         reading = Asking(reader, "pkg reads", max_tokens=task.answer_max_tokens, chat=task.chat, border=self.border)
         asked = [
             Prompt(read_prompt(row, kind, "pkg", text), row, "Answer")
@@ -122,15 +125,21 @@ class Guided:
             return next((row[known] for known in names if row.get(known) is not None), None)
 
         question, options, context = field("question"), field("options") or [], field("context") or ""
+        image = field("image") or ""
         if not is_text(question) or not question.strip():
             raise UsageError(f"row {number}: no question in column 'question'; the columns are {', '.join(row)}")
-        if not isinstance(options, list) or not all(map(is_text, options)) or not is_text(context):
-            raise UsageError(f"row {number}: 'options' is a list of texts, 'context' a text")
-        return _plain(question, tuple(options), context, self.config.data.kind == "claim", f"row {number}")
+        if not isinstance(options, list) or not all(map(is_text, options)) or not all(map(is_text, (context, image))):
+            raise UsageError(f"row {number}: 'options' is a list of texts, 'context' and 'image' are texts")
+        return _plain(question, tuple(options), context, image, self.config.data.kind == "claim", f"row {number}")
 
 
 def _plain(
-    question: str, options: tuple[str, ...] = (), context: str = "", is_claim: bool = False, where: str = ""
+    question: str,
+    options: tuple[str, ...] = (),
+    context: str = "",
+    image: str = "",
+    is_claim: bool = False,
+    where: str = "",
 ) -> Question:
     """A question whose answer is not known."""
-    return Question(where, question.strip(), (), options, "", context.strip(), (), where, "", is_claim, where)
+    return Question(where, question.strip(), (), options, "", context.strip(), (), where, image, is_claim, where)

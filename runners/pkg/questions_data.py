@@ -71,6 +71,12 @@ def locate(config: Any) -> DataFiles:
     return one_file(path, splits) if path.is_file() or is_saved(path) else split_files(path, splits)
 
 
+def image_folder(config: Any) -> Path:
+    """What the field image is relative to."""
+    path = Path(config.path).expanduser() if config.path else EMBEDDED
+    return path.parent if path.is_file() else path
+
+
 def content_of(config: Any) -> Content:
     """What is behind the name of the data; reads them once in a process. Raises UsageError as `load`."""
     return content.remembered(GuidedQuestions, config, locate(config).fingerprint, lambda: load(config).content)

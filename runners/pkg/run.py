@@ -13,25 +13,22 @@ import contextlib
 from collections.abc import Iterator
 
 from privlm.adapters.adapter import count_parameters
-from privlm.adapters.load import load_causal_lm
 from privlm.config import Config
 from privlm.fit import fit, load_trained, plan_of
 from privlm.job import Job
 from privlm.llm.client import LanguageModel
-from privlm.llm.local.backend import LocalBackend
 from privlm.llm.opening import open_llm
-from privlm.models.loaded import Loaded
-from privlm.training.next_token import NextToken
 
-from .aligning import encode, losses
+from .aligning import losses, report_losses
 from .backgrounds import Writers, make_backgrounds
+from .guide import Guide, load_guide
 from .guide_run import ALIGN, require_same_data, trained_folder
 from .measure import gold_in_words, report_accuracy, report_data, report_guide, rights
 from .outbound import FILE, Corpus, Outbound
 from .predictor import predictor
 from .questions_data import Questions, load, locate
 from .reading import Reading, read
-from .told import notes, what_private_mode_hides
+from .told import notes, what_is_cut, what_private_mode_hides
 
 __all__ = ["predictor", "run"]
 
@@ -50,10 +47,10 @@ def run(config: Config, job: Job) -> None:
         reader.backend = border.around(reader.backend)
         num_test, num_done = len(data.test), 0
 
-        with job.stage("generate") as stage, _asked(guide, config, job) as writer:
+        with job.stage("generate") as stage, _asked(guide, config, job, data) as writer:
             backgrounds = {}
+            writers = Writers(writer, reader, border, *([guide.sample_of] if guide else []))
             for name in task.guides:
-                writers = Writers(writer, reader, border)
                 backgrounds[name], exhausted = make_backgrounds(stage, name, data.test, data.passages, writers)
                 num_done += len(backgrounds[name])
                 if exhausted:
@@ -78,43 +75,38 @@ def run(config: Config, job: Job) -> None:
     job.note(*filter(None, [gold_in_words(data, readings), what_private_mode_hides(config, readings)]))
 
 
-def align(config: Config, job: Job, data: Questions) -> Loaded:
+def align(config: Config, job: Job, data: Questions) -> Guide:
     """The guide, tuned on the alignment set here or in the run that task.guide_run names."""
-    loaded = load_causal_lm(config.model, config.adapter, config.seed)
+    guide = load_guide(config)
+    model = guide.loaded.model
     if config.task.guide_run is not None:
         require_same_data(config.task.guide_run, locate(config.data).fingerprint)
-        load_trained(loaded, trained_folder(config.task.guide_run))
-        loaded.model.to(job.accelerator.device)
+        load_trained(guide.loaded, trained_folder(config.task.guide_run))
+        model.to(job.accelerator.device)
         job.note(f"guide: aligned by the run {config.task.guide_run}, whose price in privacy is told there")
-        return loaded
-    train, test = (
-        encode(rows, config.data.kind, loaded.tokenizer, config.model.max_length) for rows in (data.train, data.test)
-    )
-    job.note(
-        f"{train.num_truncated:,} backgrounds to learn cut to {config.model.max_length} tokens; {train.num_skipped:,} "
-        "left out, of which no token is left to learn"
-    )
-    trainable, total = count_parameters(loaded.model)
+        return guide
+    train, texts = guide.encode(data.train)
+    test = guide.encode(data.test)[0] if any(row.background for row in data.test) else None
+    job.note(what_is_cut(texts, config.model.max_length))
+    trainable, total = count_parameters(model)
     plan = plan_of(config, len(train))
     with job.stage(ALIGN) as stage:
-        batch_size, before = config.trainer.micro_batch_size, None
-        if stage.needed:
-            loaded.model.to(job.accelerator.device)
-            before = losses(loaded.model, test, batch_size, job.accelerator)
-        fit(stage, loaded, NextToken(), train, plan=plan)
-        if stage.needed and before is not None:
-            after = losses(loaded.model, test, batch_size, job.accelerator)
-            stage.report(split="test", unit="nats per token", background_loss_before=before, background_loss=after)
-            stage.report(split="train", unit="rows", aligned_rows=len(train), skipped_rows=train.num_skipped)
-            stage.report(unit="parameters", trainable_parameters=trainable, parameters=total)
-    return loaded
+        measured = (guide.objective, config.trainer.micro_batch_size, job.accelerator)
+        model.to(job.accelerator.device)
+        before = losses(model, test, *measured) if stage.needed and test is not None else None
+        fit(stage, guide.loaded, guide.objective, train, plan=plan)
+        if before is not None and test is not None:
+            report_losses(stage, before, losses(model, test, *measured))
+        stage.report(split="train", unit="rows", aligned_rows=len(train), skipped_rows=texts.num_skipped)
+        stage.report(unit="parameters", trainable_parameters=trainable, parameters=total)
+    return guide
 
 
 @contextlib.contextmanager
-def _asked(guide: Loaded | None, config: Config, job: Job) -> Iterator[LanguageModel | None]:
+def _asked(guide: Guide | None, config: Config, job: Job, data: Questions) -> Iterator[LanguageModel | None]:
     """The guide as a language model of its own role, with its own record and bill; it never leaves this process."""
     if guide is None:
         yield None
         return
-    with open_llm(config.llm, job, role="guide", backend=LocalBackend.of(guide)) as model:
+    with open_llm(config.llm, job, role="guide", backend=guide.backend(data.test)) as model:
         yield model

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from privlm.data.causal_lm import CausalSplit
 from privlm.privacy.schema import is_private
 
 from .config import RETRIEVED
@@ -27,6 +28,14 @@ def notes(config: Any) -> list[str]:
     if "pkg" in task.guides and config.data.kind == "claim" and config.data.train_split == "dev":
         said.append("the guide is trained on dev, since the training split is not at hand: not the paper's setting")
     return said
+
+
+def what_is_cut(train: CausalSplit, max_length: int) -> str:
+    """Of the rows to learn."""
+    return (
+        f"{train.num_truncated:,} backgrounds to learn cut to {max_length} tokens; {train.num_skipped:,} left out, of "
+        "which no token is left to learn"
+    )
 
 
 def what_private_mode_hides(config: Any, readings: Mapping[str, Sequence[Reading]]) -> str | None:

@@ -1,4 +1,4 @@
-"""What the guide learns: background tokens alone, nothing of what is too long, and privately what a naive loop gives."""
+"""What the guide learns: background tokens alone, nothing that is too long, and privately what a naive loop gives."""
 
 from __future__ import annotations
 
@@ -53,9 +53,7 @@ def test_private_sums_of_the_alignment_equal_the_naive_loop(words: tuple[str, ..
     generator = torch.Generator().manual_seed(0)
     for parameter in (one for one in loaded.model.parameters() if one.requires_grad):
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)  # LoRA begins where half is at rest
-    rows = [
-        replace(ROW, id=str(n), question=f"Claim {n}.", background=f"Evidence {'more ' * n}{n}.") for n in range(5)
-    ]
+    rows = [replace(ROW, id=str(n), question=f"Claim {n}.", background=f"Evidence {'more ' * n}{n}.") for n in range(5)]
     batch = encode(rows, "claim", loaded.tokenizer, 512).batch(np.arange(5))
 
     def losses(model: Any, some: Any) -> torch.Tensor:

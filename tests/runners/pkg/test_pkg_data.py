@@ -166,7 +166,9 @@ def test_a_guide_learns_no_question_of_another_benchmark(tmp_path: Path) -> None
     write(tmp_path / "test.jsonl", [row | {"id": f"t{row['id']}", "question": f"{row['id']}?"} for row in rows(3)])
     with pytest.raises(UsageError, match=r"train.jsonl line 8: field 'question' is one of StrategyQA, CRASS or BIG-b"):
         own(tmp_path)
-    learnt[7]["question"] = "A police officer calms down a hostage-taker. What would have happened if the police officer had not calmed the hostage-taker?"  # noqa: E501  of CRASS
+    learnt[7]["question"] = (
+        "A police officer calms down a hostage-taker. What would have happened if the police officer had not calmed the hostage-taker?"  # noqa: E501  of CRASS
+    )
     write(tmp_path / "train.jsonl", learnt)
     with pytest.raises(UsageError, match="CRASS"):
         own(tmp_path)

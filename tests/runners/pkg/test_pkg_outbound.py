@@ -30,7 +30,15 @@ def border(on_leak: str = "block", file: Path | None = None) -> Outbound:
 
 @pytest.mark.parametrize(
     "piece",
-    [ROW, GRAM, GRAM.upper(), GRAM.replace(" ", "\n"), GRAM.replace(" ", ", "), SHORT, "seven HERONS guard the old mill"],
+    [
+        ROW,
+        GRAM,
+        GRAM.upper(),
+        GRAM.replace(" ", "\n"),
+        GRAM.replace(" ", ", "),
+        SHORT,
+        "seven HERONS guard the old mill",
+    ],
 )
 def test_a_planted_row_is_blocked_redacted_or_counted(piece: str) -> None:
     prompt = f"Background: It is said: {piece} So it goes.\n\nQuestion: Who built it?"

@@ -1,4 +1,4 @@
-"""Task pkg from the command line: a reader on loopback that uses evidence, kills, what leaves, privacy, other schemas."""
+"""Task pkg from the command line: a reader that uses evidence, kills, what leaves, privacy, other schemas."""
 
 from __future__ import annotations
 
@@ -29,13 +29,17 @@ FEW = ("task.guides=[none,genread,pkg,gold]",)
 @cache
 def labels() -> dict[str, str]:
     """Gold evidence of the embedded test claims -> true or false."""
-    return {row.background: row.answers[0] for row in load(composed("task=pkg", "data.num_test_questions=60").data).test}
+    return {
+        row.background: row.answers[0] for row in load(composed("task=pkg", "data.num_test_questions=60").data).test
+    }
 
 
 def reads_evidence(handler: Any, body: dict[str, Any]) -> None:
     """Answers a claim by its gold evidence, where that is the background; else it says true."""
     text = body["messages"][-1]["content"]
-    found = next((label for evidence, label in labels().items() if text.startswith(f"Background: {evidence}\n")), "true")
+    found = next(
+        (label for evidence, label in labels().items() if text.startswith(f"Background: {evidence}\n")), "true"
+    )
     content = "a passage about it" if "Write a short background" in text else f"The claim is {found}."
     handler.reply(200, answer(body, message={"role": "assistant", "content": content}))
 
