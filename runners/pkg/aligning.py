@@ -37,7 +37,7 @@ def encode(
 
 
 @torch.no_grad()
-def losses(model: nn.Module, objective: Objective, data: TrainingData, batch_size: int, accelerator: Any) -> np.ndarray:
+def losses(model: nn.Module, data: TrainingData, objective: Objective, batch_size: int, accelerator: Any) -> np.ndarray:
     """The mean cross entropy of the tokens of each background, nats a token, [N]."""
     found: list[float] = []
     with evaluation_mode(model), accelerator.autocast():
