@@ -19,6 +19,7 @@
         cells:
           sst2: {published: 91.6, source: Table 2, tolerance: 0.5, run: [task=ewtune, model=roberta, data=sst2]}
           f1: null                                 # no such cell
+      - {name: full, split: dev, run: [...]}       # split: of the row's cells whose column says none, not even null
     claims:
       - {claim: what the paper says, column: sst2, higher: RGP, than: full}   # two rows
     notes: [printed below the table]
@@ -31,7 +32,7 @@ one of our own runs and has no published column.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,13 +144,18 @@ def parse_table(name: str, spec: dict[str, Any]) -> TableFile:
     _refuse_unknown(spec, HEADER_KEYS, where)
     _require(spec, ("title", "seeds", "columns", "rows"), where)
     columns = {key: _column(key, column or {}, spec, where) for key, column in spec["columns"].items()}
+    told = {key for key, column in spec["columns"].items() if "split" in (column or {})}
     rows: dict[str, dict[str, Cell]] = {}
     for row in spec["rows"]:
-        _refuse_unknown(row, ("name", "run", "source", "columns", "cells"), where)
+        _refuse_unknown(row, ("name", "run", "source", "split", "columns", "cells"), where)
         _require(row, ("name",), where)
         if row["name"] in rows:
             raise UsageError(f"{where}: row '{row['name']}' stands twice; give each row its own name")
-        rows[row["name"]] = _cells(row, columns, f"{where}, row '{row['name']}'")
+        read = {
+            key: column if key in told else replace(column, split=row.get("split", column.split))
+            for key, column in columns.items()
+        }
+        rows[row["name"]] = _cells(row, read, f"{where}, row '{row['name']}'")
     return TableFile(
         name=name,
         title=spec["title"],

@@ -13,13 +13,13 @@ from typing import Any
 
 from privlm import content
 from privlm.content import Content
+from privlm.data.contamination import Overlap, normalised, overlap
 from privlm.data.held_out import is_held_out
 from privlm.data.locate import ENDINGS, FORMS
 from privlm.errors import UsageError
 from privlm.files import sha256_file
 
 from .config import MathDataConfig
-from .contamination import Overlap, normalised, overlap
 from .questions import Question, read_questions
 
 EMBEDDED = Path(__file__).parent / "embedded"

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from privlm.data.contamination import Overlap
 from privlm.job import Stage
 from privlm.metrics.differences import mcnemar, paired_difference
 from privlm.metrics.estimate import Estimate
@@ -16,7 +17,6 @@ from privlm.metrics.statistic import statistic
 from privlm.results import Result
 
 from .answering import Replies, Reply
-from .contamination import Overlap
 from .extract import (
     is_right,
     strict_letter,

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft import PeftModel
-from torch import Tensor
-from transformers import AutoModelForCausalLM
-
-from privlm.adapters.adapter import merge_adapter
 from privlm.adapters.load import load_causal_lm
 from privlm.config import Config
 from privlm.data.table import is_text, names_in_files
-from privlm.errors import PrivLMError, UsageError
+from privlm.errors import UsageError
 from privlm.fit import MODEL, TRAINING, load_trained
+from privlm.llm.local.export import export_causal_lm
 from privlm.metrics.estimate import Estimate
 from privlm.metrics.shares import share
 from privlm.models.loaded import Loaded
-from privlm.models.loading import NO_PICKLE
 from privlm.predictor import Row
 
 from .answering import Reply, Respondent
@@ -35,7 +28,6 @@ from .questions import Question, listed_options
 SAMPLE = "Tom has 3 apples and buys 4 more. How many apples has he now?"
 """A question of nobody, on which an exported model must agree with the trained one."""
 
-TOLERANCE = 1e-4  # of logits
 BATCH = 64  # questions that are asked together
 
 
@@ -82,29 +74,10 @@ class Solver:
         return found
 
     def export(self, folder: Path) -> None:
-        """Writes the adapter as peft's own files, which `PeftModel.from_pretrained(base, folder)` loads; without an
-        adapter of peft the whole model, as transformers loads it. `prompt.txt` is how it was asked.
-
-        Raises PrivLMError where what was written does not compute what was trained.
-        """
-        before = self._logits(self.loaded.model)
-        model: Any = self.loaded.model
-        if isinstance(model, PeftModel):
-            for settings in model.peft_config.values():
-                settings.base_model_name_or_path = self.config.model.hub_id or self.config.model.path
-            model.save_pretrained(str(folder), save_embedding_layers=False)
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # which peft asks for
-                exported: Any = PeftModel.from_pretrained(_base_of(self.loaded.build()), str(folder))
-        else:
-            merge_adapter(model).save_pretrained(folder)
-            self.loaded.tokenizer.save_pretrained(folder)
-            exported = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **NO_PICKLE)
+        """Writes the model (privlm.llm.local.export), with `prompt.txt`: how it was asked."""
+        export_causal_lm(self.loaded, self.config.model, folder, self.prompts.evaluation(_plain_question(SAMPLE)))
         text = self.prompts.evaluation(_plain_question("{question}"))
         (folder / "prompt.txt").write_text(text, encoding="utf-8")
-        apart = float((self._logits(exported.eval()) - before).abs().max())
-        if not apart <= TOLERANCE:
-            raise PrivLMError(f"{folder}: the exported model is not the trained one: its logits are {apart:.3g} apart")
 
     def _answers(self, questions: list[Question]) -> Iterator[Row]:
         for question, reply in zip(questions, self._replies(questions), strict=True):
@@ -132,22 +105,10 @@ class Solver:
             raise UsageError(f"row {number}: no text in column 'input'")
         return _plain_question(instruction, context, where=f"row {number}")
 
-    @torch.inference_mode()
-    def _logits(self, model: Any) -> Tensor:
-        text = self.prompts.evaluation(_plain_question(SAMPLE))
-        ids = self.loaded.tokenizer(text, return_tensors="pt")["input_ids"]
-        return model.eval()(input_ids=ids.to(model.device)).logits.float().cpu()
-
 
 def _plain_question(instruction: str, context: str = "", where: str = "") -> Question:
     """A question whose answer is not known."""
     return Question(instruction, context, "", "", listed_options(instruction), False, where)
-
-
-def _base_of(model: Any) -> Any:
-    """What an adapter was put on."""
-    inner = model.base_model
-    return inner.unload() if hasattr(inner, "unload") else model.get_base_model()
 
 
 def _number_as_text(number: Fraction) -> str:

@@ -231,6 +231,21 @@ def test_csv_holds_full_precision_beside_the_rounded_figure(tmp_path, make_run):
     assert float(cell["ours (exact)"]) == pytest.approx(97.612345)
 
 
+def test_rows_may_read_different_splits_of_one_run(tmp_path, make_run):
+    rows = [
+        {"metric": "accuracy", "value": value, "unit": "fraction", "n": 9, "split": split, "provenance": "measured"}
+        for split, value in (("plain", 0.5), ("gold", 0.75))
+    ]
+    make_run(tmp_path, result={"rows": rows})
+    spec = OWN | {"rows": [{"name": name, "split": name, "run": RUN} for name in ("plain", "gold")]}
+    assert [cell["sms"] for cell in table_of(tmp_path, spec).values] == [50.0, 75.0]
+    named = spec | {"columns": {"sms": {"title": "SMS", "split": "plain"}}}
+    assert [cell["sms"] for cell in table_of(tmp_path, named).values] == [50.0, 50.0]
+    anywhere = spec | {"columns": {"sms": {"title": "SMS", "split": None}}}
+    with pytest.raises(UsageError, match="give the column a `split:`"):  # null: what the run reports once, for no split
+        table_of(tmp_path, anywhere)
+
+
 def test_an_ambiguous_split_is_refused(tmp_path, make_run):
     path = make_run(tmp_path, scale="paper")
     result = json.loads((path / "result.json").read_text())

@@ -68,6 +68,11 @@ class LocalBackend:
         """
         return cls(InMemory(loaded, name, dtype, context_length), batch_tokens)
 
+    @property
+    def window(self) -> int | None:
+        """Tokens of a prompt and its answer at most; None: nothing limits them."""
+        return self._source.window
+
     def check_ready(self) -> None:
         """What is at hand was checked when the backend was made; loading it is not cheap."""
 

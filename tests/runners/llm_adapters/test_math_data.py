@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
-from privlm.runners.llm_adapters.contamination import normalised, overlap
 from privlm.runners.llm_adapters.math_data import OWN_TEST, MathData, load
 from privlm.runners.llm_adapters.questions import Question, read_questions
 from support.composed import composed
 
+from privlm.data.contamination import normalised, overlap
 from privlm.errors import UsageError
 
 pytestmark = pytest.mark.torch_free

@@ -1,4 +1,4 @@
-"""What training and test questions share: whole questions, and runs of 13 words (as of Brown et al., arXiv 2005.14165,
+"""What training and test texts share: whole questions, and runs of 13 words (as of Brown et al., arXiv 2005.14165,
 appendix C).
 """
 
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 GRAM = 13  # words
+WORD = re.compile(r"[a-z0-9]+")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def normalised(text: str) -> str:
 def overlap(train: Sequence[str], test: Sequence[str]) -> Overlap:
     """train, test: the questions of each side, equal ones each counted."""
     train_keys, test_keys = [normalised(text) for text in train], [normalised(text) for text in test]
-    train_grams, test_grams = [_grams(text) for text in train], [_grams(text) for text in test]
+    train_grams, test_grams = [grams(words_of(text)) for text in train], [grams(words_of(text)) for text in test]
     return Overlap(
         exact_train=_num_in(train_keys, set(test_keys)),
         exact_test=_num_in(test_keys, set(train_keys)),
@@ -46,9 +47,14 @@ def overlap(train: Sequence[str], test: Sequence[str]) -> Overlap:
     )
 
 
-def _grams(text: str) -> set[str]:
-    words = re.findall(r"[a-z0-9]+", text.lower())
-    return {" ".join(words[start : start + GRAM]) for start in range(len(words) - GRAM + 1)}
+def words_of(text: str) -> list[str]:
+    """Of a to z and 0 to 9 alone, in lower case."""
+    return [found[0] for found in WORD.finditer(text.lower())]
+
+
+def grams(words: Sequence[str], length: int = GRAM) -> set[str]:
+    """Each run of `length` words, joined by blanks; none of a text of fewer words."""
+    return {" ".join(words[start : start + length]) for start in range(len(words) - length + 1)}
 
 
 def _num_in(keys: Iterable[str], others: set[str]) -> int:
