@@ -1,4 +1,6 @@
-"""`privlm export RUN FOLDER`: the model of a finished run as a folder that its library loads without PrivLM."""
+"""`privlm export RUN FOLDER`: the model of a finished run as a folder that its library loads without PrivLM, with a
+card (README.md) that says what it is, what it measured and what its privacy is.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ from pathlib import Path
 from privlm import files
 from privlm.cli.arguments import ArgumentParser, add_runs_option, runs_folder
 from privlm.errors import UsageError
+from privlm.report.model_card import NAME, model_card
 from privlm.report.store import find_run
 
 EPILOG = """\
@@ -27,6 +30,12 @@ def main(argv: list[str]) -> int:
         raise UsageError(f"{folder} exists already; name a new folder")
     from privlm.cli.trained import predictor_of
 
-    files.write_directory(folder, predictor_of(run).export)
+    predictor = predictor_of(run)
+
+    def fill(temporary: Path) -> None:
+        predictor.export(temporary)
+        (temporary / NAME).write_text(model_card(run, temporary), encoding="utf-8")
+
+    files.write_directory(folder, fill)
     print(folder)
     return 0

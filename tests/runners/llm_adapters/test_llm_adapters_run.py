@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from privlm.runners.llm_adapters.contamination import normalised
 from privlm.runners.llm_adapters.math_data import load
 from support.composed import composed
 from support.runs import outcome
@@ -19,6 +18,7 @@ from support.zygote import Finished, Zygote
 
 from privlm import files
 from privlm.cli.compose import Words, compose
+from privlm.data.contamination import normalised
 from privlm.data.held_out import is_held_out
 from privlm.errors import UsageError
 
