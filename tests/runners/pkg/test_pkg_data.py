@@ -59,7 +59,7 @@ def test_fm2_as_released_is_the_data_set_of_its_name() -> None:
     assert (len(data.train), len(data.test)) == (1169, 1380)
     assert data.content.known
     assert data.leak.exact == data.leak.group == 0
-    assert len(data.passages) == 2476
+    assert len(data.passages) == 2226  # distinct backgrounds; 2,634 distinct sentences
 
 
 def test_one_file_of_ones_own_is_split_by_its_questions(tmp_path: Path) -> None:
