@@ -28,7 +28,7 @@ from .outbound import FILE, Corpus, Outbound
 from .predictor import predictor
 from .questions_data import Questions, load, locate
 from .reading import Reading, read
-from .told import notes, what_is_cut, what_private_mode_hides
+from .told import notes, price_of_guide, what_is_cut, what_private_mode_hides
 
 __all__ = ["predictor", "run"]
 
@@ -83,7 +83,7 @@ def align(config: Config, job: Job, data: Questions) -> Guide:
         require_same_data(config.task.guide_run, locate(config.data).fingerprint)
         load_trained(guide.loaded, trained_folder(config.task.guide_run))
         model.to(job.accelerator.device)
-        job.note(f"guide: aligned by the run {config.task.guide_run}, whose price in privacy is told there")
+        job.note(price_of_guide(config.task.guide_run))
         return guide
     train, texts = guide.encode(data.train)
     test = guide.encode(data.test)[0] if any(row.background for row in data.test) else None

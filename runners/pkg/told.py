@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from privlm.data.causal_lm import CausalSplit
 from privlm.privacy.schema import is_private
+from privlm.report.card import privacy_card
+from privlm.report.store import read_run
 
 from .config import RETRIEVED
 from .reading import Reading
@@ -24,10 +27,22 @@ def notes(config: Any) -> list[str]:
             "global": "the distinct backgrounds of both splits, the test questions' own among them",
             "item": "each question's own passages; of FM2 they hold all its gold sentences",
         }
-        said.append(f"{', '.join(used)}: {task.num_passages} of {pool[task.retrieval_pool]} ({task.retrieval_pool})")
+        number = "the nearest" if task.num_passages == 1 else f"the {task.num_passages} nearest"
+        said.append(
+            f"{', '.join(used)}: {number} of {pool[task.retrieval_pool]} (retrieval_pool={task.retrieval_pool})"
+        )
+        if is_private(config) and task.retrieval_pool == "global":
+            said.append(
+                f"the guarantee is about the guide: {', '.join(used)} show the black box rows to learn from as they are"
+            )
     if "pkg" in task.guides and config.data.kind == "claim" and config.data.train_split == "dev":
         said.append("the guide is trained on dev, since the training split is not at hand: not the paper's setting")
     return said
+
+
+def price_of_guide(run: str) -> str:
+    """Of a guide that another run has aligned."""
+    return f"guide: aligned by the run {run}, with {privacy_card(read_run(Path(run)).privacy).headline}"
 
 
 def what_is_cut(train: CausalSplit, max_length: int) -> str:

@@ -267,6 +267,8 @@ def test_a_guide_is_used_by_another_run_on_the_same_data(private: Path, zygote: 
     finished = run(zygote, tmp_path, *words)
     assert finished.status == 0, finished.output
     assert not (only_run(tmp_path) / "stages" / "align").exists()
+    notes = files.read_json(only_run(tmp_path) / "result.json")["notes"]
+    assert any(note.startswith("guide: aligned by") and "with guarantee: (8.000, " in note for note in notes), notes
     assert value(tmp_path, "background_tokens", "pkg") == value(private, "background_tokens", "pkg")
     other = run(zygote, tmp_path / "b", *words, "model.random.hidden_size=32")
     assert (other.status, "Traceback" in other.output) == (2, False), other.output
