@@ -229,6 +229,11 @@ def damaged_files(folder: Path) -> list[str]:
     return sorted(name for name in found.keys() | digests.keys() if found.get(name) != digests.get(name))
 
 
+def cache_folder() -> Path:
+    """Of what can be made again: PRIVLM_CACHE, else ~/.cache/privlm."""
+    return Path(os.environ.get("PRIVLM_CACHE") or "~/.cache/privlm").expanduser()
+
+
 def sync_directory(path: Path) -> None:
     """Makes names in a directory durable: of new files, and of renamed ones."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ from support.runs import PRIVACY, cell_of, write_messages
 from support.zygote import Zygote
 
 os.environ.pop("COLUMNS", None)  # pytest-xdist gives its workers 80 columns; what is piped has as many as it needs
-_CACHE = tempfile.TemporaryDirectory(prefix="privlm-cache-")
-os.environ["PRIVLM_CACHE"] = _CACHE.name
 
 
 @pytest.fixture(scope="session")

@@ -68,13 +68,6 @@ def _own(config: Any) -> dict[str, str]:
         return own
 
 
-def cache_folder() -> Path:
-    """Of what can be made again: $PRIVLM_CACHE, else where the XDG base directory specification has it."""
-    if own := os.environ.get("PRIVLM_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "privlm"
-
-
 def _memory(config_dirs: Sequence[Path]) -> Path:
     """Named after all that composition reads."""
     digest = hashlib.sha256("\n".join([sys.version, *map(version, COMPOSED_BY)]).encode())
@@ -83,7 +76,7 @@ def _memory(config_dirs: Sequence[Path]) -> Path:
         digest.update(f"\n{path}\n{len(text)}\n".encode() + text)
         for variable in _VARIABLE.findall(text) if path.suffix == ".yaml" else ():
             digest.update(repr(os.environ.get(variable.decode())).encode())
-    return cache_folder() / "cells" / f"{digest.hexdigest()[:32]}.json"
+    return files.cache_folder() / "cells" / f"{digest.hexdigest()[:32]}.json"
 
 
 def _read_by_composition(config_dirs: Sequence[Path]) -> Iterator[Path]:

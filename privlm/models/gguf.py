@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import io
 import logging
-import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,14 +19,9 @@ from privlm.models.locate import ModelFiles, missing_files
 logger = logging.getLogger("privlm")
 
 
-def cache_directory() -> Path:
-    """PRIVLM_CACHE, else ~/.cache/privlm."""
-    return Path(os.environ.get("PRIVLM_CACHE") or "~/.cache/privlm").expanduser()
-
-
 def dequantized_folder(model: ModelFiles) -> Path:
     """Where `dequantized` keeps the weights of a GGUF file, there or not yet."""
-    return cache_directory() / "gguf" / model.fingerprint.removeprefix("sha256:")[:32]
+    return files.cache_folder() / "gguf" / model.fingerprint.removeprefix("sha256:")[:32]
 
 
 def dequantized(model: ModelFiles) -> Path:
