@@ -17,7 +17,7 @@ from privlm.adapters.targets import (
     rgp_targets,
 )
 from privlm.models.architecture import read_architecture
-from privlm.models.locate import ModelFiles
+from privlm.models.locate import ModelFiles, locate_model
 from privlm.models.schema import CausalLMConfig, ModelConfig, is_causal_lm
 from privlm.models.shapes import Shapes, cache_width, shapes_of
 
@@ -67,6 +67,16 @@ def estimate_parameters(
     head = 0 if kind is None else _head(kind, architecture["hidden_size"], num_labels)
     trained, added = ADDED[adapter.name](adapter, Known(architecture, shapes, is_causal_lm(model)))
     return ParameterCount(trained + (head if adapter.train_head else 0), shapes.num_parameters + added + head)
+
+
+def trained_model(config: Any) -> dict[str, str]:
+    """The fingerprint of the weights that config.model names, for the `inputs` of a task that puts an adapter on them.
+
+    Raises UsageError where they are not at hand, or config.adapter does not fit them: before anything is written.
+    """
+    files = locate_model(config.model)
+    estimate_parameters(config.model, files, config.adapter)
+    return {"model": files.fingerprint}
 
 
 def held_in_memory(

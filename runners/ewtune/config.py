@@ -37,13 +37,13 @@ def inputs(config: Any) -> dict[str, str]:
 
     Raises UsageError for what is not at hand, model and data in one message.
     """
+    from privlm.adapters.estimate import trained_model
     from privlm.data.locate import locate
-    from privlm.models.locate import locate_model
     from privlm.schema import all_found
 
     if is_causal_lm(config.model):
         raise UsageError(f"model={config.model.name} is a causal language model, and task=ewtune trains an encoder")
     return all_found(
-        lambda: {"model": locate_model(config.model).fingerprint},
+        lambda: trained_model(config),
         lambda: {"data": locate(config.data).fingerprint},
     )

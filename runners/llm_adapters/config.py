@@ -94,7 +94,7 @@ def contents(config: Any) -> dict[str, Content]:
 
 def inputs(config: Any) -> dict[str, str]:
     """Fingerprints of what the run reads. Raises UsageError for what is not at hand, all in one message."""
-    from privlm.models.locate import locate_model
+    from privlm.adapters.estimate import trained_model
 
     from .math_data import locate
 
@@ -104,7 +104,7 @@ def inputs(config: Any) -> dict[str, str]:
             "model=smollm2"
         )
     return all_found(
-        lambda: {"model": locate_model(config.model).fingerprint},
+        lambda: trained_model(config),
         lambda: {"data": locate(config.data).fingerprint},
         lambda: _base_run(config.task.base_run),
     )

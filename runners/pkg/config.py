@@ -134,7 +134,7 @@ def inputs(config: Any) -> dict[str, str]:
 
 
 def _guide(config: Any) -> dict[str, str]:
-    from privlm.models.locate import locate_model
+    from privlm.adapters.estimate import trained_model
 
     from .guide_run import fingerprint
 
@@ -142,7 +142,7 @@ def _guide(config: Any) -> dict[str, str]:
         return {}
     if not is_causal_lm(config.model):
         raise UsageError(f"model={config.model.name} is an encoder, and the guide writes text: model=smollm2")
-    found = {"model": locate_model(config.model).fingerprint}
+    found = trained_model(config)
     return found | ({} if config.task.guide_run is None else {"task.guide_run": fingerprint(config.task.guide_run)})
 
 

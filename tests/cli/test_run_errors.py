@@ -100,3 +100,18 @@ def test_numbers_read_as_floats(written, value):
     learning_rate = compose(Words(("task=ewtune", f"trainer.learning_rate={written}"))).config.trainer.learning_rate
     assert isinstance(learning_rate, float)
     assert learning_rate == value
+
+
+@pytest.mark.parametrize("task", ["ewtune", "llm_adapters", "pkg"])
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("adapter.rank=999", "adapter.rank=999 exceeds the rank of"),
+        ("adapter.target_modules=[nope]", "adapter.target_modules: no Linear or Embedding"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused_before_anything_is_written(task, word, said, tmp_path, capsys):
+    runs = tmp_path / "runs"
+    assert main(["run", f"task={task}", "scale=smoke", "adapter=lora", word, f"runs={runs}"]) == 2
+    assert said in capsys.readouterr().err
+    assert not runs.exists()
