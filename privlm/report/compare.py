@@ -154,14 +154,34 @@ def _differences(
 
 
 def readable(table: Table) -> Table:
-    """A table of `compare` as it is printed: a line for each run where there are more runs than lines."""
+    """A table of `compare` as it is printed: columns are called by what their runs' names differ in, which the notes of
+    the results explain; a line for each run where there are more runs than lines.
+    """
     num_heads = table.columns.index("split") + 1 if "split" in table.columns else 1
     runs = table.columns[num_heads:]
-    if len(runs) <= max(FEW, len(table.rows)):
-        return table
-    heads = [" ".join(filter(None, row[:num_heads])) for row in table.rows]
-    lines = [[run, *(row[num_heads + number] for row in table.rows)] for number, run in enumerate(runs)]
-    return replace(table, columns=["run", *heads], rows=lines)
+    if len(runs) > max(FEW, len(table.rows)):
+        heads = [" ".join(filter(None, row[:num_heads])) for row in table.rows]
+        lines = [[run, *(row[num_heads + number] for row in table.rows)] for number, run in enumerate(runs)]
+        return replace(table, columns=["run", *heads], rows=lines)
+    short = short_names(runs)
+    names = [f"{short[run]}: {run}" for run in runs if short[run] != run] if table.name == "results" else []
+    columns = [*table.columns[:num_heads], *(short[run] for run in runs)]
+    return replace(table, columns=columns, notes=[*names, *table.notes])
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Each name -> the parts between dashes that are not the same in all, without the hash where the others tell them
+    apart. Names of different numbers of parts stay whole.
+    """
+    parts = [name.split("-") for name in names]
+    if len({len(of_one) for of_one in parts}) != 1 or len(names) < 2:
+        return {name: name for name in names}
+    differing = [place for place, column in enumerate(zip(*parts, strict=True)) if len(set(column)) > 1]
+    for places in (differing[:-1], differing):
+        short = [" ".join(of_one[place] for place in places) for of_one in parts]
+        if len(set(short)) == len(names):
+            return dict(zip(names, short, strict=True))
+    return {name: name for name in names}
 
 
 def _explains_nothing(key: str) -> bool:

@@ -1,6 +1,6 @@
 import pytest
 
-from privlm.report.compare import compare, flatten
+from privlm.report.compare import compare, flatten, short_names
 from privlm.report.store import read_run
 
 pytestmark = pytest.mark.torch_free
@@ -69,3 +69,19 @@ def test_marks_stand_below_the_figures(tmp_path, make_run):
 
 def test_flatten():
     assert flatten({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}
+
+
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        (["lm-math-lora-dp8-seed0-aa", "lm-math-parallel-dp8-seed0-bb"], ["lora", "parallel"]),
+        (["lm-math-lora-dp8-seed0-aa", "lm-math-head-dp3-seed1-bb"], ["lora dp8 seed0", "head dp3 seed1"]),
+        (["lm-math-lora-dp8-seed0-aa", "lm-math-lora-dp8-seed0-bb"], ["aa", "bb"]),
+        (["lm-lora-seed0-aa", "lm-head-seed0-bb", "lm-lora-seed0-cc"], ["lora aa", "head bb", "lora cc"]),
+        (["lm-a-lora-aa", "lm-lora-bb"], ["lm-a-lora-aa", "lm-lora-bb"]),
+        (["minilm-dp3 (3 runs)", "minilm-dp8 (3 runs)"], ["dp3 (3 runs)", "dp8 (3 runs)"]),
+        (["one"], ["one"]),
+    ],
+)
+def test_columns_are_called_by_what_their_names_differ_in(names, short):
+    assert list(short_names(names).values()) == short
