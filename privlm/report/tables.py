@@ -188,13 +188,18 @@ def spread_text(mean: float, sd: float | None, decimals: int, interval: tuple[fl
     """`0.976 ± 0.002 [0.971, 0.981]`; `0.976 ± —` for one seed, or its run's interval; `0.976` where all seeds agree
     exactly (SPREAD_NOTE says so).
     """
-    form = f".{decimals}f"
+    form = form_of(mean, decimals)
     text = f"{mean:{form}}"
     if sd is not None and sd != 0:
         text += f" ± {sd:{form}}"
     if interval is not None:
         return f"{text} {interval_text(*interval, form)}"
     return f"{text} ± —" if sd is None else text
+
+
+def form_of(value: float, decimals: int) -> str:
+    """The format of a figure: of large whole numbers with their thousands apart."""
+    return f",.{decimals}f" if decimals == 0 and abs(value) >= 10_000 else f".{decimals}f"
 
 
 def _status(cell: Cell, mean: float, scale: str, marks: Collection[str], *, complete: bool) -> str:
@@ -274,6 +279,12 @@ def _own_layout(file: TableFile, figures: Figures) -> Layout:
     return columns, rows, values
 
 
+def _published(cell: Cell) -> str:
+    if cell.published is None:
+        return cell.note or "not published"
+    return f"{cell.published:{form_of(cell.published, cell.column.decimals)}}"
+
+
 def _published_layout(file: TableFile, figures: Figures) -> Layout:
     """One line a cell: published | ours | delta | status, so that a wide table stays readable."""
     cells = [figure for row in figures.values() for figure in row.values()]
@@ -287,7 +298,9 @@ def _published_layout(file: TableFile, figures: Figures) -> Layout:
             [
                 cell.row,
                 cell.column.title,
-                (cell.note or "not published") if cell.published is None else f"{cell.published:.{decimals}f}",
+                (cell.note or "not published")
+                if cell.published is None
+                else f"{cell.published:{form_of(cell.published, decimals)}}",
                 figure.text,
                 f"{figure.num_seeds} of {file.seeds}",
                 "" if figure.delta is None else f"{figure.delta:+.{decimals}f}",
