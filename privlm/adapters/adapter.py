@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -15,6 +16,7 @@ from privlm.adapters.methods import model_type, with_bottlenecks, with_ia3, with
 from privlm.adapters.schema import AdapterConfig
 from privlm.adapters.targets import require_trainable, rgp_targets
 from privlm.errors import UsageError
+from privlm.models.quantized import shape_of
 from privlm.privacy.rgp import ReparametrizedLinear
 
 
@@ -43,7 +45,7 @@ def apply_adapter(base: nn.Module, config: AdapterConfig, seed: int, head: nn.Mo
 
 def count_parameters(model: nn.Module) -> ParameterCount:
     """Parameters that require a gradient, and all; a tied one counts once."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    sizes = [(math.prod(shape_of(parameter)), parameter.requires_grad) for parameter in model.parameters()]
     return ParameterCount(sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes))
 
 

@@ -18,6 +18,7 @@ from privlm.adapters.targets import (
 )
 from privlm.models.architecture import read_architecture
 from privlm.models.locate import ModelFiles, locate_model
+from privlm.models.quantized import require_quantizable
 from privlm.models.schema import CausalLMConfig, ModelConfig, is_causal_lm
 from privlm.models.shapes import Shapes, cache_width, shapes_of
 
@@ -74,6 +75,7 @@ def trained_model(config: Any) -> dict[str, str]:
 
     Raises UsageError where they are not at hand, or config.adapter does not fit them: before anything is written.
     """
+    require_quantizable(config.model, config.adapter.name)
     files = locate_model(config.model)
     estimate_parameters(config.model, files, config.adapter)
     return {"model": files.fingerprint}

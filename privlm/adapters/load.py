@@ -17,6 +17,7 @@ from privlm.models.encoder import build_encoder_classifier
 from privlm.models.loaded import Loaded
 from privlm.models.loading import require_vocabulary
 from privlm.models.locate import download_weights, locate_model
+from privlm.models.quantized import require_quantizable
 from privlm.models.schema import CausalLMConfig, ModelConfig, is_causal_lm
 
 
@@ -61,6 +62,7 @@ def load_causal_lm(model: CausalLMConfig, adapter: AdapterConfig, seed: int) -> 
         raise UsageError(
             f"model={model.name} is an encoder, and this task trains a causal language model: model=smollm2"
         )
+    require_quantizable(model, adapter.name)
     files = locate_model(model)
     download_weights(files, model.hub_id)
     limit = context_length(files, model.random)
@@ -69,13 +71,20 @@ def load_causal_lm(model: CausalLMConfig, adapter: AdapterConfig, seed: int) -> 
     tokenizer = causal.load_tokenizer(files)
 
     def build() -> nn.Module:
-        base = build_causal_lm(files, model.random, getattr(torch, model.dtype), seed=seed, group="model")
+        base = build_causal_lm(
+            files,
+            model.random,
+            getattr(torch, model.dtype),
+            seed=seed,
+            group="model",
+            quantization=model.quantization,
+        )
         require_vocabulary(base, tokenizer, files.directory or "model.random")
         return apply_adapter(base, adapter, seed)
 
-    return Loaded.of(
-        build, tokenizer=tokenizer, made_of=["causal_lm", files.fingerprint, model.dtype, _given(adapter), seed]
-    )
+    packed = [] if model.quantization is None else [model.quantization]
+    made_of = ["causal_lm", files.fingerprint, model.dtype, _given(adapter), seed, *packed]
+    return Loaded.of(build, tokenizer=tokenizer, made_of=made_of)
 
 
 def _given(config: Any) -> dict[str, Any]:

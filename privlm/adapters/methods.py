@@ -31,6 +31,7 @@ from privlm.adapters.targets import (
     wirings,
 )
 from privlm.errors import UsageError
+from privlm.models.quantized import shape_of
 
 
 def with_lora(base: Any, config: AdapterConfig, seed: int) -> PeftModel:
@@ -41,7 +42,7 @@ def with_lora(base: Any, config: AdapterConfig, seed: int) -> PeftModel:
     """
     kinds = nn.Linear | Conv1D if config.name == "dora" else nn.Linear | nn.Embedding | Conv1D
     modules = {name: module for name, module in base.named_modules() if isinstance(module, kinds)}
-    shapes = {name: (module.weight.shape[0], module.weight.shape[1]) for name, module in modules.items()}
+    shapes = {name: shape_of(module.weight) for name, module in modules.items()}
     targets = lora_targets(config, model_type(base), shapes)
     fused = fused_layers(config, model_type(base), targets)
     settings: dict[str, Any] = {"r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout}
@@ -113,7 +114,7 @@ def layers_of(base: nn.Module) -> dict[str, Layer]:
         if isinstance(module, nn.Linear):
             found[name] = Layer(module.in_features, module.out_features)
         elif isinstance(module, Conv1D):
-            found[name] = Layer(*module.weight.shape)
+            found[name] = Layer(*shape_of(module.weight))
     return found
 
 

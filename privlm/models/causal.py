@@ -14,6 +14,7 @@ from privlm.models.byte_level import byte_tokenizer
 from privlm.models.gguf import dequantized
 from privlm.models.loading import NO_CODE, NO_PICKLE, quiet, readable, refuse_adapter_code, refuse_own_code, require_fit
 from privlm.models.locate import ModelFiles, require_files
+from privlm.models.quantized import loading_options
 from privlm.models.scratch import from_scratch, shape_config
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def build_causal_lm(
     *,
     seed: int = 0,
     group: str = "llm",
+    quantization: str | None = None,
 ) -> CausalLM:
     """The model in evaluation mode.
 
@@ -48,6 +50,7 @@ def build_causal_lm(
         device: a torch device, or `balanced` over all GPUs.
         seed: decides the weights of a random model.
         group: of the configuration, for messages.
+        quantization: nf4 or int8 (privlm.models.quantized), of files alone.
 
     Raises:
         UsageError: a file is missing, damaged or half written, or there is no such device or shape.
@@ -60,7 +63,8 @@ def build_causal_lm(
         return _move(model, device)
     directory = model_directory(files)
     require_files(directory, group)
-    placement = {"device_map": "balanced"} if device == "balanced" else {}
+    placement: dict[str, Any] = {"device_map": "balanced"} if device == "balanced" else {}
+    placement |= loading_options(quantization, dtype, device)
     auto: Any = AutoModelForCausalLM
     with readable(directory), quiet():
         model, report = auto.from_pretrained(directory, dtype=dtype, output_loading_info=True, **placement, **NO_PICKLE)

@@ -13,6 +13,8 @@ from privlm.schema import setting
 CAUSAL_LM = "causal_lm"
 PACKAGE = ("package", "package_folder", "gguf_file")
 DTYPES = ("float32", "bfloat16", "float16")
+QUANTIZATIONS = ("nf4", "int8")
+"""privlm.models.quantized serves them."""
 
 
 @dataclass
@@ -61,6 +63,7 @@ class CausalLMConfig(Weights):
     dtype: str = setting(options=DTYPES)
     max_length: int = setting(above=0)
     pretrained_on: list[str] = MISSING
+    quantization: str | None = setting(options=QUANTIZATIONS, default=None)
 
     def check(self, config: Any) -> list[str]:
         """What its fields say together."""
