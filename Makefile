@@ -38,7 +38,7 @@ TORCH_FREE = $$(grep -rl torch_free tests --include='test_*.py' $(addprefix --ex
 test-torch-free:  ## what another Python can break, without torch: make test-torch-free PYTHON=python3.13
 	$(PYTHON) -m venv $(VENV)-torch-free
 	$(VENV)-torch-free/bin/pip install -q -c constraints.txt hydra-core omegaconf rich dp-accounting scipy matplotlib jinja2 \
-		huggingface_hub networkx pydantic jsonschema tenacity pytest pytest-timeout pytest-xdist hypothesis
+		huggingface_hub tokenizers networkx pydantic jsonschema tenacity pytest pytest-timeout pytest-xdist hypothesis
 	$(VENV)-torch-free/bin/pip install -q --no-deps -e .
 	$(VENV)-torch-free/bin/python -m pytest -q $(PYTEST_OPTIONS) -m "torch_free and not medium and not slow" $(TORCH_FREE)
 

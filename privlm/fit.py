@@ -21,14 +21,11 @@ from privlm.privacy.plan import PrivacyPlan, make_plan
 from privlm.privacy.run_account import KEY, as_json
 from privlm.privacy.schema import is_private
 from privlm.reload_proof import Proof, ProofLosses
+from privlm.rundir import MODEL, TRAINING
 from privlm.training.batches import Batches, TrainingData, num_steps
 from privlm.training.checkpoint import CheckpointStore
 from privlm.training.objective import Objective
 from privlm.training.trainer import Evaluation, Monitor, Outcome, Private, Trainer
-
-MODEL = "model"
-TRAINING = "training.json"
-"""Beside the files of the model: how training ended, and the digest of each file."""
 
 
 def plan_of(

@@ -23,6 +23,10 @@ from privlm.masking import mask_text
 SCHEMA = 1
 LOOK_AGAIN = 0.5
 """Seconds between two looks at a lock that another process holds."""
+MODEL = "model"
+"""Folder of a stage that keeps what it has trained."""
+TRAINING = "training.json"
+"""Beside the files of the model: how training ended, and the digest of each file."""
 CLEARED = "cleared"
 """State of a directory whose content is being removed, to make the run anew."""
 

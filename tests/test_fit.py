@@ -25,12 +25,13 @@ from privlm.data.causal_lm import TokenRow, causal_split
 from privlm.data.encoding import tokenize
 from privlm.data.text_classification import Split
 from privlm.errors import PrivLMError, UsageError
-from privlm.fit import MODEL, TRAINING, fit, load_trained
+from privlm.fit import fit, load_trained
 from privlm.job import Stage
 from privlm.models import saving
 from privlm.models.loaded import Loaded
 from privlm.models.schema import ModelConfig
 from privlm.privacy.schema import PrivacyConfig
+from privlm.rundir import MODEL, TRAINING
 from privlm.training.classification import Classification
 from privlm.training.next_token import NextToken
 from privlm.training.trainer import Evaluation, Trainer

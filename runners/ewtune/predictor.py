@@ -19,11 +19,12 @@ from privlm.config import Config
 from privlm.data.encoding import tokenize
 from privlm.data.text_classification import Split, load
 from privlm.errors import PrivLMError, UsageError
-from privlm.fit import MODEL, load_trained
+from privlm.fit import load_trained
 from privlm.metrics.estimate import Estimate
 from privlm.models.encoder import EncoderClassifier
 from privlm.models.loading import NO_PICKLE
 from privlm.predictor import Row
+from privlm.rundir import MODEL
 
 from .measure import measure
 

@@ -11,12 +11,13 @@ from privlm.adapters.load import load_causal_lm
 from privlm.config import Config
 from privlm.data.table import is_text, names_in_files
 from privlm.errors import UsageError
-from privlm.fit import MODEL, TRAINING, load_trained
+from privlm.fit import load_trained
 from privlm.llm.local.export import export_causal_lm
 from privlm.metrics.estimate import Estimate
 from privlm.metrics.shares import share
 from privlm.models.loaded import Loaded
 from privlm.predictor import Row
+from privlm.rundir import MODEL, TRAINING
 
 from .answering import Reply, Respondent
 from .extract import strict_letter, strict_number

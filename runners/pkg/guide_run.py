@@ -6,7 +6,7 @@ from pathlib import Path
 
 from privlm import files
 from privlm.errors import UsageError
-from privlm.fit import MODEL, TRAINING
+from privlm.rundir import MODEL, TRAINING
 
 ALIGN = "align"
 """The stage that trains the guide."""

@@ -10,7 +10,7 @@ from typing import Any
 from privlm.config import Config
 from privlm.data.table import is_text, names_in_files
 from privlm.errors import UsageError
-from privlm.fit import MODEL, load_trained
+from privlm.fit import load_trained
 from privlm.llm.client import LanguageModel
 from privlm.llm.local.export import export_causal_lm
 from privlm.llm.opening import label, open_backend
@@ -18,6 +18,7 @@ from privlm.llm.types import Answer
 from privlm.metrics.estimate import Estimate
 from privlm.metrics.shares import share
 from privlm.predictor import Row
+from privlm.rundir import MODEL
 
 from .answers import is_right, read_answer
 from .asking import Asking, Prompt
