@@ -211,6 +211,7 @@ def test_a_finished_run_predicts_is_measured_and_exported(
     exported = zygote.run("export", str(run), str(tmp_path / "exported"))
     assert exported.status == 0, exported.output
     assert {path.name for path in (tmp_path / "exported").iterdir()} == {
+        "README.md",
         "encoder",
         "head.safetensors",
         "classifier.json",

@@ -249,7 +249,7 @@ def test_a_worker_hears_at_its_run_of_a_stop_that_came_before_it_listened(monkey
             return launch.Ended(directory, 143 if stop.signum == signal.SIGTERM else 0, skipped=False)
 
     monkeypatch.setattr(launch, "take_up", stopped_early)
-    worker = multiprocessing.get_context("fork").Process(target=local._work, args=(tmp_path, None, False))
+    worker = multiprocessing.get_context("fork").Process(target=local._work, args=(tmp_path, None, False, None))
     worker.start()
     worker.join()
     assert worker.exitcode == 143
