@@ -5,11 +5,14 @@ appendix C).
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 GRAM = 13  # words
-WORD = re.compile(r"[a-z0-9]+")
+_SIGNS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"  # kana, ideographs, hangul
+WORD = re.compile(rf"[{_SIGNS}]|[^\W_{_SIGNS}]+")
+"""A word in any script; of scripts that are written without blanks each sign is one."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,8 @@ class Overlap:
 
 
 def normalised(text: str) -> str:
-    """A text in lower case, of a to z and 0 to 9 alone."""
-    return re.sub(r"[^a-z0-9]", "", text.lower())
+    """The letters and digits of a text, in any script, whatever their case."""
+    return "".join(sign for sign in _folded(text) if sign.isalnum())
 
 
 def overlap(train: Sequence[str], test: Sequence[str]) -> Overlap:
@@ -48,8 +51,13 @@ def overlap(train: Sequence[str], test: Sequence[str]) -> Overlap:
 
 
 def words_of(text: str) -> list[str]:
-    """Of a to z and 0 to 9 alone, in lower case."""
-    return [found[0] for found in WORD.finditer(text.lower())]
+    """Whatever their case."""
+    return [word for word, _, _ in placed_words(text)]
+
+
+def placed_words(text: str) -> list[tuple[str, int, int]]:
+    """The words of a text, with the places where they begin and end."""
+    return [(_folded(found[0]), found.start(), found.end()) for found in WORD.finditer(text)]
 
 
 def grams(words: Sequence[str], length: int = GRAM) -> set[str]:
@@ -57,8 +65,12 @@ def grams(words: Sequence[str], length: int = GRAM) -> set[str]:
     return {" ".join(words[start : start + length]) for start in range(len(words) - length + 1)}
 
 
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
 def _num_in(keys: Iterable[str], others: set[str]) -> int:
-    return sum(key in others for key in keys)
+    return sum(key in others for key in keys if key)  # without a letter or digit it is no question
 
 
 def _num_meeting(questions: Sequence[set[str]], others: Sequence[set[str]]) -> int:

@@ -7,7 +7,6 @@ question itself has them. Every request passes `review` first, and the backend r
 from __future__ import annotations
 
 import hashlib
-import re
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from privlm import files
-from privlm.data.contamination import GRAM, WORD, grams, words_of
+from privlm.data.contamination import GRAM, grams, placed_words, words_of
+from privlm.errors import PrivLMError
 from privlm.llm.tokens import texts_of
 from privlm.llm.types import Backend, GenerateRequest, Norm, Pooling, Reply, Request
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FILE = "outbound.jsonl"
-WORD_ANY_CASE = re.compile(WORD.pattern, re.IGNORECASE | re.ASCII)
 SHORTEST = 5  # words: a whole text of fewer is a phrase that anybody writes
 REDACTED = "[redacted]"
 
@@ -46,10 +45,11 @@ class Corpus:
 
         allowed: a text whose own words may leave.
         """
-        words = [(found[0].lower(), found.start(), found.end()) for found in WORD_ANY_CASE.finditer(text)]
+        words = placed_words(text)
+        of_allowed = words_of(allowed)
         spans: list[tuple[int, int]] = []
         for length, runs in self._runs.items():
-            free = grams(words_of(allowed), length)
+            free = grams(of_allowed, length)
             for first in range(len(words) - length + 1):
                 run = " ".join(word for word, _, _ in words[first : first + length])
                 if run in runs and run not in free:
@@ -116,10 +116,12 @@ class Outbound:
         return _Bordered(backend, self)
 
     def sends(self, requests: Sequence[Request]) -> None:
-        """Told of requests before they are sent. Raises AssertionError for one that was not reviewed."""
+        """Told of requests before they are sent. Raises PrivLMError for one that was not reviewed."""
         for request in requests:
-            assert isinstance(request, GenerateRequest), "nothing is scored outside"
-            assert all(_digest(text) in self._passed for text in texts_of(request)), "sent without a review"
+            if not isinstance(request, GenerateRequest) or not all(
+                _digest(text) in self._passed for text in texts_of(request)
+            ):
+                raise PrivLMError("a request for the black box has not passed the border of private mode: not sent")
         if self._file is not None:
             with self._lock:
                 files.append_durably(self._file, [self._line(request) for request in requests])
@@ -154,7 +156,7 @@ class _Bordered:
     def hidden_states(
         self, texts: Sequence[str], layer: int, pooling: Pooling = "mean", norm: Norm = "raw"
     ) -> Tensor | list[Tensor]:
-        raise AssertionError("nothing asks the black box for hidden states")
+        raise PrivLMError("hidden states of texts are asked of the black box past the border of private mode: not sent")
 
     def close(self) -> None:
         self._backend.close()

@@ -7,6 +7,7 @@ No evaluation set that others rely on (StrategyQA, CRASS, BIG-bench) may be lear
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -170,7 +171,8 @@ def _benchmarks() -> frozenset[str]:
 def _refuse_benchmarks(train: Sequence[Question]) -> None:
     for row in train:
         for text in (row.question, f"{row.context} {row.question}"):
-            if hashlib.sha256(normalised(text).encode()).hexdigest()[:12] in _benchmarks():
+            key = re.sub(r"[^a-z0-9]", "", text.lower())  # as the file has it, whose questions are English
+            if hashlib.sha256(key.encode()).hexdigest()[:12] in _benchmarks():
                 raise UsageError(
                     f"{row.where}: field 'question' is one of StrategyQA, CRASS or BIG-bench, which test other tasks: "
                     "a guide must not learn from it"

@@ -12,6 +12,8 @@ from privlm.runners.pkg.outbound import Corpus, Outbound
 from privlm.runners.pkg.questions import Question
 from support.llm import ScriptedBackend, ask
 
+from privlm.errors import PrivLMError
+
 pytestmark = pytest.mark.torch_free
 
 ROW = (
@@ -69,6 +71,23 @@ def test_what_the_question_itself_has_may_leave() -> None:
     assert border().review(more, asked).text is None
 
 
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "患者张伟于三月十二日因急性阑尾炎入院并接受了手术",
+        "Die Müllerin Änne Größl aus Übach überwies früh am Öchsleweg fünfzig Gulden für Äpfel, Nüsse und Käse",
+        "Пациент Иванов принимал по две таблетки утром и вечером в течение семи дней без видимого улучшения",
+    ],
+)
+def test_texts_of_every_script_are_caught(secret: str) -> None:
+    row = replace(QUESTION, question="?", background=secret)
+    outbound = Outbound(Corpus([row]), "block", None, "run")
+    assert outbound.review(f"Background: {secret.upper()}", QUESTION).text is None
+    assert outbound.review(f"Background: {secret[: len(secret) // 8]}", QUESTION).num_leaks == 0
+    redacted = Outbound(Corpus([row]), "redact", None, "run").review(f"see: {secret}!", QUESTION)
+    assert redacted.text == "see: [redacted]!"
+
+
 def test_without_private_mode_everything_passes() -> None:
     assert Outbound(None, "block", None, "run").review(ROW, QUESTION).num_leaks == 0
 
@@ -77,7 +96,7 @@ def test_nothing_is_sent_that_was_not_reviewed_and_what_is_sent_is_written_first
     file = tmp_path / "outbound.jsonl"
     outbound, inner = border(file=file), ScriptedBackend()
     backend = outbound.around(inner)
-    with pytest.raises(AssertionError, match="sent without a review"):
+    with pytest.raises(PrivLMError, match="has not passed the border of private mode: not sent"):
         list(backend.ask([ask("a prompt of nobody")]))
     assert inner.asked == []
     assert not file.exists()
