@@ -14,10 +14,23 @@ from privlm.models.architecture import read_architecture
 from privlm.models.locate import locate_model
 from privlm.models.schema import is_causal_lm
 from privlm.privacy.plan import make_plan
+from privlm.training.batches import num_steps
 from privlm.training.memory import CAUSAL_LMS, causal_lm_activations, encoder_activations, peak_memory
 
 CHARACTERS_PER_TOKEN = 4.0  # of English text
 START_SECONDS = 10.0  # of imports, and of the page at the end
+
+
+def training(config: Any, num_examples: int) -> dict[str, Any]:
+    """Of a model that learns `num_examples`: how long, by what, and at which price in privacy."""
+    trainer, steps = config.trainer, num_steps(config.trainer, num_examples)
+    names = ("batch_size", "epochs", "optimizer", "learning_rate", "schedule", "warmup_steps", "warmup_share")
+    return {
+        "steps": steps,
+        **{name: trainer[name] for name in names},
+        "max_length": config.model.max_length,
+        **privacy(config, dataset_size=num_examples, steps=steps),
+    }
 
 
 def privacy(config: Any, *, dataset_size: int, steps: int) -> dict[str, Any]:

@@ -6,36 +6,26 @@ from typing import Any
 
 from privlm import forecast
 from privlm.config import Config
-from privlm.training.batches import num_steps
 
 from .math_data import MathData, load
 
 
 def plan(config: Config) -> dict[str, Any]:
     """Name -> value, under the names of result.json where there is one."""
-    data, task, trainer = load(config.data), config.task, config.trainer
-    steps = num_steps(trainer, len(data.train))
-    size = forecast.size(config)
+    data, task = load(config.data), config.task
+    training, size = forecast.training(config, len(data.train)), forecast.size(config)
     return {
         "training_examples": len(data.train),
         "held_out_examples": len(data.held_out),
-        "steps": steps,
-        "batch_size": trainer.batch_size,
-        "epochs": trainer.epochs,
-        "optimizer": trainer.optimizer,
-        "learning_rate": trainer.learning_rate,
-        "schedule": trainer.schedule,
-        "warmup_steps": trainer.warmup_steps,
-        "max_length": config.model.max_length,
+        **training,
         "train_on_inputs": task.train_on_inputs,
         "prompt_style": task.prompt_style,
         "num_beams": task.num_beams,
         "max_new_tokens": task.max_new_tokens,
         "questions": {name: len(questions) for name, questions in data.tests.items()},
         "contaminated": {name: shared.exact_test for name, shared in data.overlaps.items()},
-        **forecast.privacy(config, dataset_size=len(data.train), steps=steps),
         **size,
-        "seconds": _seconds(config, data, steps, size["parameters"]),
+        "seconds": _seconds(config, data, training["steps"], size["parameters"]),
         "marks": list(data.marks),
     }
 

@@ -7,7 +7,6 @@ from typing import Any
 from privlm import forecast
 from privlm.config import Config
 from privlm.llm.budget import Spent
-from privlm.training.batches import num_steps
 
 from .config import ASKED
 from .prompts import guide_prompt, read_prompt, write_prompt
@@ -16,23 +15,11 @@ from .questions_data import Questions, load
 
 def plan(config: Config) -> dict[str, Any]:
     """Name -> value, under the names of result.json where there is one."""
-    data, task, trainer = load(config.data), config.task, config.trainer
+    data, task = load(config.data), config.task
     aligns = "pkg" in task.guides and task.guide_run is None
     found: dict[str, Any] = {"training_examples": len(data.train), "questions": len(data.test)}
     if aligns:
-        steps = num_steps(trainer, len(data.train))
-        found |= {
-            "steps": steps,
-            "batch_size": trainer.batch_size,
-            "epochs": trainer.epochs,
-            "optimizer": trainer.optimizer,
-            "learning_rate": trainer.learning_rate,
-            "schedule": trainer.schedule,
-            "warmup_share": trainer.warmup_share,
-            "max_length": config.model.max_length,
-            **forecast.privacy(config, dataset_size=len(data.train), steps=steps),
-            **forecast.size(config),
-        }
+        found |= forecast.training(config, len(data.train)) | forecast.size(config)
     return {
         **found,
         "background_max_tokens": task.background_max_tokens,
