@@ -11,6 +11,7 @@ from privlm.content import Content
 from privlm.data.schema import QUOTING
 from privlm.errors import UsageError
 from privlm.models.schema import is_causal_lm
+from privlm.privacy.schema import is_private
 from privlm.schema import TaskConfig, all_found, setting
 
 VERSIONS = ("own", "v1", "v2", "emnlp4")
@@ -44,6 +45,8 @@ class Task(TaskConfig):
                 f"task.prompt_mismatch=upstream is a fault of task.prompt_style=llm_adapters_verbatim, not of "
                 f"{self.prompt_style}: choose that style, or task.prompt_mismatch=none"
             )
+        if config.adapter.name == "none" and is_private(config):
+            problems.append("privacy=dp_sgd: adapter=none trains nothing, so that nothing is private; set privacy=none")
         if config.llm is not None:
             problems.append("llm: task=llm_adapters asks nobody but the model it trains: choose it by model=NAME")
         return problems

@@ -227,6 +227,7 @@ def test_an_exported_adapter_is_loaded_by_peft_alone(
     ("words", "message"),
     [
         (("task.prompt_mismatch=upstream",), "task.prompt_mismatch=upstream is a fault of task.prompt_style="),
+        (("adapter=none", "privacy=dp_sgd"), "privacy=dp_sgd: adapter=none trains nothing"),
         (("llm=tiny",), "llm: task=llm_adapters asks nobody but the model it trains"),
         (("data.test_sets=[]",), "data.test_sets: name at least one set, and each once"),
         (("data.test_sets=[SVAMP,SVAMP]",), "data.test_sets: name at least one set, and each once"),
