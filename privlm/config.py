@@ -14,6 +14,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from privlm.adapters.schema import AdapterConfig
 from privlm.data.schema import DataConfig, InstructionData
+from privlm.federated.schema import FederatedConfig
 from privlm.llm.schema import EndpointLLMConfig, LLMBudget, LocalLLMConfig, ReplayLLMConfig
 from privlm.masking import held_in_config
 from privlm.models.schema import CausalLMConfig, ModelConfig
@@ -30,6 +31,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "EndpointLLMConfig",
+    "FederatedConfig",
     "InstructionData",
     "LLMBudget",
     "LocalLLMConfig",
@@ -75,6 +77,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "data": {"text_classification": DataConfig, "instructions": InstructionData},
     "model": {"encoder": ModelConfig, "causal_lm": CausalLMConfig},
     "adapter": {"adapter": AdapterConfig},
+    "federated": {"federated": FederatedConfig},
     "privacy": {"privacy": PrivacyConfig},
     "trainer": {"trainer": TrainerConfig},
     "tracker": {"tracker": TrackerConfig},

@@ -11,16 +11,17 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from privlm import files, reload_proof
+from privlm import files
 from privlm.errors import UsageError
 from privlm.job import Stage
+from privlm.kept_model import load_model, prove, save_model
 from privlm.models.loaded import Loaded
 from privlm.privacy.accounting import Segment
 from privlm.privacy.ledger import Head
 from privlm.privacy.plan import PrivacyPlan, make_plan
 from privlm.privacy.run_account import KEY, as_json
 from privlm.privacy.schema import is_private
-from privlm.reload_proof import Proof, ProofLosses
+from privlm.reload_proof import ProofLosses
 from privlm.rundir import MODEL, TRAINING
 from privlm.training.batches import Batches, TrainingData, num_steps
 from privlm.training.checkpoint import CheckpointStore
@@ -128,9 +129,10 @@ def fit(
     if private is not None:
         _tell_price(stage, private.plan, steps=outcome.steps)
     if folder is not None and job.is_main:
-        _save(loaded, outcome, private, folder)
+        save_model(loaded, folder, outcome=asdict(outcome), price=_price_of(private))
         losses = ProofLosses(objective, data, stage.seed(), config.trainer.micro_batch_size, job.accelerator.autocast)
-        job.say(f"{stage.name}: {_prove(loaded, folder, losses, outcome, evaluation)}")
+        chosen = {"best": outcome.best, "best_step": outcome.best_step, "evaluation": evaluation}
+        job.say(f"{stage.name}: {prove(loaded, folder, losses, **chosen)}")
         stage.output(*sorted(path for path in folder.rglob("*") if path.is_file()))
     job.wait_for_everyone()
     return outcome
@@ -139,17 +141,9 @@ def fit(
 def load_trained(loaded: Loaded, folder: Path) -> Outcome:
     """Puts the model that `fit` has saved into `loaded.model`, and says how its training ended.
 
-    Raises UsageError where a file is absent or has changed since it was saved, or belongs to another model.
+    Raises UsageError as privlm.kept_model.load_model.
     """
-    kept = files.read_json(folder / TRAINING)
-    if kept is None:
-        raise UsageError(f"{folder} holds no trained model: there is no {TRAINING}")
-    for name, digest in kept["files"].items():
-        path = folder / name
-        if not path.is_file() or files.sha256_file(path) != digest:
-            raise UsageError(f"{path} is absent or has changed since it was saved: make the run again, with --force")
-    loaded.load(loaded.model, folder)
-    return Outcome(**kept["outcome"])
+    return Outcome(**load_model(loaded, folder)["outcome"])
 
 
 def _private(stage: Stage, plan: PrivacyPlan | None, num_examples: int, steps: int, share: float) -> Private | None:
@@ -193,28 +187,8 @@ def _tell_price_again(stage: Stage, folder: Path, steps: int) -> None:
     _tell_price(stage, plan, steps=steps)
 
 
-def _save(loaded: Loaded, outcome: Outcome, private: Private | None, folder: Path) -> None:
-    def fill(temporary: Path) -> None:
-        loaded.save(loaded.model, temporary)
-        digests = files.digests_of(temporary)
-        price: dict[str, Any] = {"plan": None}
-        if private is not None:
-            price = {"plan": private.plan.to_dict(), KEY: as_json(private.ledger.head)}
-        content = {"outcome": asdict(outcome), **price, "files": digests}
-        files.write_json(temporary / TRAINING, content)
-
-    files.write_directory(folder, fill)
-
-
-def _prove(loaded: Loaded, folder: Path, losses: ProofLosses, outcome: Outcome, evaluation: Evaluation | None) -> Proof:
-    """The reload proof (privlm.reload_proof) of what lies in `folder`; the model it makes is gone afterwards."""
-    device = next(loaded.model.parameters()).device
-    again = loaded.fresh()
-    again.model.to(device)
-    moved = reload_proof.distance(loaded.model, again.model)
-    load_trained(again, folder)
-    num_tensors = reload_proof.compare_states(loaded.model, again.model)
-    reload_proof.compare_losses(loaded.model, again.model, losses)
-    if outcome.best is not None and outcome.best_step is not None and evaluation is not None:
-        reload_proof.compare_evaluation(evaluation.function(again.model), outcome.best, outcome.best_step)
-    return Proof(num_tensors, moved)
+def _price_of(private: Private | None) -> dict[str, Any]:
+    """What training.json says of it."""
+    if private is None:
+        return {"plan": None}
+    return {"plan": private.plan.to_dict(), KEY: as_json(private.ledger.head)}

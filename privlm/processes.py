@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import signal
@@ -12,6 +11,7 @@ from typing import Any
 
 from privlm import launchers
 from privlm.errors import PrivLMError
+from privlm.signals import signal_at_death_of_parent
 
 LOST_PEER = re.compile(r"gloo|nccl|closed by peer|reset by peer|broken pipe|timed out waiting", re.IGNORECASE)
 """In what torch.distributed says where another process has gone."""
@@ -82,19 +82,7 @@ def is_lost_peer(error: BaseException | None) -> bool:
     return False
 
 
-def end_with_parent(parent: int) -> None:
-    """Has the kernel end this process when the one that started it, of this id, is gone, however it went."""
-    _signal_at_death_of_parent(signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
 def stop_with_launcher() -> None:
     """Has this process save and leave when its torchrun is gone, which was killed: nobody would watch over it."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        _signal_at_death_of_parent(signal.SIGTERM)
-
-
-def _signal_at_death_of_parent(signum: int) -> None:
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signum)
+        signal_at_death_of_parent(signal.SIGTERM)

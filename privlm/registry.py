@@ -1,8 +1,8 @@
 """Finds the tasks: the folders of privlm.runners, and outside packages by the entry-point group `privlm.tasks`.
 
 A task is a package with `config.py` (a dataclass `Task`, optional `SCHEMAS` of its groups, `inputs(config)` and
-`contents(config)` of what a run reads) and `run.py` (`run(config, job)`, optional `predictor(config, folder)`). It may
-have `plan.py` (`plan(config)`, for --dry-run) and `verbs.py` (`VERBS`, for `privlm TASK VERB`); an outside package also
+`contents(config)` of what a run reads) and `run.py` (`run(config, job)`, optional `predictor(config, folder)` and
+`federation(config)`). It may have `plan.py` (`plan(config)`, for --dry-run) and `verbs.py` (`VERBS`, for `privlm TASK VERB`); an outside package also
 a folder `configs` beside them. All but run.py import nothing heavy. This module is the only road from privlm/ to a
 runner.
 """
@@ -105,6 +105,19 @@ class TaskEntry:
                 f"evaluated or exported; tasks that have one: {others or 'none'}"
             )
         return importlib.import_module(f"{self.package}.run").predictor(config, folder)
+
+    def federation(self, config: Any) -> Any:
+        """The clients of a run (privlm.federated.federation.Federation); importing it imports torch.
+
+        Raises UsageError for a task that declares none.
+        """
+        run = importlib.import_module(f"{self.package}.run")
+        if not hasattr(run, "federation"):
+            raise UsageError(
+                f"task '{self.name}' has no federation(config) in its run.py, by which other processes could work for "
+                "its clients: use federated.engine=inprocess"
+            )
+        return run.federation(config)
 
     def _parsed(self, file: str) -> ast.Module:
         return ast.parse((self.folder / file).read_text(encoding="utf-8"))

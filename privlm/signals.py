@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import logging
 import os
@@ -113,3 +114,16 @@ def _leave_closed_terminal() -> None:
             if error.args[0] == errno.EIO:
                 with open(os.devnull, "w") as nowhere:
                     os.dup2(nowhere.fileno(), descriptor)
+
+
+def end_with_parent(parent: int) -> None:
+    """Has the kernel end this process when the one that started it, of this id, is gone, however it went."""
+    signal_at_death_of_parent(signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def signal_at_death_of_parent(signum: int) -> None:
+    """Has the kernel send it to this process when the thread that started it is gone."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signum)

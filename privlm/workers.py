@@ -28,8 +28,7 @@ from types import FrameType
 from typing import Any
 
 from privlm import files, signals
-from privlm.processes import end_with_parent
-from privlm.signals import EXIT_INTERRUPTED
+from privlm.signals import EXIT_INTERRUPTED, end_with_parent
 
 Work = Callable[[Path, int], int]
 """work(run directory, rank): one process of a run; its exit status."""

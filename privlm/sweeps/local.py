@@ -19,7 +19,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from privlm import files, launch, processes, registry, rundir, signals
+from privlm import files, launch, registry, rundir, signals
 from privlm.errors import BusyError, PrivLMError
 from privlm.masking import mask_text
 from privlm.report.store import life_sign
@@ -146,7 +146,7 @@ def _work(directory: Path, log: Path | None, allow_changed_code: bool, seen: str
 
 
 def _take_up(directory: Path, log: Path | None, allow_changed_code: bool) -> None:
-    processes.end_with_parent(os.getppid())
+    signals.end_with_parent(os.getppid())
     os.setpgrp()  # Ctrl-C reaches the conductor alone, which passes it on once
     if log is not None:
         log.parent.mkdir(exist_ok=True)

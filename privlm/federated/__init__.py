@@ -1,0 +1,1 @@
+"""Clients that train on what they keep, and a server that averages: the rounds, their rules and what moves the bytes."""

@@ -1,0 +1,78 @@
+"""The contract of a federated strategy: what a client does, what stays with it, and what the server makes of the rest.
+
+A strategy is one object for both sides, so that it reads like its algorithm. Its client's methods keep nothing in
+`self`: what a client remembers is in `local.personal`, since any process may do the work of any client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from privlm.federated.aggregate import Tensors
+from privlm.federated.messages import Update
+
+if TYPE_CHECKING:
+    from privlm.federated.local import Local
+
+Merge = Callable[[Iterable[Update]], Tensors]
+"""Makes the server's new tensors of the updates of a round (privlm.federated.averaging), which it reads once."""
+
+
+class Strategy:
+    """FedAvg (McMahan et al., AISTATS 2017): clients train, the server averages. Other strategies derive from it.
+
+    config: of the group `federated`.
+    """
+
+    is_exchanged = True
+    """False where nothing of the model ever leaves a client."""
+
+    is_personal_model = False
+    """Whether a client's model in the end is another than the server's."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def bind(self, model: nn.Module, num_clients: int) -> None:
+        """Told once, before the first round, what is trained and how many clients there are."""
+
+    def is_personal(self, name: str) -> bool:
+        """Whether a tensor of the model stays with its client: it never travels."""
+        return False
+
+    # --- the client ------------------------------------------------------------------------------------------------
+
+    def train(self, local: Local) -> None:
+        """The client's work of a round. The model holds what came from the server, and the client's own parts."""
+        local.fit()
+
+    def personalise(self, local: Local) -> None:
+        """After the last round: makes the model that the client uses."""
+
+    def steps_of_round(self, num_steps: int) -> int:
+        """Steps on the client's rows that `train` takes where a round has `num_steps`."""
+        return num_steps
+
+    def steps_of_personalising(self, num_steps: int) -> int:
+        """The same of `personalise`."""
+        return 0
+
+    # --- the server ------------------------------------------------------------------------------------------------
+
+    def sent(self) -> Tensors:
+        """What goes to the clients beside the model (privlm.federated.messages.named)."""
+        return {}
+
+    def aggregate(self, state: Tensors, updates: Iterable[Update], merge: Merge) -> Tensors:
+        """The server's new tensors. A round that is given up is forgotten by `load_state_dict`."""
+        return merge(updates)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the rounds change in the server's part of the strategy."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` gave."""
