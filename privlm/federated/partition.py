@@ -107,8 +107,8 @@ def shards(codes_N: Rows, num_clients: int, shards_per_client: int, seed: int) -
     num_shards = num_clients * shards_per_client
     if shards_per_client < 1 or num_shards > len(codes_N):
         raise UsageError(
-            f"federated.shards_per_client={shards_per_client}: {num_clients} clients would share {len(codes_N)} rows in "
-            f"{num_shards} shards; choose at least 1, and no more shards than rows"
+            f"federated.shards_per_client={shards_per_client}: {num_clients} clients would share {len(codes_N)} rows "
+            f"in {num_shards} shards; choose at least 1, and no more shards than rows"
         )
     rng = keyed_random.generator("partition", seed)
     mixed = rng.permutation(len(codes_N))
@@ -147,8 +147,8 @@ def dirichlet(codes_N: Rows, num_clients: int, alpha: float, min_size: int, seed
         if min(map(len, parts)) >= min_size:
             return parts
     raise UsageError(
-        f"federated.min_size={min_size}: none of {_MAX_DRAWS} draws with federated.alpha={alpha} gave all {num_clients} "
-        "clients as many rows; lower it, raise federated.alpha, or take fewer clients"
+        f"federated.min_size={min_size}: none of {_MAX_DRAWS} draws with federated.alpha={alpha} gave all "
+        f"{num_clients} clients as many rows; lower it, raise federated.alpha, or take fewer clients"
     )
 
 

@@ -31,7 +31,7 @@ def sampled(clients: Sequence[str], fraction: float, round: int, seed: int, kind
 
 
 def _fixed(clients: Sequence[str], fraction: float, round: int, seed: int) -> list[str]:
-    """ceil(fraction N) of them. The decimal that the user wrote is meant: 0.1 of 30 is 3, which floats would round up."""
+    """ceil(fraction N) of them, of the decimal that the user wrote: 0.07 of 100 is 7, and as floats a little more."""
     number = math.ceil(Fraction(repr(float(fraction))) * len(clients))
     order = keyed_random.generator("client sampling", seed, round).permutation(len(clients))
     return [clients[index] for index in order[:number]]
