@@ -85,7 +85,7 @@ def _digest(tensors: Tensors, text: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         found.update(f"\n{name}\n{tensor.dtype}\n{list(tensor.shape)}\n".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
