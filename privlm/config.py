@@ -18,7 +18,13 @@ from privlm.federated.schema import FederatedConfig
 from privlm.llm.schema import EndpointLLMConfig, LLMBudget, LocalLLMConfig, ReplayLLMConfig
 from privlm.masking import held_in_config
 from privlm.models.schema import CausalLMConfig, ModelConfig
-from privlm.privacy.schema import AuditConfig, PrivacyConfig, is_private
+from privlm.privacy.schema import (
+    AuditConfig,
+    PrivacyConfig,
+    is_private,
+    is_private_by_client,
+    is_private_by_record,
+)
 from privlm.schema import configs_dir, defaults, problems, setting
 from privlm.tracking import TrackerConfig
 from privlm.training.schema import TrainerConfig
@@ -44,6 +50,8 @@ __all__ = [
     "configs_dir",
     "defaults",
     "is_private",
+    "is_private_by_client",
+    "is_private_by_record",
 ]
 
 

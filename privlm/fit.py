@@ -20,7 +20,7 @@ from privlm.privacy.accounting import Segment
 from privlm.privacy.ledger import Head
 from privlm.privacy.plan import PrivacyPlan, make_plan
 from privlm.privacy.run_account import KEY, as_json
-from privlm.privacy.schema import is_private
+from privlm.privacy.schema import is_private_by_record, refuse_by_client
 from privlm.reload_proof import ProofLosses
 from privlm.rundir import MODEL, TRAINING
 from privlm.training.batches import Batches, TrainingData, num_steps
@@ -44,9 +44,11 @@ def plan_of(
     it to `fit`. compare: also the noise that the other accountants would ask for. spent: by earlier stages.
     share: of privacy.epsilon that may be spent when this stage ends.
 
-    Raises UsageError for a batch larger than the data, a delta that protects nobody, or a budget that is out of reach.
+    Raises UsageError for a batch larger than the data, a delta that protects nobody, a budget that is out of reach, or
+    a mechanism that protects clients.
     """
-    if not is_private(config):
+    refuse_by_client(config, "this trains one model")
+    if not is_private_by_record(config):
         return None
     return make_plan(
         config.privacy,
@@ -149,6 +151,7 @@ def load_trained(loaded: Loaded, folder: Path) -> Outcome:
 def _private(stage: Stage, plan: PrivacyPlan | None, num_examples: int, steps: int, share: float) -> Private | None:
     """The noise for the budget, told to the user before training, and the ledger of earlier tries of this stage."""
     config, ledger = stage.config, stage.ledger()
+    refuse_by_client(config, f"stage {stage.name} trains one model")
     of_earlier_stages = ledger.segments(through_step=0)
     plan = plan or plan_of(config, num_examples, steps, spent=of_earlier_stages, share=share)
     if plan is None:

@@ -8,12 +8,12 @@ from functools import cache
 from typing import Any
 
 from privlm.adapters.estimate import estimate_parameters, held_in_memory
-from privlm.config import is_private
 from privlm.llm.budget import Spent
 from privlm.models.architecture import read_architecture
 from privlm.models.locate import locate_model
 from privlm.models.schema import is_causal_lm
 from privlm.privacy.plan import make_plan
+from privlm.privacy.schema import is_private_by_record, refuse_by_client
 from privlm.training.batches import num_steps
 from privlm.training.memory import CAUSAL_LMS, causal_lm_activations, encoder_activations, peak_memory
 
@@ -35,7 +35,8 @@ def training(config: Any, num_examples: int) -> dict[str, Any]:
 
 def privacy(config: Any, *, dataset_size: int, steps: int) -> dict[str, Any]:
     """The noise of a private training and its price, under the names of result.json; without privacy no epsilon."""
-    if not is_private(config):
+    refuse_by_client(config, "this trains one model")
+    if not is_private_by_record(config):
         return {"epsilon": None}
     plan = make_plan(config.privacy, dataset_size=dataset_size, batch_size=config.trainer.batch_size, steps=steps)
     return {
@@ -79,7 +80,7 @@ def _activations(config: Any, files: Any, feature_batch: int | None) -> int | No
         "adapter": config.adapter.name,
         "num_examples": feature_batch if only_features else config.trainer.micro_batch_size,
         "length": config.model.max_length,
-        "private": is_private(config),
+        "private": is_private_by_record(config),
     }
     if architecture["model_type"] in CAUSAL_LMS:
         return causal_lm_activations(architecture, **sizes, value_bytes=_value_bytes(config.model))

@@ -22,7 +22,8 @@ from privlm import files, identity, leftovers, rows, rundir
 from privlm.errors import PrivLMError, UsageError
 from privlm.masking import mask_text
 from privlm.privacy import keyed_random
-from privlm.privacy.run_account import LEDGER, as_json, kept_accounts, resumable
+from privlm.privacy.ledger_paths import LEDGER, client_ledger, kept_accounts
+from privlm.privacy.run_account import KEY, KEYS, resumable
 from privlm.privacy.schema import PrivacyConfig
 from privlm.progress import progress
 from privlm.records import METRIC_FIELDS, Records
@@ -137,6 +138,14 @@ class Stage:
     def ledger(self) -> Ledger:
         """What the releases of this stage enter: the part of the run's one ledger that is its own."""
         return self.job.ledger.of(self.name)
+
+    def client_ledger(self, client: str, *, first_step: int = 0) -> Ledger:
+        """What the releases of a client enter that adds noise of its own, as this stage sees them: one file for each
+        client, which another process may write while this one only reads.
+
+        first_step: steps of the client in the rounds before; a Trainer counts from 1 in each round.
+        """
+        return self.job.client_ledger(client).of(self.name, client, first_step=first_step)
 
     def canaries(self) -> Canaries | None:
         """What an audited run hands to its Trainer; None for an ordinary run."""
@@ -268,6 +277,7 @@ class Job:
         self._notes: list[str] = []
         self._marks: list[str] = []
         self._opened: list[str] = []  # stages of this try, in their order
+        self._client_ledgers: dict[str, Ledger] = {}
 
     @property
     def directory(self) -> Path:
@@ -300,12 +310,21 @@ class Job:
 
         return Ledger(self.directory / LEDGER if self.is_main and self.is_kept else None)
 
+    def client_ledger(self, client: str) -> Ledger:
+        """The account of one client of a federated run; empty in the processes that are not the main one."""
+        from privlm.privacy.ledger import Ledger
+
+        if client not in self._client_ledgers:
+            path = client_ledger(self.directory, client) if self.is_main and self.is_kept else None
+            self._client_ledgers[client] = Ledger(path)
+        return self._client_ledgers[client]
+
     @cached_property
     def price(self) -> Price:
         """Of the private stages, as `fit` tells them."""
         from privlm.privacy.price import Price
 
-        return Price(kept_accounts(self.directory) if self.is_kept else ())
+        return Price(kept_accounts(self.directory), self.directory) if self.is_kept else Price()
 
     @property
     def _is_priced(self) -> bool:
@@ -421,10 +440,10 @@ class Job:
         stopped = next((stage["stopped"] for stage in stages if stage.get("stopped")), None)
         ended = next((stage["ended"] for stage in stages if stage.get("ended", "done") != "done"), "done")
         status = stopped["reason"] if stopped else ended
-        price, head = self._price(is_final=stopped is None)
+        price, heads = self._price(is_final=stopped is None)
         found = [row for stage in stages for row in stage.get("reports", ())] + price
         said = {"notes": self._notes, "marks": self._marks}
-        result = content(self.config, self.records, status=status, rows=found, ledger=head, **said)
+        result = content(self.config, self.records, status=status, rows=found, heads=heads, **said)
         if not stopped:  # before the result, which may be all that a kill lets come after it
             self._remove_leftovers()
         self.records.write_json("result.json", result | self._digests())
@@ -443,18 +462,19 @@ class Job:
         paths = [self.directory / name for name in SEALED_BY_RESULT] if self.is_kept else []
         return {"files": {path.name: files.sha256_file(path) for path in paths if path.exists()}}
 
-    def _price(self, *, is_final: bool) -> tuple[list[Row], Row | None]:
-        """What all private stages together have spent, as rows of result.json, and the head of the ledger that says so;
-        privacy.json says the same where the run has come to its end.
+    def _price(self, *, is_final: bool) -> tuple[list[Row], Row]:
+        """What all private stages together have spent, as rows of result.json, and the heads of the ledgers that say
+        so; privacy.json says the same where the run has come to its end.
         """
         if not self._is_priced:
-            return [], None
-        from privlm.privacy.plan import price_rows
+            return [], {}
+        from privlm.privacy.account import price_rows
 
         privacy = self.price.final(self.ledger, self._flags())
         if is_final:
             self.records.write_json("privacy.json", privacy)
-        return [asdict(row) for row in price_rows(privacy)], as_json(self.ledger.head)
+        heads = {key: privacy[key] for key in (KEY, KEYS) if key in privacy}
+        return [asdict(row) for row in price_rows(privacy)], heads
 
     @property
     def accelerator(self) -> Accelerator:
@@ -473,9 +493,10 @@ class Job:
                 self.tell_price()
 
     def close(self) -> None:
-        """Lets others write the run's ledger."""
-        if "ledger" in self.__dict__:
-            self.ledger.close()
+        """Lets others write the run's ledgers."""
+        own = [self.ledger] if "ledger" in self.__dict__ else []
+        for ledger in (*own, *self._client_ledgers.values()):
+            ledger.close()
 
 
 def _library_config(trainer: Any, privacy: Any, seed: int) -> DictConfig:

@@ -24,7 +24,8 @@ from privlm import content, files, identity, leftovers, processes, registry, run
 from privlm.errors import BudgetExhausted, BusyError, PrivLMError, UsageError
 from privlm.job import Job, StoppedAfter
 from privlm.masking import MaskedFormatter, mask_text
-from privlm.privacy.run_account import kept_accounts, put_aside, read_account, resumable
+from privlm.privacy.ledger_paths import kept_accounts, put_aside
+from privlm.privacy.run_account import read_account, resumable
 from privlm.report.page import REPORT, write_report
 from privlm.signals import Interrupted
 from privlm.tracking import open_tracker
@@ -342,8 +343,9 @@ def _clear(directory: Path, run_hash: str) -> None:
     """Removes a run but for the account of its releases. Where it was killed half way, the next start does the rest."""
     if not rundir.mark_cleared(directory, run_hash):
         return
-    if (kept := put_aside(directory)) is not None:
-        print(f"kept the account of the removed run: {kept.name}", file=sys.stderr, flush=True)
+    if kept := put_aside(directory):
+        names = ", ".join(path.name for path in kept)
+        print(f"kept the account of the removed run: {names}", file=sys.stderr, flush=True)
     rundir.empty(directory, keep={path.name for path in kept_accounts(directory)})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -93,11 +93,11 @@ def content(
     rows: Sequence[dict[str, Any]],
     notes: Sequence[str],
     marks: Sequence[str],
-    ledger: dict[str, Any] | None = None,
+    heads: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The content of result.json. Every row says what it is: measured, replayed, smoke or audited.
 
-    ledger: the end of the privacy ledger that the rows are of; None without privacy.
+    heads: the ends of the privacy ledgers that the rows are of (privlm.privacy.run_account); empty without privacy.
     """
     kind = _provenance(config)
     return {
@@ -115,7 +115,7 @@ def content(
         "rows": [row | {"provenance": kind} for row in rows],
         "notes": list(notes),
         "marks": list(marks),
-        **({} if ledger is None else {"ledger": ledger}),
+        **heads,
     }
 
 

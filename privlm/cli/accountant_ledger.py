@@ -1,9 +1,10 @@
 """`privlm accountant ledger RUN...`: what runs have spent, recomputed from their ledgers under every accountant.
 
-Several runs are composed, as if all had seen the same records. pld, rdp and prv are guarantees; the others are not. A
-ledger whose lines do not form its chain, or do not lead through what the run's files have recorded, is refused by line;
-lines cut from its end after the last record cannot be seen, and it is said from where. Runs that --force has removed
-are composed apart.
+Several runs are composed, as if all had seen the same records, and so are the clients of a federated run; where its
+clients are disjoint, one row more says what the one has spent that has spent most. pld, rdp and prv are guarantees; the
+others are not. A ledger whose lines do not form its chain, or do not lead through what the run's files have recorded,
+is refused by line; lines cut from its end after the last record cannot be seen, and it is said from where. Runs that
+--force has removed are composed apart.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from privlm.report.store import RunRecord, find_run
 from privlm.report.table import Table
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from privlm.privacy.accounting import Segment
     from privlm.privacy.accounting.spending import LedgerSegment
     from privlm.privacy.run_account import RunAccount
@@ -45,7 +48,9 @@ def add_to(commands: Any) -> None:
     ledger.add_argument("--adjacency", choices=option.ADJACENCIES, help="default: that of the runs")
     ledger.add_argument("--unit", help="only releases that protect this unit: record, client (default: all)")
     ledger.add_argument(
-        "--json", action="store_true", help="one JSON object: delta, adjacency, segments, composed, accounts"
+        "--json",
+        action="store_true",
+        help="one JSON object: delta, adjacency, segments, composed, largest_client, accounts",
     )
     add_runs_option(ledger)
 
@@ -53,13 +58,13 @@ def add_to(commands: Any) -> None:
 def _ledger(options: argparse.Namespace) -> None:
     from privlm.privacy import accounting
     from privlm.privacy.accounting.spending import check_composition, read_ledger
-    from privlm.privacy.run_account import LEDGER, read_account
+    from privlm.privacy.run_account import read_account
 
     runs = [find_run(word, runs_folder(options)) for word in options.runs_asked]
     delta = accounting.resolve_delta(options.delta or _common(runs, "delta"), None)
     adjacency = options.adjacency or _common(runs, "adjacency")
     accounts = [(run, read_account(run.path)) for run in runs]
-    segments = [segment for run in runs for segment in read_ledger(run.path / LEDGER)]
+    segments = [segment for run in runs for path in _ledgers_of(run) for segment in read_ledger(path)]
     if options.unit:
         segments = [segment for segment in segments if segment.setting.unit == options.unit]
         if not segments:
@@ -71,11 +76,37 @@ def _ledger(options: argparse.Namespace) -> None:
     composed = _spent([segment.segment for segment in segments], delta, adjacency)
     unit = segments[0].setting.unit
     told = [_account(run, account, delta, adjacency, unit) for run, account in accounts if account is not None]
+    largest = _largest_client(*accounts[0], delta, adjacency, unit) if len(accounts) == 1 else None
     if options.json:
         answer = {"delta": delta, "adjacency": adjacency, "segments": rows, "composed": composed}
-        print(to_json(answer | {"accounts": told}))
+        print(to_json(answer | {"largest_client": largest, "accounts": told}))
     else:
-        _print(rows, composed, told, delta, adjacency, unit)
+        _print(rows, composed, largest, told, delta, adjacency, unit)
+
+
+def _ledgers_of(run: RunRecord) -> list[Path]:
+    """The run's own ledger, and those of its clients that have released something; where there are none, its own."""
+    from privlm.privacy.ledger_paths import LEDGER, client_ledgers
+
+    own, clients = run.path / LEDGER, [path for path in client_ledgers(run.path) if path.stat().st_size]
+    return [*([own] if own.exists() or not clients else []), *clients]
+
+
+def _largest_client(
+    run: RunRecord, account: RunAccount | None, delta: float, adjacency: str, unit: str
+) -> dict[str, Any] | None:
+    """By each accountant what the client has spent that has spent most; None where clients may share records."""
+    if account is None or not (run.privacy or {}).get("are_disjoint"):
+        return None
+    groups = account.whole.groups(unit, disjoint=True)
+    answers = [_spent(list(segments), delta, adjacency) for segments in dict.fromkeys(groups.values())]
+    spent = {
+        name: None
+        if any(answer["epsilon"][name] is None for answer in answers)
+        else max((answer["epsilon"][name] for answer in answers), key=float)
+        for name in option.ACCOUNTANTS
+    }
+    return {"clients": len(groups), "epsilon": spent}
 
 
 def _common(runs: list[RunRecord], field: str) -> Any:
@@ -90,22 +121,32 @@ def _account(run: RunRecord, account: RunAccount, delta: float, adjacency: str, 
     """How far a ledger is known to be whole, and what it and the runs that --force removed have spent together."""
     told: dict[str, Any] = {
         "run": run.name,
-        "releases": account.ledger.head.releases,
-        "recorded": account.last.head.releases if account.last else None,
+        "releases": account.whole.num_releases,
+        "recorded": account.num_recorded if account.last_of else None,
         "recorded_by": account.last.file if account.last else None,
         "whole": account.describe(),
     }
+    if account.whole.clients:
+        told["clients"] = {client: head.releases for client, head in account.whole.heads.items()}
+    from privlm.privacy.ledger_paths import kept_accounts
     from privlm.privacy.price import price_with_forced
-    from privlm.privacy.run_account import kept_accounts
 
     if previous := kept_accounts(run.path):
-        told["with_forced"] = price_with_forced(account.ledger, previous, delta=delta, adjacency=adjacency, unit=unit)
+        asked = {"delta": delta, "adjacency": adjacency, "unit": unit}
+        disjoint = bool((run.privacy or {}).get("are_disjoint"))
+        told["with_forced"] = price_with_forced(account.whole, previous, **asked, disjoint=disjoint)
     return told
+
+
+def _run_of(ledger: Path) -> str:
+    from privlm.privacy.ledger_paths import is_of_client
+
+    return (ledger.parent.parent if is_of_client(ledger) else ledger.parent).name
 
 
 def _row(segment: LedgerSegment) -> dict[str, Any]:
     return {
-        "run": segment.ledger.parent.name,
+        "run": _run_of(segment.ledger),
         "segment": segment.number,
         "stage": segment.stage,
         "population": segment.population,
@@ -138,6 +179,7 @@ def _spent(segments: list[Segment], delta: float, adjacency: str) -> dict[str, A
 def _print(
     rows: list[dict[str, Any]],
     composed: dict[str, Any],
+    largest: dict[str, Any] | None,
     accounts: list[dict[str, Any]],
     delta: float,
     adjacency: str,
@@ -155,6 +197,9 @@ def _print(
     ]
     total = sum(row["distinct"] for row in rows)
     texts.append(["composed", str(total), "", "", *_epsilons(composed)])
+    if largest is not None:
+        name = f"the largest of {largest['clients']} clients, whose records are disjoint"
+        texts.append([name, "", "", "", *_epsilons(largest)])
     repeated = sum(row["releases"] for row in rows) - total
     notes = [f"epsilon at delta {delta:.6g}, adjacency {adjacency}, unit {unit}"]
     if repeated:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Container
+from collections.abc import KeysView
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from privlm.errors import UsageError
-from privlm.privacy import keyed_random
+from privlm.privacy import composition, keyed_random
 from privlm.privacy.ledger_chain import (
     REMEDY,
     START,
@@ -30,9 +30,9 @@ from privlm.privacy.ledger_chain import (
     encode,
     heads,
     next_segment,
-    start_of,
 )
 from privlm.privacy.ledger_file import LedgerFile
+from privlm.privacy.ledger_paths import start_of
 
 if TYPE_CHECKING:
     from privlm.privacy.accounting import Guarantee, Segment
@@ -45,6 +45,8 @@ class Ledger:
 
     What `of` gives is the same ledger as one stage sees it: its releases are recorded under the stage's name, and
     `len` and `through_step` are of them alone, while budget and epsilon are always of the whole ledger.
+
+    A run has one ledger, or one for each client that adds noise of its own (privlm.privacy.accounts joins them).
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -56,15 +58,32 @@ class Ledger:
         self._book = _Book(path)
         self._stage: str | None = None
         self._population = ""
+        self._first_step = 0
         self._search: object = None  # what the two bounds below were found for
         self._affordable: float = 0
         self._unaffordable = math.inf
 
-    def of(self, stage: str, population: str = "") -> Ledger:
-        """This ledger as the stage called `stage` sees it, in releases of `population`."""
+    def of(self, stage: str, population: str = "", *, first_step: int = 0) -> Ledger:
+        """This ledger as the stage called `stage` sees it, in releases of `population`.
+
+        first_step: that of the stage after which the steps of this view count from 1: a Trainer does so in each
+            federated round anew, while the steps of a stage grow in the ledger.
+        """
+        assert first_step >= 0, "steps of a stage count from 1"
         view = Ledger()
         view._book, view._stage, view._population = self._book, stage, population
+        view._first_step = first_step
         return view
+
+    @property
+    def path(self) -> Path | None:
+        """None in memory."""
+        return self._book.path
+
+    @property
+    def population(self) -> str:
+        """Whose units the releases of this view are of."""
+        return self._population
 
     @property
     def releases(self) -> tuple[Release, ...]:
@@ -85,6 +104,13 @@ class Ledger:
         """Raises UsageError unless `head` is an end that this ledger has had."""
         self._book.require(head, recorded_by)
 
+    def refresh(self) -> None:
+        """Reads what another process has written meanwhile, for all views of this ledger.
+
+        Raises UsageError where that does not follow what was known.
+        """
+        self._book.refresh()
+
     def close(self) -> None:
         """Lets others write the file; a further release takes it again."""
         self._book.close()
@@ -103,6 +129,7 @@ class Ledger:
         """
         where = {"stage": self._stage or "", "population": self._population, "device": device}
         sums = "" if sums_digest is None else sums_digest.hex()
+        step += self._first_step
         self._book.add(Release(0, step, setting, noise_id, **where, derivation=keyed_random.DERIVATION, sums=sums))
 
     def __len__(self) -> int:
@@ -112,16 +139,32 @@ class Ledger:
     def segments(self, through_step: int | None = None, *, unit: str | None = None) -> list[Segment]:
         """Steps per sampling rate and noise multiplier, each distinct noise counted once.
 
-        through_step: of the releases that `len` counts only those of steps up to this one, and all others.
+        through_step: of the releases that `len` counts only those of steps up to this one, by the count of this view,
+            and all others.
         unit: releases that protect this unit; what others cost is not in the answer.
 
         Raises UsageError where there are releases of several units and none is named.
         """
         num_steps = self._book.num_steps
         if through_step is not None:
-            within = [r for r in self.releases if r.step <= through_step or not self._is_mine(r)]
+            last = self._first_step + through_step
+            within = [r for r in self.releases if r.step <= last or not self._is_mine(r)]
             num_steps = Counter({r.noise_id: r.kind for r in within}.values())
-        return _segments(num_steps, unit)
+        return composition.segments(num_steps, unit)
+
+    def groups(self, unit: str | None, *, disjoint: bool) -> dict[str, tuple[Segment, ...]]:
+        """The releases that a unit pays for, by its population; see composition.groups."""
+        return composition.groups(self.num_steps, unit, disjoint=disjoint)
+
+    @property
+    def noise_ids(self) -> KeysView[str]:
+        """Of the whole ledger, each once."""
+        return self._book.noise_ids
+
+    @property
+    def num_steps(self) -> Counter[Kind]:
+        """Distinct noise of the whole ledger, by what an epsilon may count together."""
+        return self._book.num_steps
 
     def epsilon(
         self,
@@ -140,17 +183,8 @@ class Ledger:
 
         Raises UsageError where there are releases of several units and none is named.
         """
-        from privlm.privacy import accounting
-
-        def spent(segments: list[Segment]) -> Guarantee:
-            return accounting.epsilon(segments, delta, accountant=accountant, adjacency=adjacency)
-
-        num_steps = self._book.num_steps
-        populations = sorted({kind.population for kind in num_steps} - {""}) if disjoint else []
-        if not populations:
-            return spent(_segments(num_steps, unit))
-        of_each = [_segments(num_steps, unit, {"", population}) for population in populations]
-        return max(map(spent, of_each), key=lambda guarantee: guarantee.epsilon)
+        how = {"accountant": accountant, "adjacency": adjacency}
+        return composition.epsilon(self.groups(unit, disjoint=disjoint), delta, **how)
 
     def budget_allows(
         self,
@@ -199,7 +233,11 @@ class _Book:
     """The lines of a ledger, on disk and in memory, which all views of it share."""
 
     def __init__(self, path: Path | None) -> None:
-        self._path = path
+        self.path = path
+        self._read()
+
+    def _read(self) -> None:
+        path = self.path
         self._file = None if path is None else LedgerFile(path)
         self._start = START if path is None else start_of(path)
         self.lines: list[Line] = []
@@ -207,6 +245,18 @@ class _Book:
         self.num_steps: Counter[Kind] = Counter()  # distinct noise
         if path is not None and self._file is not None:
             self._load(path, self._file.lines)
+
+    @property
+    def noise_ids(self) -> KeysView[str]:
+        return self._of_noise.keys()
+
+    def refresh(self) -> None:
+        if self._file is None or self._file.is_current:
+            return
+        before = self.head
+        self.close()
+        self._read()
+        self.require(before, "this process")
 
     @property
     def head(self) -> Head:
@@ -219,19 +269,19 @@ class _Book:
     def require(self, head: Head, recorded_by: str) -> None:
         if head.releases > len(self.lines):
             raise UsageError(
-                f"{self._path}: holds {len(self.lines)} releases, and {recorded_by} has recorded {head.releases}. "
+                f"{self.path}: holds {len(self.lines)} releases, and {recorded_by} has recorded {head.releases}. "
                 f"{REMEDY}"
             )
         if head not in heads(self.lines[: head.releases], self._start):
             raise UsageError(
-                f"{self._path}: line {head.releases} is not the release that {recorded_by} has recorded: this is "
+                f"{self.path}: line {head.releases} is not the release that {recorded_by} has recorded: this is "
                 f"another account, or one that was written anew. {REMEDY}"
             )
 
     def add(self, release: Release) -> None:
         if not self.is_chained:
             raise UsageError(
-                f"{self._path} is of an older version, whose lines hold no digests: nothing says that it is whole, so "
+                f"{self.path} is of an older version, whose lines hold no digests: nothing says that it is whole, so "
                 "that no run goes on from it. Start again with --force, which keeps this account beside the new one"
             )
         if (fault := self._fault_of_noise(release)) is not None:
@@ -285,17 +335,3 @@ class _Book:
         if release.noise_id not in self._of_noise:
             self._of_noise[release.noise_id] = release
             self.num_steps[release.kind] += 1
-
-
-def _segments(num_steps: Counter[Kind], unit: str | None, populations: Container[str] | None = None) -> list[Segment]:
-    """What an accountant counts: releases for `unit`, of these populations, or of all."""
-    from privlm.privacy.accounting import Segment
-
-    units = {kind.unit for kind in num_steps}
-    if unit is None and len(units) > 1:
-        raise UsageError(f"the ledger protects different units ({', '.join(sorted(units))}): ask for each alone, unit=")
-    steps: Counter[tuple[float, float]] = Counter()
-    for kind, count in num_steps.items():
-        if unit in (None, kind.unit) and (populations is None or kind.population in populations):
-            steps[kind.sampling_rate, kind.noise_multiplier] += count
-    return [Segment(rate, multiplier, count) for (rate, multiplier), count in steps.items()]

@@ -19,14 +19,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-from privlm import files
 from privlm.errors import UsageError
 
 SCHEMA = 2
 UNITS = ("record", "user", "client")
-LEDGER = "privacy_ledger.jsonl"
-"""Of a run directory."""
-_ACCOUNT = re.compile(r"privacy_ledger(?:\.(\d+))?\.jsonl")
 START = 64 * "0"
 """What stands before the first line of a ledger that follows no other."""
 
@@ -129,27 +125,6 @@ def decode(path: Path, content: bytes, start: str) -> list[Line]:
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise UsageError(f"{path}: line {number} is not a release ({error}). {REMEDY}") from error
     return lines
-
-
-def previous_accounts(path: Path) -> list[Path]:
-    """The accounts that --force has put aside for a run's ledger, privacy_ledger.1.jsonl and so on, in their order.
-
-    Of an account that was put aside itself, those before it; of a ledger with a name of its own, none.
-    """
-    if (own := _ACCOUNT.fullmatch(path.name)) is None:
-        return []
-    numbers = {}
-    for other in path.parent.glob("privacy_ledger.*.jsonl"):
-        found = _ACCOUNT.fullmatch(other.name)
-        if found is not None and (own[1] is None or int(found[1]) < int(own[1])):
-            numbers[int(found[1])] = other
-    return [numbers[number] for number in sorted(numbers)]
-
-
-def start_of(path: Path) -> str:
-    """What stands before the first line of the ledger `path`: the digest of the account that it follows."""
-    accounts = previous_accounts(path)
-    return files.sha256_file(accounts[-1]) if accounts else START
 
 
 class _Broken(Exception):

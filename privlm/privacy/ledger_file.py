@@ -32,6 +32,11 @@ class LedgerFile:
         self._file: IO[bytes] | None = None
         self._is_torn = False  # whether there may be more in the file than has been counted
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the file is as long as what this object knows of it."""
+        return (self.path.stat().st_size if self.path.exists() else 0) == self._size
+
     def append(self, line: bytes) -> None:
         """Raises PrivLMError where another process writes the file, UsageError where it is not what was read, OSError
         where the line cannot be written; then the file counts as it was.
@@ -56,6 +61,9 @@ class LedgerFile:
     def _open(self) -> IO[bytes]:
         is_new = not self.path.exists()
         self._refuse_unknown(b"" if is_new else self.path.read_bytes())
+        if is_new and not self.path.parent.exists():  # the folder of the clients' ledgers
+            self.path.parent.mkdir(exist_ok=True)
+            sync_directory(self.path.parent.parent)
         if (earlier := self._writers.get(self.path.absolute())) is not None:
             earlier.close()
         file = self.path.open("a+b")

@@ -8,22 +8,22 @@ tables use it too.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from privlm.errors import UsageError
 from privlm.privacy import accounting
 from privlm.privacy.accounting import Segment, pld
-from privlm.privacy.accounting.types import json_number, merge
-from privlm.privacy.ledger import Ledger
-from privlm.results import Result
+from privlm.privacy.accounting.types import merge
 
 
 @dataclass(frozen=True)
 class PrivacyPlan:
     """The mechanism of a run: sampling, clipping, noise, and its price.
 
+    unit: what dataset_size and expected_batch_size count: records, or with unit client the clients of a federated run,
+        whose rounds are the steps.
     epsilon: certified by `certifier` for all `steps` and what is `spent`; at most target_epsilon unless an estimate has
         set the noise.
     bounds: certified epsilons of other accountants at this noise; estimates: what the others say, not guarantees.
@@ -32,7 +32,7 @@ class PrivacyPlan:
     """
 
     dataset_size: int
-    expected_batch_size: int
+    expected_batch_size: float
     steps: int
     sampling_rate: float
     noise_multiplier: float
@@ -46,8 +46,8 @@ class PrivacyPlan:
     adjacency: str
     sampling: str
     rng: str
-    unit: str = "record"
-    mechanism: str = "dp_sgd"
+    unit: str
+    mechanism: str
     bounds: dict[str, float] = field(default_factory=dict)
     estimates: dict[str, float] = field(default_factory=dict)
     noise_multipliers: dict[str, float] = field(default_factory=dict)
@@ -100,156 +100,27 @@ class PrivacyPlan:
         return fields
 
 
-def account(
-    plans: PrivacyPlan | Mapping[str, PrivacyPlan],
-    ledger: Ledger,
-    *,
-    steps: int | Mapping[str, int],
-    flags: Sequence[str] = (),
-) -> dict[str, Any]:
-    """The content of privacy.json at the end: the plan, with what the ledger says was really spent.
-
-    plans, steps: of the one private stage of a run, or of each by its name. steps: taken so far. Releases above that
-    number are steps taken again with fresh noise after a kill; they cost, too.
-
-    With several stages the figures are of the whole ledger, delta is the smallest, and `stages` holds for each stage
-    what is its own. Raises UsageError where stages differ in what one epsilon is told for.
-    """
-    if isinstance(plans, PrivacyPlan):
-        assert isinstance(steps, int)
-        plans, steps = {"": plans}, {"": steps}
-    assert not isinstance(steps, int)
-    _refuse_different(plans)
-    plan, delta = next(iter(plans.values())), min(plan.delta for plan in plans.values())
-    segments = ledger.segments(unit=plan.unit)
-
-    def spent(accountant: str) -> float:
-        answer = accounting.epsilon(segments, delta, accountant=accountant, order=plan.order, adjacency=plan.adjacency)
-        return answer.epsilon
-
-    certifier = min(plans.values(), key=lambda plan: plan.delta).certifier
-    certified = accounting.epsilon(segments, delta, accountant=certifier, adjacency=plan.adjacency)
-    return _facts(plans, steps) | {
-        "final": True,
-        "delta": delta,
-        "accountant": certifier,
-        "repeated_releases": max(0, sum(segment.steps for segment in segments) - sum(steps.values())),
-        "epsilon": certified.epsilon,
-        "guarantee": certified.guarantee,
-        "certificate": certified.to_dict(),
-        "bounds": {"rdp": spent("rdp")},
-        "estimates": {"edgeworth": spent("edgeworth"), "gdp": spent("gdp")},
-        "flags": _flags(flags, plans),
-    }
-
-
-def account_so_far(
-    plans: Mapping[str, PrivacyPlan], ledger: Ledger, *, flags: Sequence[str] = (), discretization: float | None = None
-) -> dict[str, Any]:
-    """The content of privacy.json while the run works: the plans, and under `spent` what the ledger holds by now.
-
-    Nothing here is a guarantee of the run, which may release more the next moment.
-    discretization: of the grid of PLD, see accounting.epsilon.
-    """
-    _refuse_different(plans)
-    plan, delta = next(iter(plans.values())), min(plan.delta for plan in plans.values())
-    steps = {name: len({r.step for r in ledger.releases if r.stage == name}) for name in plans}
-    segments = ledger.segments(unit=plan.unit)
-    certifier = min(plans.values(), key=lambda plan: plan.delta).certifier
-    grid = discretization if certifier == "pld" else None
-    price = accounting.epsilon(segments, delta, accountant=certifier, adjacency=plan.adjacency, discretization=grid)
-    releases = sum(segment.steps for segment in segments)
-    return _facts(plans, steps) | {
-        "final": False,
-        "delta": delta,
-        "accountant": certifier,
-        "repeated_releases": max(0, releases - sum(steps.values())),
-        "epsilon": None,
-        "guarantee": False,
-        "spent": {"releases": releases, "epsilon": json_number(price.epsilon), "certified": price.guarantee},
-        "certificate": None,
-        "bounds": {},
-        "estimates": {},
-        "flags": _flags(flags, plans),
-    }
-
-
-def _flags(flags: Sequence[str], plans: Mapping[str, PrivacyPlan]) -> list[str]:
-    large_delta = any(plan.delta * plan.dataset_size >= 1 for plan in plans.values())
-    return [*flags, *(["delta >= 1/N"] if large_delta else [])]
-
-
-def price_rows(privacy: Mapping[str, Any]) -> list[Result]:
-    """The price of a private run, from its privacy.json, as rows of result.json."""
-    rows = [
-        Result("epsilon", float(privacy["epsilon"]), "epsilon"),
-        Result("epsilon_edgeworth", float(privacy["estimates"]["edgeworth"]), "epsilon (estimate)"),
-    ]
-    for name, own in privacy.get("stages", {None: {}}).items():
-        stage = {**privacy, **own}
-        noises = {"": stage["noise_multiplier"]} | {f"_{by}": value for by, value in stage["noise_multipliers"].items()}
-        rows += [
-            Result(f"noise_multiplier{by}", float(value), "clipping norms", split=name) for by, value in noises.items()
-        ]
-        if stage["saving_vs_rdp_percent"] is not None:
-            rows.append(Result("saving_vs_rdp", float(stage["saving_vs_rdp_percent"]), "percent", split=name))
-    return rows
-
-
-_TOLD_TOGETHER = ("mechanism", "unit", "adjacency", "order")
-_OF_EACH_STAGE = ("steps", "planned_steps", "planned_epsilon", "noise_multiplier", "noise_multipliers")
-_OF_THE_LEDGER = ("epsilon", "bounds", "estimates")
-
-
-def _refuse_different(plans: Mapping[str, PrivacyPlan]) -> None:
-    for name in _TOLD_TOGETHER:
-        values = {str(getattr(plan, name)) for plan in plans.values()}
-        if len(values) > 1:
-            raise UsageError(
-                f"privacy.{name} differs between the stages of this run ({', '.join(sorted(values))}), and one epsilon "
-                "cannot be told for both: give them one"
-            )
-
-
-def _facts(plans: Mapping[str, PrivacyPlan], steps: Mapping[str, int]) -> dict[str, Any]:
-    """What the plans say: of one plan all, of several what they share, and the rest by `stages`."""
-    facts = {
-        name: plan.to_dict()
-        | {
-            "noise_set_by": plan.accountant,
-            "planned_steps": plan.steps,
-            "planned_epsilon": plan.epsilon,
-            "steps": steps[name],
-        }
-        for name, plan in plans.items()
-    }
-    first, *others = facts.values()
-    if not others:
-        return first
-    own = {name for name, value in first.items() if any(other[name] != value for other in others)}
-    own = own - {*_OF_THE_LEDGER} | {*_OF_EACH_STAGE, "saving_vs_rdp_percent"}
-    shared = {name: value for name, value in first.items() if name not in own}
-    return (
-        {"target_epsilon": None}
-        | shared
-        | {"stages": {stage: {name: values[name] for name in values if name in own} for stage, values in facts.items()}}
-    )
-
-
 def make_plan(
     privacy: Any,
     *,
     dataset_size: int,
-    batch_size: int,
+    batch_size: float,
     steps: int,
     compare: bool = True,
     spent: Sequence[Segment] = (),
     share: float = 1.0,
+    unit: str = "record",
+    mechanism: str = "dp_sgd",
+    delta: float | None = None,
+    noise_multiplier: float | None = None,
 ) -> PrivacyPlan:
     """The plan of a run, or of one private stage of it.
 
     privacy: a PrivacyConfig (privlm.privacy.schema), or any object with its fields.
     batch_size: the expected size of a Poisson batch, so that the sampling rate is batch_size / dataset_size.
+    unit, mechanism: of client-level privacy client and dp_fedavg: dataset_size is then the number of clients,
+        batch_size the expected number of those in a round, steps the rounds.
+    delta, noise_multiplier: in place of privacy's own, where several plans make one promise together.
     compare: whether to find the noise that every accountant would ask for, or only that which is used.
     spent: what earlier stages have released; with this stage it must stay within privacy.epsilon.
     share: of privacy.epsilon that may be spent when this stage ends; the rest is for later ones.
@@ -257,12 +128,9 @@ def make_plan(
     Raises UsageError for a batch larger than the data set, a delta that protects nobody or that no accountant
     certifies, noise that is none, a target out of reach, or a budget that is spent.
     """
-    if batch_size > dataset_size:
-        raise UsageError(
-            f"trainer.batch_size={batch_size} is larger than the training set ({dataset_size} records): lower it"
-        )
+    _refuse_large_batch(batch_size, dataset_size, unit)
     target: Any = None if privacy.epsilon is None else share * privacy.epsilon
-    delta = accounting.resolve_delta(privacy.delta, dataset_size)
+    delta = accounting.resolve_delta(privacy.delta, dataset_size) if delta is None else delta
     warnings = accounting.check_delta(delta, dataset_size, privacy.allow_large_delta)
     sampling_rate = batch_size / dataset_size
     certifier = _certifier(privacy.accountant, delta, [*spent, Segment(sampling_rate, 1.0, steps)])
@@ -280,7 +148,7 @@ def make_plan(
         ).noise_multiplier
 
     multipliers = {}
-    noise = privacy.noise_multiplier
+    noise = privacy.noise_multiplier if noise_multiplier is None else noise_multiplier
     if noise is None:
         distrusted = privacy.strict and privacy.accountant in ("gdp", "edgeworth")
         used = (privacy.accountant, certifier) if distrusted else (privacy.accountant,)
@@ -319,12 +187,27 @@ def make_plan(
         adjacency=privacy.adjacency,
         sampling=privacy.sampling,
         rng=privacy.rng,
+        unit=unit,
+        mechanism=mechanism,
         bounds={"rdp": price("rdp")},
         estimates={"gdp": price("gdp"), "edgeworth": price("edgeworth")},
         noise_multipliers=multipliers,
         warnings=tuple(warnings),
         spent=tuple(spent),
         certifier=certifier,
+    )
+
+
+def _refuse_large_batch(batch_size: float, dataset_size: int, unit: str) -> None:
+    if batch_size <= dataset_size:
+        return
+    if unit == "client":
+        raise UsageError(
+            f"federated.fraction: {batch_size:g} clients of {dataset_size} are expected in a round: lower it to at "
+            "most 1"
+        )
+    raise UsageError(
+        f"trainer.batch_size={batch_size} is larger than the training set ({dataset_size} records): lower it"
     )
 
 

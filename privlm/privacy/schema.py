@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
+from privlm.errors import UsageError
 from privlm.schema import positive, setting
 
 
@@ -36,7 +37,7 @@ class AuditConfig:
 class PrivacyConfig:
     """The privacy mechanism and its accountant (configs/privacy)."""
 
-    mechanism: str = setting(options=("none", "dp_sgd"))
+    mechanism: str = setting(options=("none", "dp_sgd", "dp_fedavg"))
     epsilon: float | None = setting(instead_of="noise_multiplier")
     delta: Any = MISSING  # a number, or the text 1/2N
     noise_multiplier: float | None = setting(above=0, instead_of="epsilon")
@@ -66,6 +67,8 @@ class PrivacyConfig:
             problems.append("privacy.epsilon=inf promises nothing: use privacy=none")
         else:
             problems += positive("privacy.epsilon", self.epsilon)
+        if is_private_by_client(config):
+            return problems + _check_by_client(self, config)
         problems += _check_delta(self.delta)
         if config.trainer.precision == "fp16":
             problems.append("trainer.precision=fp16 scales gradients, which privacy=dp_sgd clips: use bf16 or fp32")
@@ -75,8 +78,46 @@ class PrivacyConfig:
 
 
 def is_private(config: Any) -> bool:
-    """Whether the run trains under a privacy mechanism."""
+    """Whether the run trains under a privacy mechanism, whatever it protects."""
     return config.privacy.mechanism != "none"
+
+
+def is_private_by_record(config: Any) -> bool:
+    """Whether the Trainer clips the gradient of each record and adds noise to their sum."""
+    return config.privacy.mechanism == "dp_sgd"
+
+
+def is_private_by_client(config: Any) -> bool:
+    """Whether a server clips the update of each client and adds noise to their sum; the clients train without."""
+    return config.privacy.mechanism == "dp_fedavg"
+
+
+def refuse_by_client(config: Any, what: str) -> None:
+    """Raises UsageError under a mechanism that clips what clients send, where records would be trained on unclipped.
+
+    what: trains on them.
+    """
+    if is_private_by_client(config):
+        raise UsageError(
+            f"privacy=dp_fedavg clips what clients send, and {what}, which has none: take privacy=dp_sgd, or a task "
+            "with federated=..."
+        )
+
+
+def _check_by_client(privacy: Any, config: Any) -> list[str]:
+    """What client-level privacy asks for besides."""
+    problems = []
+    if OmegaConf.select(config, "federated") is None:
+        problems.append("privacy=dp_fedavg protects clients, and this run has none: it needs federated=...")
+    if privacy.delta is None:
+        problems.append("privacy.delta must be given with privacy=dp_fedavg: below 1 / the number of clients, or 1/2N")
+    else:
+        problems += _check_delta(privacy.delta)
+    if privacy.clipping != "flat":
+        problems.append(f"privacy.clipping={privacy.clipping} is of gradients: with privacy=dp_fedavg use flat")
+    if privacy.audit.canaries != "none":
+        problems.append("privacy.audit.canaries stand in place of records, which privacy=dp_fedavg does not protect")
+    return problems
 
 
 def _check_delta(delta: Any) -> list[str]:

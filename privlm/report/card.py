@@ -37,8 +37,9 @@ class Reading:
 
 
 STEPS = "steps T"
+ROUNDS = "rounds T"
 PLANNED = "planned"
-OF_A_STAGE = (STEPS, PLANNED)
+OF_A_STAGE = (STEPS, ROUNDS, PLANNED)
 READING_COLUMNS = ["accountant", "guaranteed ε", "estimated ε", "noise multiplier for the target"]
 
 
@@ -66,10 +67,21 @@ def privacy_card(privacy: dict[str, Any] | None, audit: dict[str, Any] | None = 
     if not privacy.get("final", True):
         return Card(_so_far(privacy), [], _facts_so_far(privacy), list(privacy.get("flags", ())))
     epsilon, delta = float(privacy["epsilon"]), float(privacy["delta"])
-    claim = f"({rounded_up(epsilon)}, {delta:g})-differential privacy per {privacy['unit']}"
+    claim = f"({rounded_up(epsilon)}, {delta:g})-differential privacy per {privacy['unit']}{_of_clients(privacy)}"
     headline = f"guarantee: {claim}" if privacy["guarantee"] else f"no guarantee: {claim} is not certified"
     facts = [*_facts_by_stage(privacy), *_facts_of_the_account(privacy), ("audit", _audit(audit))]
     return Card(headline, _readings(privacy), facts, list(privacy["flags"]))
+
+
+def _of_clients(privacy: dict[str, Any]) -> str:
+    """How one epsilon is told for clients that each add noise of their own."""
+    if "are_disjoint" not in privacy:
+        return ""
+    stages = privacy.get("stages", {None: {}}).values()
+    number = max({**privacy, **own}.get("num_clients", 0) for own in stages)
+    if privacy["are_disjoint"]:
+        return f" (the largest of {number} clients, whose records are disjoint)"
+    return f" (of {number} clients together: a record may be with several)"
 
 
 def rounded_up(epsilon: float) -> str:
@@ -83,9 +95,13 @@ def figure(result: Result) -> str:
 
 
 def number(value: Any) -> str:
-    """A number of a JSON file (infinities are text there): four significant digits, of large integers all."""
+    """A number of a JSON file (infinities are text there), or the ends of a range: four significant digits, of large
+    integers all.
+    """
     if value is None:
         return "—"
+    if isinstance(value, list):  # what differs between clients
+        return " to ".join(map(number, value))
     real = float(value)
     return f"{real:,.0f}" if real.is_integer() and abs(real) >= 1000 else f"{real:.4g}"
 
@@ -101,7 +117,8 @@ def spent_text(privacy: dict[str, Any]) -> str:
         return f"unknown: {spent['releases']:,} releases, and no delta is told"
     kind = f"certified by {privacy['accountant']}" if spent["certified"] else "not certified"
     delta = f"δ {float(privacy['delta']):g}"
-    return f"ε {rounded_up(float(spent['epsilon']))} at {delta}, {kind}, by {spent['releases']:,} releases"
+    told = f"ε {rounded_up(float(spent['epsilon']))} at {delta}, {kind}, by {spent['releases']:,} releases"
+    return told + _of_clients(privacy)
 
 
 def beside_the_plan(privacy: dict[str, Any] | None) -> str:
@@ -165,21 +182,22 @@ def _facts(privacy: dict[str, Any], taken: dict[str, Any] | None) -> list[tuple[
 
     What was planned for the stage is one fact, named so: before its first release there is no other.
     """
-    size, delta = privacy["dataset_size"], float(privacy["delta"])
-    target = privacy["target_epsilon"]
+    delta, target = float(privacy["delta"]), privacy["target_epsilon"]
     is_planned = taken is None and not privacy.get("final", True)
     of = {name: _by_setting(privacy, taken, name, is_planned=is_planned) for name in _OF_A_RELEASE}
+    units, batch, steps = _NAMES_OF_CLIENTS if privacy["unit"] == "client" else _NAMES
     return [
         ("mechanism", privacy["mechanism"]),
         ("unit of privacy", privacy["unit"]),
         ("adjacency", privacy["adjacency"]),
         ("target ε", "none: the noise was given" if target is None else number(target)),
-        ("δ", f"{delta:g} (1/N = {1 / size:.3g})"),
-        ("training examples N", f"{size:,}"),
+        ("δ", f"{delta:g} (1/N = {_one_over(privacy['dataset_size'])})"),
+        *_facts_of_clients(privacy),
+        (units, _size(privacy["dataset_size"])),
         ("sampling", privacy["sampling"]),
         ("sampling rate q", of["sampling_rate"]),
-        ("expected batch size", of["expected_batch_size"]),
-        (STEPS, f"{privacy['steps'] if taken is None else taken['steps']:,}" if not is_planned else "0"),
+        (batch, of["expected_batch_size"]),
+        (steps, "0" if is_planned else _size(_steps(privacy, taken))),
         ("noise multiplier σ", of["noise_multiplier"]),
         (PLANNED, _planned(privacy)),
         ("σ was set by", privacy["noise_set_by"] if privacy["noise_multipliers"] else "the user"),
@@ -190,6 +208,44 @@ def _facts(privacy: dict[str, Any], taken: dict[str, Any] | None) -> list[tuple[
     ]
 
 
+_NAMES = ("training examples N", "expected batch size", STEPS)
+_NAMES_OF_CLIENTS = ("clients N", "expected clients a round", ROUNDS)
+
+
+def _size(value: Any) -> str:
+    """A number of things, or the least and the most of what clients have."""
+    return " to ".join(map(_size, value)) if isinstance(value, list) else f"{value:,}"
+
+
+def _one_over(size: Any) -> str:
+    return " to ".join(map(_one_over, size[::-1])) if isinstance(size, list) else f"{1 / size:.3g}"
+
+
+def _steps(privacy: dict[str, Any], taken: dict[str, Any] | None) -> Any:
+    """By the ledgers: of the stage, or the least and the most that a client has taken."""
+    if taken is None:
+        return privacy["steps"]
+    if "num_clients" not in privacy:
+        return taken["steps"]
+    of_each = [taken.get("clients", {}).get(client, {"steps": 0})["steps"] for client in privacy["clients"]]
+    return of_each[0] if len(set(of_each)) == 1 else [min(of_each), max(of_each)]
+
+
+def _facts_of_clients(privacy: dict[str, Any]) -> list[tuple[str, str]]:
+    """Of a stage whose clients each add noise of their own; while the run works, nothing of what each has spent."""
+    if "num_clients" not in privacy:
+        return []
+    facts = [("clients", f"{privacy['num_clients']:,}, each with noise of its own")]
+    told = {client: own["epsilon"] for client, own in privacy["clients"].items() if own["epsilon"] is not None}
+    if told and privacy.get("final", True):
+        dearest = sorted(told.items(), key=lambda item: -float(item[1]))
+        named = [f"{client} {rounded_up(float(epsilon))}" for client, epsilon in dearest[:_MOST_NAMED]]
+        more = f" and {len(told) - _MOST_NAMED} below" if len(told) > _MOST_NAMED else ""
+        facts.append(("ε of each client", ", ".join(named) + more))
+    return facts
+
+
+_MOST_NAMED = 10
 _OF_A_RELEASE = ("sampling_rate", "expected_batch_size", "noise_multiplier", "clipping_norm")
 
 
@@ -206,10 +262,11 @@ def _by_setting(privacy: dict[str, Any], taken: dict[str, Any] | None, name: str
 
 
 def _planned(privacy: dict[str, Any]) -> str:
-    """Steps of the plan and their price; the plan of a stage prices those before it too."""
+    """Steps (rounds, of clients) of the plan and their price; the plan of a stage prices those before it too."""
     if "planned_steps" not in privacy:
         return "—"
-    return f"{privacy['planned_steps']:,} steps, ε {rounded_up(float(privacy['planned_epsilon']))}"
+    what = "rounds" if privacy["unit"] == "client" else "steps"
+    return f"{_size(privacy['planned_steps'])} {what}, ε {rounded_up(float(privacy['planned_epsilon']))}"
 
 
 def _facts_of_the_account(privacy: dict[str, Any]) -> list[tuple[str, str]]:

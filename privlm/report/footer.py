@@ -63,10 +63,10 @@ def _hardware(run: RunRecord) -> str:
 
 def _privacy(run: RunRecord) -> str:
     privacy = run.privacy or {}
-    if privacy.get("mechanism") != "dp_sgd":
+    if privacy.get("mechanism", "none") == "none":
         return privacy.get("mechanism", "unknown")
     return (
-        f"dp_sgd, unit {privacy['unit']}, {privacy['adjacency']}, delta {privacy['delta']:g}, "
+        f"{privacy['mechanism']}, unit {privacy['unit']}, {privacy['adjacency']}, delta {privacy['delta']:g}, "
         f"{'certified' if privacy['guarantee'] else 'estimated'} by {privacy['accountant']}, {privacy['rng']} noise"
     )
 

@@ -196,12 +196,12 @@ class RunRecord:
     def privacy(self) -> dict[str, Any] | None:
         """What may be told of its privacy: privlm.report.told. Raises UsageError where its ledger does not add up."""
 
-        def is_private() -> bool:
-            asked = self._content.get("privacy") or {}
-            return isinstance(asked, dict) and asked.get("mechanism", "none") != "none"
+        def mechanism() -> str:
+            asked = self._content.get("privacy")
+            return asked.get("mechanism", "none") if isinstance(asked, dict) else "none"
 
         privacy = _read_json(self.path / "privacy.json", self.problems)
-        return told(self.path, privacy, is_done=self.state == "done", is_private=is_private)
+        return told(self.path, privacy, is_done=self.state == "done", mechanism=mechanism)
 
     @cached_property
     def audit(self) -> dict[str, Any] | None:

@@ -28,7 +28,7 @@ TONES = {
     "pending": "warn",
     "running": "busy",
 }
-LEDGER = "privacy_ledger.jsonl"
+LEDGERS = ("privacy_ledger.jsonl", "privacy_ledger/*.jsonl")
 MAX_LEDGER_BYTES = 20_000_000
 """A price is told of a ledger that was read and adds up, which takes a second for every 7 MB."""
 
@@ -149,7 +149,7 @@ def _accuracy_by_epsilon(finished: Sequence[RunRecord]) -> tuple[list[epsilon_pl
     prices = {next((f"{row.value:.2g}" for row in run.results if row.metric == "epsilon"), "none") for run in priced}
     if len(prices) < 2:
         return [], ""
-    size = sum(path.stat().st_size for run in priced if (path := run.path / LEDGER).exists())
+    size = sum(_size_of_ledgers(run.path) for run in priced)
     if size > MAX_LEDGER_BYTES:
         folder = os.path.commonpath([run.path.parent for run in priced])
         return [], f"privlm compare {folder} --plot FILE draws it, and reads {size / 1e6:.0f} MB of ledgers for that"
@@ -157,6 +157,11 @@ def _accuracy_by_epsilon(finished: Sequence[RunRecord]) -> tuple[list[epsilon_pl
         return epsilon_plot.panels_of(priced), ""
     except UsageError:  # no ledger adds up; each says so itself
         return [], ""
+
+
+def _size_of_ledgers(run: Path) -> int:
+    """In bytes, of the run's own and of its clients'."""
+    return sum(path.stat().st_size for pattern in LEDGERS for path in run.glob(pattern))
 
 
 def _problems(rows: Sequence[SweepRow]) -> list[str]:

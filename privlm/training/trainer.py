@@ -17,8 +17,8 @@ from torch import nn
 
 from privlm.errors import PrivLMError, UsageError
 from privlm.models.evaluation_mode import evaluation_mode
-from privlm.privacy.ledger import Head, Ledger
-from privlm.privacy.run_account import KEY, as_json
+from privlm.privacy.ledger import Ledger
+from privlm.privacy.run_account import head_of, recorded_head
 from privlm.signals import Interrupted
 from privlm.training.accelerator import deterministic, make_accelerator
 from privlm.training.batches import Batches, ShuffledBatches, TrainingData
@@ -218,7 +218,7 @@ class Trainer:
             "scaler": self.stepper.scaler.state_dict(),
         }
         if self.private and self.accelerator.is_main_process:
-            progress[KEY] = as_json(self.private.ledger.head)
+            progress |= head_of(self.private.ledger)
         return Checkpoint(
             step=step,
             tensors=trained_tensors(self.model, self.stepper.parameters),
@@ -260,12 +260,13 @@ class Trainer:
             store.verify(checkpoint.best_step)  # now rather than after the last step
 
     def _refuse_ledger(self, ledger: Ledger, checkpoint: Checkpoint, name: str) -> None:
-        if KEY not in checkpoint.progress:
+        head = recorded_head(checkpoint.progress, ledger)
+        if head is None:
             raise UsageError(
                 f"{name} is of an older version, which names no head of the privacy ledger: the privacy spent cannot "
                 "be checked, so the run cannot go on; start again with --force"
             )
-        ledger.require(Head.from_json(checkpoint.progress[KEY]), name)
+        ledger.require(head, name)
 
     def _restore_best(self) -> dict[str, Any]:
         """Gives model and objective what they had at the best step. Canaries have seen all steps and keep that."""

@@ -10,9 +10,10 @@ import pytest
 
 from privlm.errors import UsageError
 from privlm.privacy import accounting
+from privlm.privacy.account import account, price_rows
 from privlm.privacy.accounting import Segment, accountant
 from privlm.privacy.ledger import Ledger, Setting
-from privlm.privacy.plan import PrivacyPlan, account, make_plan, price_rows
+from privlm.privacy.plan import PrivacyPlan, make_plan
 from privlm.report.card import privacy_card
 from privlm.results import Result
 
