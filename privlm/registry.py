@@ -2,9 +2,9 @@
 
 A task is a package with `config.py` (a dataclass `Task`, optional `SCHEMAS` of its groups, `inputs(config)` and
 `contents(config)` of what a run reads) and `run.py` (`run(config, job)`, optional `predictor(config, folder)` and
-`federation(config)`). It may have `plan.py` (`plan(config)`, for --dry-run) and `verbs.py` (`VERBS`, for `privlm TASK VERB`); an outside package also
-a folder `configs` beside them. All but run.py import nothing heavy. This module is the only road from privlm/ to a
-runner.
+`federation(config)`). It may have `plan.py` (`plan(config)`, for --dry-run) and `verbs.py` (`VERBS`, for `privlm TASK
+VERB`); an outside package also a folder `configs` beside them. All but run.py import nothing heavy. This module is the
+only road from privlm/ to a runner.
 """
 
 from __future__ import annotations

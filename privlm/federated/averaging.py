@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from privlm.errors import UsageError
-from privlm.federated.aggregate import Tensors, difference, mean, norm
+from privlm.federated.aggregate import Tensors, clipped, difference, mean
 from privlm.federated.messages import Update
 from privlm.federated.secured import Secured
 from privlm.privacy.ledger import Ledger, Setting
@@ -18,6 +18,9 @@ from privlm.privacy.plan import PrivacyPlan
 from privlm.privacy.release import release
 from privlm.privacy.watch import ReleaseCheck
 
+_ROUNDING = 1e-6  # of float32, which must not take the norm of a clipped update above the bound
+
+
 def weighted(state: Tensors, updates: Iterable[Update]) -> Tensors:
     """Sum of p_k w_k, p_k the weight over the sum of the weights of this round's replies."""
     return mean((update.tensors, update.weight) for update in updates)
@@ -25,8 +28,7 @@ def weighted(state: Tensors, updates: Iterable[Update]) -> Tensors:
 
 def secured(state: Tensors, updates: Iterable[Update], secure: Secured) -> Tensors:
     """The same from masked updates, of which only the sum is readable."""
-    total, weight = secure.sum(updates)
-    return _moved(state, {name: value / weight for name, value in total.items()})
+    return _moved(state, secure.mean(updates))
 
 
 @dataclass
@@ -56,7 +58,7 @@ class ByClient:
         if self.secure is None:
             number = self._add(sums, state, updates)
         else:
-            total, number = self.secure.clipped_sum(updates)
+            total, number = self.secure.sum(updates)
             sums = {name: total[name].contiguous() if number else value for name, value in sums.items()}
         plan = self.plan
         setting = Setting(
@@ -80,24 +82,11 @@ class ByClient:
     def _add(self, sums: Tensors, state: Tensors, updates: Iterable[Update]) -> int:
         number = 0
         for update in updates:
-            clipped = clip({name: update.tensors[name] for name in sums}, state, self.plan.clipping_norm)
-            for name, total in sums.items():
-                total.add_(clipped[name], alpha=update.weight)
+            delta = difference({name: update.tensors[name] for name in sums}, {name: state[name] for name in sums})
+            for name, change in clipped(delta, self.plan.clipping_norm * (1 - _ROUNDING)).items():
+                sums[name].add_(change, alpha=update.weight)
             number += 1
         return number
-
-
-def clip(tensors: Tensors, center: Tensors, clipping_norm: float) -> Tensors:
-    """What `tensors` differ from `center` by, scaled down to at most this norm over all of them; a difference that is
-    not finite counts as none.
-    """
-    delta = difference(tensors, {name: center[name] for name in tensors})
-    length = norm(delta)
-    if not length < float("inf"):
-        return {name: torch.zeros_like(value) for name, value in delta.items()}
-    # Rounding of the products must not take the norm above the bound.
-    factor = min(1.0, clipping_norm / length * (1 - 1e-6)) if length > clipping_norm * (1 - 1e-6) else 1.0
-    return {name: value * factor for name, value in delta.items()}
 
 
 def refuse_buffers(state: Tensors, names: Iterable[str]) -> None:

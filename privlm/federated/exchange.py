@@ -13,7 +13,6 @@ from privlm.federated.messages import Update
 from privlm.models.loaded import Loaded
 from privlm.training.state import trained_tensors
 
-
 Average = Callable[[Tensors, Iterable[Update]], Tensors]
 """(state, updates) -> new state (privlm.federated.averaging); reads the updates once, and keeps none of them."""
 
@@ -45,7 +44,7 @@ class Exchange:
 
     @torch.no_grad()
     def put(self, tensors: Tensors, client: str | None = None) -> None:
-        """Copies tensors, of which none has to be there, into the model. Raises PrivLMError for one of another model."""
+        """Copies these tensors into the model, of which others stay. Raises PrivLMError for one of another model."""
         for name, value in tensors.items():
             target = self.tensors.get(name)
             if target is None or target.shape != value.shape:

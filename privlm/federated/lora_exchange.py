@@ -181,9 +181,11 @@ class Truncated(LoraExchange):
         return self._with(others, merged)
 
     def _cut(self, factors: Factors, rank: int) -> Factors:
-        return lora.truncate(lora.scaled(factors, self.scales), rank, self._scales(rank)) if any(
-            pair.B.any() for pair in factors.values()
-        ) else lora.cut(factors, rank)  # before the first round there is nothing to come close to
+        return (
+            lora.truncate(lora.scaled(factors, self.scales), rank, self._scales(rank))
+            if any(pair.B.any() for pair in factors.values())
+            else lora.cut(factors, rank)
+        )  # before the first round there is nothing to come close to
 
 
 class Folded(LoraExchange):
@@ -193,7 +195,9 @@ class Folded(LoraExchange):
         def save(model: nn.Module, folder: Path) -> None:
             loaded.save(model, folder)
             changed = {name: _base_weight(module) for name, module in _lora_modules(model).items()}
-            save_file({name: value.detach().cpu().contiguous() for name, value in changed.items()}, folder / BASE_WEIGHTS)
+            save_file(
+                {name: value.detach().cpu().contiguous() for name, value in changed.items()}, folder / BASE_WEIGHTS
+            )
 
         def load(model: nn.Module, folder: Path) -> None:
             loaded.load(model, folder)
@@ -261,9 +265,7 @@ def _base_weight(module: Any) -> Tensor:
 def _grown_to(pair: lora.Pair, rank: int) -> lora.Pair:
     """Zeros for directions that no client has."""
     missing = rank - pair.rank
-    return lora.Pair(
-        nn.functional.pad(pair.A, (0, 0, 0, missing)), nn.functional.pad(pair.B, (0, missing))
-    )
+    return lora.Pair(nn.functional.pad(pair.A, (0, 0, 0, missing)), nn.functional.pad(pair.B, (0, missing)))
 
 
 def _is_fold(name: str) -> bool:

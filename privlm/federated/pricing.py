@@ -99,6 +99,8 @@ class PricedByClient(Pricing):
             steps=config.rounds,
             compare=False,
             spent=self.ledger.segments(through_step=0),
+            unit="client",
+            mechanism="dp_fedavg",
         )
         seed = stage.seed({"purpose": "privacy by client"}) if self.plan.rng == "reproducible" else None
         noise = SecureNoise() if seed is None else ReproducibleNoise(seed)

@@ -20,7 +20,6 @@ from omegaconf import OmegaConf
 
 from privlm import registry, reload_proof
 from privlm.errors import PrivLMError, UsageError
-from privlm.federated.pricing import Pricing
 from privlm.federated.client_state import StoreOnDisk
 from privlm.federated.engine import Engine, InProcess
 from privlm.federated.faults import Faulty, are_wanted
@@ -28,6 +27,7 @@ from privlm.federated.federation import Federation, Make
 from privlm.federated.messages import Failure, of_model
 from privlm.federated.outcome import Federated, FederatedOutcome
 from privlm.federated.pool import Pool
+from privlm.federated.pricing import Pricing
 from privlm.federated.server import RoundTold, Server
 from privlm.federated.worker import Place, Worker
 from privlm.job import Stage
@@ -147,7 +147,9 @@ class _Rounds:
                 self.stage.log(number, "train", {"client": update.client}, **update.metrics)
         names = sorted({name for update in told.updates for name in update.metrics})
         errors = [update.meta["wire_error"] for update in told.updates if update.meta.get("wire_error") is not None]
-        means = {name: _mean([update.metrics[name] for update in told.updates if name in update.metrics]) for name in names}
+        means = {
+            name: _mean([update.metrics[name] for update in told.updates if name in update.metrics]) for name in names
+        }
         if errors:
             means["wire_error"] = _mean(errors)
         if means:

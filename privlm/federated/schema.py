@@ -90,8 +90,16 @@ class FederatedConfig:
     def check(self, config: Any) -> list[str]:
         """What its fields say together, and with the other groups."""
         if self.name == "none":
-            return ["federated.engine=flower needs clients: choose federated=fedavg"] if self.engine == "flower" else []
+            return self._without_clients(config)
         return [*self._alone(), *self._with_trainer(config), *self._with_privacy(config)]
+
+    def _without_clients(self, config: Any) -> list[str]:
+        problems = []
+        if self.engine == "flower":
+            problems.append("federated.engine=flower needs clients: choose federated=fedavg")
+        if config.privacy.mechanism == "dp_fedavg":
+            problems.append("privacy=dp_fedavg protects clients, and federated=none has none: choose federated=fedavg")
+        return problems
 
     def _alone(self) -> list[str]:
         problems = []
@@ -149,7 +157,7 @@ class FederatedConfig:
         if config.privacy.audit.canaries != "none":
             problems.append("privacy.audit: canaries are planted by trainings of one model, not by federated rounds")
         if self.optimizer_state == "average":
-            problems.append("federated.optimizer_state=average sends more than what privacy accounts for: reset or keep")
+            problems.append("federated.optimizer_state=average sends more than privacy accounts for: reset or keep")
         if self.lora not in SUMMABLE:
             problems.append(
                 f"federated.lora={self.lora} multiplies the noise of both factors: use federated.lora=ffa under privacy"

@@ -47,7 +47,9 @@ class TooFewSurvivors(PrivLMError):
     """Fewer clients than the threshold are there: nothing can be unmasked."""
 
     def __init__(self, found: int, threshold: int, what: str) -> None:
-        super().__init__(f"{found} clients {what}, federated.threshold={threshold} are needed: the sum stays masked")
+        super().__init__(
+            f"{found} clients {what}, federated.secure_threshold asks for {threshold}: the sum stays masked"
+        )
 
 
 class Share(NamedTuple):

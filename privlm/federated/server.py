@@ -21,6 +21,7 @@ from privlm.federated.federation import Federation
 from privlm.federated.inbox import Inbox
 from privlm.federated.messages import Task, Update
 from privlm.federated.sampling import sampled
+from privlm.federated.secure_aggregation import TooFewSurvivors
 from privlm.federated.secured import Secured
 from privlm.federated.worker import PERSONALISE, TRAIN
 from privlm.privacy import keyed_random
@@ -110,7 +111,8 @@ class Server:
         before = copy.deepcopy(self.strategy.state_dict())
         try:
             state = self._aggregated(number, inbox.read(engine.run_round(tasks)), secure)
-        except NoUpdates:
+        except (NoUpdates, TooFewSurvivors) as error:
+            logger.warning("round %d: %s", number, error)
             state = None
         enough = len(inbox.updates) >= self.config.min_clients or self.by_client is not None
         is_kept = state is not None and enough
@@ -174,7 +176,7 @@ class Server:
             plan = asdict(self.plans[client])
             meta["plan"] = plan | {"spent": [], "warnings": []}
         if secure is not None:
-            meta["secure"] = secure.for_client(self._secure_weight(client))
+            meta["secure"] = secure.for_client(self._weight_of(client))
         return Task(client, number, wire.pack(packed | self.strategy.sent(), meta))
 
     def _secured(self, number: int, asked: list[str]) -> Secured | None:
@@ -182,7 +184,8 @@ class Server:
             return None
         seed = keyed_random.key_bits("secure aggregation", self.seed, number) >> 65
         bound = None if self.by_client is None else self.by_client.plan.clipping_norm
-        return Secured.of(self.config, asked, seed, bound)
+        largest = 1.0 if self.by_client else max(self._weight_of(client) for client in self.federation.clients)
+        return Secured.of(self.config, asked, seed, largest=largest, clipping_norm=bound)
 
     def _rate(self, number: int) -> float:
         """Factor of the learning rate in a round, 1 in the first."""
@@ -203,11 +206,8 @@ class Server:
             return min(num_examples, self.config.max_weight) / self.config.max_weight
         return 1.0
 
-    def _secure_weight(self, client: str) -> float:
-        if self.by_client is not None:
-            return self._weight(len(self.federation.data[client]))
-        weights = {name: self._weight(len(rows)) for name, rows in self.federation.data.items()}
-        return weights[client] / max(weights.values())
+    def _weight_of(self, client: str) -> float:
+        return self._weight(len(self.federation.data[client]))
 
     # --- state -----------------------------------------------------------------------------------------------------
 

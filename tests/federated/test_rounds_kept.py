@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from support.federation import CLIENTS, config_of, federation, network
 from support.processes import forked_status
 
-from privlm.errors import UsageError
 from privlm.federated.federation import Federation
-from privlm.federated.objectives import Around
 from privlm.federated.outcome import Federated
-from privlm.federated.pool import Pool
 from privlm.federated.rounds import rounds
-from privlm.federated.server import TooFewReplies
 from privlm.job import Stage
 
 
@@ -30,11 +24,7 @@ def make(name: str, changes: dict[str, Any], build: Any = None) -> Federation:
 def trained(name: str = "fedavg", folder: Path | None = None, build: Any = None, **changes: Any) -> Federated:
     config = config_of(name, **changes)
     again = partial(make, name, changes, build)
-    opened = (
-        Stage.in_memory(trainer=config.trainer)
-        if folder is None
-        else Stage.at(folder, trainer=config.trainer)
-    )
+    opened = Stage.in_memory(trainer=config.trainer) if folder is None else Stage.at(folder, trainer=config.trainer)
     with opened as stage:
         return rounds(stage, again(), make=again)
 
@@ -58,7 +48,9 @@ def state(found: Federated, client: str) -> dict[str, list[float]]:
         return {name: value.flatten().tolist() for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize(("name", "changes"), [("scaffold", {}), ("fedadam", {}), ("ditto", {"optimizer_state": "keep"})])
+@pytest.mark.parametrize(
+    ("name", "changes"), [("scaffold", {}), ("fedadam", {}), ("ditto", {"optimizer_state": "keep"})]
+)
 def test_killed_in_any_round_the_rest_gives_the_same_model(tmp_path: Path, name: str, changes: dict[str, Any]) -> None:
     whole = trained(name, tmp_path / "whole", **changes)
     killed = partial(trained, name, tmp_path / "killed", **changes)

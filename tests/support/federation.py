@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from support.regression import Points, Squares, linear, settings
 from torch import Tensor, nn
 
 from privlm.config import FederatedConfig, PrivacyConfig, defaults
 from privlm.federated.federation import Federation
 from privlm.models.loaded import Loaded
+from support.regression import Points, Squares, linear, settings
 
 SIZES = (20, 5, 10, 15)
 CLIENTS = tuple(f"c{number}" for number in range(len(SIZES)))
