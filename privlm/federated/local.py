@@ -24,12 +24,10 @@ if TYPE_CHECKING:
 OPTIMIZER = "optimizer"
 
 
-class Local:
-    """The model of a client, what it has received, and what it keeps.
+class LocalWork:
+    """See privlm.federated.strategy.Local; what is in `personal` afterwards is kept.
 
-    received: the server's tensors of the model; received_beside: what the strategy sends besides.
-    personal: the client's own, under the names of the model's tensors or of a kind; what is in it afterwards is kept.
-    num_steps: of a round. rate: factor of the learning rate in this round.
+    rate: factor of the learning rate in this round.
     private: makes the account of a training that begins after so many steps of this round; None without privacy.
     """
 
@@ -68,7 +66,7 @@ class Local:
     # --- the model -------------------------------------------------------------------------------------------------
 
     def tensors(self) -> Tensors:
-        """What travels of the model as it is now, copied."""
+        """See Local."""
         return self.federation.exchange.take(self.client)
 
     def update(self) -> Tensors:
@@ -77,20 +75,20 @@ class Local:
         return difference(tensors, {name: self.received[name] for name in tensors})
 
     def put(self, tensors: Tensors) -> None:
-        """Copies tensors into the model."""
+        """See Local."""
         self.federation.exchange.put(tensors, self.client)
 
     def own_model(self) -> Tensors:
-        """The tensors of the model that the client keeps; empty before its first `keep_model`."""
+        """See Local."""
         return of_model(self.personal)
 
     def keep_model(self) -> None:
-        """Makes the model as it is the client's own."""
+        """See Local."""
         whole = self.tensors() | self.federation.exchange.take_personal()
         self.personal = beside_model(self.personal) | whole
 
     def send(self, tensors: Tensors) -> None:
-        """Sends tensors of a kind beside the model."""
+        """See Local."""
         self.sent_beside |= tensors
 
     # --- training --------------------------------------------------------------------------------------------------
@@ -103,11 +101,7 @@ class Local:
         only: Callable[[str], bool] | None = None,
         purpose: str = "train",
     ) -> float:
-        """Trains on the client's rows; returns the sum of the learning rates of the steps taken.
-
-        steps: of a round where None. only: names of the parameters that train. purpose: of several trainings in a
-        round each has its own, so that they draw other batches and dropout.
-        """
+        """See Local."""
         steps = self.num_steps if steps is None else steps
         private = None if self._private is None else self._private(self.steps_taken)
         frozen = _freeze(self.model, only)

@@ -110,9 +110,7 @@ class FederatedConfig:
         if self.partition in ("iid", "shards", "dirichlet") and self.num_clients is None:
             problems.append(f"federated.partition={self.partition} needs federated.num_clients")
         if self.ranks and self.lora not in ("svd", "stack", "zero_pad"):
-            problems.append(
-                f"federated.ranks: clients of different ranks need federated.lora=svd, stack or zero_pad, not {self.lora}"
-            )
+            problems.append(f"federated.ranks: mixed ranks need federated.lora=svd, stack or zero_pad, not {self.lora}")
         if self.lora not in SUMMABLE and self.name not in ("fedavg", "fedprox", "fedavg_ft"):
             problems.append(
                 f"federated.lora={self.lora} makes the mean itself, which federated={self.name} computes otherwise: "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,7 @@ from privlm.errors import UsageError
 from privlm.federated.aggregate import Tensors
 from privlm.federated.messages import Update, named, of_kind
 from privlm.federated.objectives import Corrected, Proximal
-from privlm.federated.strategy import Merge, Strategy
-
-if TYPE_CHECKING:
-    from privlm.federated.local import Local
+from privlm.federated.strategy import Local, Merge, Strategy
 
 CONTROL = "control"
 

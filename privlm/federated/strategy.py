@@ -7,18 +7,68 @@ A strategy is one object for both sides, so that it reads like its algorithm. It
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import nn
 
 from privlm.federated.aggregate import Tensors
 from privlm.federated.messages import Update
-
-if TYPE_CHECKING:
-    from privlm.federated.local import Local
+from privlm.training.objective import Objective
 
 Merge = Callable[[Iterable[Update]], Tensors]
 """Makes the server's new tensors of the updates of a round (privlm.federated.averaging), which it reads once."""
+
+
+class Local(Protocol):
+    """A client at work in one round (privlm.federated.local), as a strategy sees it.
+
+    model: holds what came from the server, and the client's own parts. objective: of the task.
+    received: the server's tensors of the model; received_beside: what the strategy sends besides.
+    personal: what the client keeps from round to round, under the names of the model's tensors or of a kind.
+    num_steps: of a round.
+    """
+
+    model: nn.Module
+    objective: Objective
+    received: Tensors
+    received_beside: Tensors
+    personal: Tensors
+    num_steps: int
+
+    def fit(
+        self,
+        objective: Objective | None = None,
+        *,
+        steps: int | None = None,
+        only: Callable[[str], bool] | None = None,
+        purpose: str = "train",
+    ) -> float:
+        """Trains on the client's rows; returns the sum of the learning rates of the steps taken.
+
+        steps: of a round where None. only: names of the parameters that train. purpose: of several trainings in a
+        round each has its own, so that they draw other batches and dropout.
+        """
+        ...
+
+    def tensors(self) -> Tensors:
+        """What travels of the model as it is now, copied."""
+        ...
+
+    def put(self, tensors: Tensors) -> None:
+        """Copies tensors into the model."""
+        ...
+
+    def own_model(self) -> Tensors:
+        """The tensors of the model that the client keeps; empty before its first `keep_model`."""
+        ...
+
+    def keep_model(self) -> None:
+        """Makes the model as it is the client's own."""
+        ...
+
+    def send(self, tensors: Tensors) -> None:
+        """Sends tensors of a kind beside the model."""
+        ...
 
 
 class Strategy:

@@ -12,7 +12,7 @@ from privlm.federated import wire
 from privlm.federated.aggregate import Tensors, norm
 from privlm.federated.client_state import ClientStore, StoreInMemory, StoreOnDisk
 from privlm.federated.federation import Federation, Make
-from privlm.federated.local import Local
+from privlm.federated.local import LocalWork
 from privlm.federated.secured import masked
 from privlm.privacy.ledger import Ledger
 from privlm.privacy.plan import PrivacyPlan
@@ -74,11 +74,11 @@ class Worker:
             self.store.write(local.client, meta["round"], local.personal)
         return self._reply(local, meta)
 
-    def local(self, meta: Mapping[str, Any], received: Tensors) -> Local:
+    def local(self, meta: Mapping[str, Any], received: Tensors) -> LocalWork:
         """The client that a message is for, before its work."""
         client, plan = meta["client"], meta.get("plan")
         private = None if plan is None else partial(self._private, client, meta["first_step"], PrivacyPlan(**plan))
-        return Local(
+        return LocalWork(
             self.federation,
             client,
             received=received,
@@ -107,7 +107,7 @@ class Worker:
         view = whole.of(self.place.stage, client, first_step=first_step + steps_taken)
         return Private(plan, view, log_diagnostics=self.federation.config.privacy.log_private_diagnostics)
 
-    def _reply(self, local: Local, meta: Mapping[str, Any]) -> bytes:
+    def _reply(self, local: LocalWork, meta: Mapping[str, Any]) -> bytes:
         told, kind = self._told(local, meta), self.federation.config.federated.wire
         if meta.get("secure") is not None:
             return wire.pack(masked(meta["secure"], local.client, local.update()), told)
@@ -118,7 +118,7 @@ class Worker:
         told["wire_error"] = wire.wire_error(update, wire.expand(packed, kind))
         return wire.pack(packed | local.sent_beside, told)
 
-    def _told(self, local: Local, meta: Mapping[str, Any]) -> dict[str, Any]:
+    def _told(self, local: LocalWork, meta: Mapping[str, Any]) -> dict[str, Any]:
         """What stands beside the tensors; under privacy nothing that reads rows, unless diagnostics are asked for."""
         told: dict[str, Any] = {"round": meta["round"], "client": local.client, "steps": local.steps_taken}
         told["num_examples"] = len(local.data)
