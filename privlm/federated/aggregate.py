@@ -49,7 +49,7 @@ class Mean:
         _require_positive(weight, "the weight of an update")
         if not self._mean:
             self._like = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
-            self._mean = {name: _wide(tensor).clone() for name, tensor in tensors.items()}
+            self._mean = {name: _wide(tensor) for name, tensor in tensors.items()}
         elif misfit := _misfit(tensors, self._like):
             raise UnusableReply(f"{misfit}, which the update of the first client is not like")
         self._weight += weight

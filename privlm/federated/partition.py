@@ -159,9 +159,7 @@ def _dirichlet_draw(codes_N: Rows, num_clients: int, alpha: float, rng: np.rando
         rows = rng.permutation(np.flatnonzero(codes_N == code))
         is_open_C = sizes_C < len(codes_N) / num_clients
         weights_C = np.zeros(num_clients)
-        weights_C[is_open_C] = rng.dirichlet(
-            np.full(is_open_C.sum(), alpha)
-        )  # what a Dirichlet over all is among these
+        weights_C[is_open_C] = rng.dirichlet(np.full(is_open_C.sum(), alpha))  # as one over all is among these
         ends_C = np.cumsum(weights_C)
         ends_C = (ends_C / ends_C[-1] * len(rows)).astype(int)  # the last is exact, for a closed client there too
         for client, piece in enumerate(np.split(rows, ends_C[:-1])):

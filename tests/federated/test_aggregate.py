@@ -81,7 +81,10 @@ def test_the_mean_of_equal_state_dicts_is_one_of_them_bit_for_bit(count: int) ->
 def test_the_mean_is_no_view_of_what_was_given_and_changes_nothing() -> None:
     one, total = state(0), Mean()
     total.add(one, 2.0)
-    first = total.result()
+    first, spoiled = total.result(), total.result()
+    for tensor in spoiled.values():
+        tensor.zero_()
+    assert torch.equal(total.result()["norm.running_mean"], one["norm.running_mean"])
     total.add(state(1), 1.0)
     for name, tensor in state(0).items():
         assert torch.equal(one[name], tensor)

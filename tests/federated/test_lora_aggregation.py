@@ -258,7 +258,7 @@ def test_padding_is_the_mean_of_padded_factors() -> None:
 @pytest.mark.parametrize("rule", ["separate", "residual", "ffa"])
 def test_rules_of_one_rank_refuse_several(rule: str) -> None:
     of = {"separate": separate, "ffa": ffa, "residual": lambda updates: residual(updates, SCALES)}[rule]
-    with pytest.raises(UsageError, match=r"federated\.lora=\w+ needs one rank, .* with 4, 8: choose stack"):
+    with pytest.raises(UsageError, match=rf"federated\.lora={rule} needs one rank, .* with 4, 8: choose stack"):
         of(clients(ranks=(8, 4)))
 
 

@@ -69,6 +69,13 @@ def test_masks_cancel_bit_for_bit_whoever_drops_out(dropped: Sequence[str]) -> N
         assert found[name].shape == exact.shape
 
 
+def test_a_value_is_off_by_half_a_step_at_most() -> None:
+    point, x = FixedPoint(CLIP, 5), vector(CLIENTS[0])["w"].double().numpy()
+    off = point.encode(vector(CLIENTS[0]))["w"].view(np.int32) * point.step - x
+    assert 0.45 * point.step < np.abs(off).max() <= 0.5 * point.step
+    assert abs(off.mean()) < 0.1 * point.step
+
+
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(data=st.data(), num_clients=st.integers(2, 9), seed=st.integers(0, 2**40))
 def test_any_survivors_above_the_threshold_give_their_sum(data: st.DataObject, num_clients: int, seed: int) -> None:

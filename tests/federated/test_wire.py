@@ -149,6 +149,7 @@ def test_what_is_not_finite_is_still_seen_after_the_wire(kind: str, bad: float) 
     after = expand(compress(before, kind), kind)
     assert "w holds NaN or infinity" in (fault_of(after, before) or "")
     assert torch.equal(after["b"], before["b"])
+    assert after["w"].isnan().all() or kind != "int8"
 
 
 def test_values_beyond_float16_are_refused_and_not_made_infinite() -> None:
