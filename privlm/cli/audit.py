@@ -68,6 +68,7 @@ def main(argv: list[str]) -> int:
     _ = run.privacy  # raises for a ledger that does not add up
     if not run.finished:
         raise UsageError(f"{run.path} is {run.state}: an audit is of a finished run")
+    _require_one_training(run)
     if arguments.lira:
         kind = arguments.canaries or "mislabel"
         if kind == "dirac":
@@ -149,6 +150,13 @@ def _print_bound(arguments: argparse.Namespace, epsilon: float, mu: float) -> in
 
 
 # --- audited runs ---------------------------------------------------------------------------------------------------
+
+
+def _require_one_training(run: RunRecord) -> None:
+    """Raises UsageError for a federated run with privacy: canaries stand in place of one Trainer's records."""
+    privacy = run.privacy or {}
+    if "are_disjoint" in privacy or privacy.get("unit") == "client":
+        raise UsageError(f"{run.path}: an audit is of one training, and here clients have trained; train one alone")
 
 
 def _twin(run: RunRecord, kind: str, num_canaries: int | None, seed: int) -> RunRecord:

@@ -22,7 +22,7 @@ class Reading:
     accountant: str
     guaranteed: float | None
     estimated: float | None
-    noise_multiplier: float | None
+    noise_multiplier: float | list[float] | None
 
     @property
     def kind(self) -> str:
@@ -31,9 +31,15 @@ class Reading:
     @property
     def texts(self) -> list[str]:
         """The fields as READING_COLUMNS name them."""
-        numbers = (self.estimated, self.noise_multiplier)
         guaranteed = "" if self.guaranteed is None else rounded_up(self.guaranteed)
-        return [self.accountant, guaranteed, *("" if value is None else f"{value:.3f}" for value in numbers)]
+        return [self.accountant, guaranteed, _three_decimals(self.estimated), _three_decimals(self.noise_multiplier)]
+
+
+def _three_decimals(value: Any) -> str:
+    """Of a number, or of the ends of a range."""
+    if isinstance(value, list):
+        return " to ".join(map(_three_decimals, value))
+    return "" if value is None else f"{value:.3f}"
 
 
 STEPS = "steps T"
@@ -250,7 +256,7 @@ _OF_A_RELEASE = ("sampling_rate", "expected_batch_size", "noise_multiplier", "cl
 
 
 def _by_setting(privacy: dict[str, Any], taken: dict[str, Any] | None, name: str, *, is_planned: bool) -> str:
-    """A value of the releases, with their number where they were not all alike."""
+    """A value of the releases, with their number where they were not all alike; of clients the least and the most."""
     if taken is None:
         return f"{number(privacy[name])}{' (planned)' if is_planned else ''}"
     counts: dict[float, int] = {}
@@ -258,6 +264,8 @@ def _by_setting(privacy: dict[str, Any], taken: dict[str, Any] | None, name: str
         counts[setting[name]] = counts.get(setting[name], 0) + setting["releases"]
     if len(counts) == 1:
         return number(next(iter(counts)))
+    if "num_clients" in privacy:
+        return number([min(counts), max(counts)])
     return ", ".join(f"{number(value)} in {count:,} releases" for value, count in counts.items())
 
 

@@ -53,10 +53,6 @@ def claim_of(privacy: Mapping[str, Any] | None) -> Claim:
         return Claim(math.inf, 0.0, "none", "none", "none", False, ())
     if privacy["mechanism"] != "dp_sgd":
         raise UsageError(f"an audit is of the privacy engine (dp_sgd), and this run used {privacy['mechanism']}")
-    if "are_disjoint" in privacy:
-        raise UsageError(
-            "an audit is of one training, and in this run each client has trained: audit one of them alone"
-        )
     if not privacy.get("final", True):
         raise UsageError("the run is not done: an audit is of what a run has spent, not of its plan")
     segments = (
