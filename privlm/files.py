@@ -90,6 +90,15 @@ def write_file(path: Path, fill: Callable[[Path], None]) -> None:
     sync_directory(path.parent)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces the file `path` by `content`, durably."""
+
+    def fill(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    write_file(path, fill)
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file, or None if there is no such file.
 

@@ -133,8 +133,7 @@ def fit(
     if folder is not None and job.is_main:
         save_model(loaded, folder, outcome=asdict(outcome), price=_price_of(private))
         losses = ProofLosses(objective, data, stage.seed(), config.trainer.micro_batch_size, job.accelerator.autocast)
-        chosen = {"best": outcome.best, "best_step": outcome.best_step, "evaluation": evaluation}
-        job.say(f"{stage.name}: {prove(loaded, folder, losses, **chosen)}")
+        job.say(f"{stage.name}: {prove(loaded, folder, losses, outcome, evaluation)}")
         stage.output(*sorted(path for path in folder.rglob("*") if path.is_file()))
     job.wait_for_everyone()
     return outcome

@@ -14,7 +14,8 @@ from privlm.errors import UsageError
 from privlm.models.loaded import Loaded
 from privlm.reload_proof import Proof, ProofLosses
 from privlm.rundir import TRAINING
-from privlm.training.trainer import Evaluation
+from privlm.training.evaluation import Evaluation
+from privlm.training.trainer import Outcome
 
 
 def save_model(loaded: Loaded, folder: Path, *, outcome: Mapping[str, Any], price: Mapping[str, Any]) -> None:
@@ -51,14 +52,12 @@ def prove(
     loaded: Loaded,
     folder: Path,
     losses: ProofLosses,
-    *,
-    best: Mapping[str, float] | None = None,
-    best_step: int | None = None,
+    outcome: Outcome | None = None,
     evaluation: Evaluation | None = None,
 ) -> Proof:
     """The reload proof (privlm.reload_proof) of what lies in `folder`; the model it makes is gone afterwards.
 
-    best, best_step: the evaluation of the step whose weights the model has, where one was chosen.
+    outcome: of a training that may have chosen its best step by `evaluation`.
     """
     device = next(loaded.model.parameters()).device
     again = loaded.fresh()
@@ -67,6 +66,6 @@ def prove(
     load_model(again, folder)
     num_tensors = reload_proof.compare_states(loaded.model, again.model)
     reload_proof.compare_losses(loaded.model, again.model, losses)
-    if best is not None and best_step is not None and evaluation is not None:
-        reload_proof.compare_evaluation(evaluation.function(again.model), best, best_step)
+    if outcome is not None and outcome.best is not None and outcome.best_step is not None and evaluation is not None:
+        reload_proof.compare_evaluation(evaluation.function(again.model), outcome.best, outcome.best_step)
     return Proof(num_tensors, moved)

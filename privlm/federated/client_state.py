@@ -74,7 +74,7 @@ class StoreOnDisk:
         path = self.path(client, round_)
         path.parent.mkdir(parents=True, exist_ok=True)
         content = wire.pack(tensors, {"client": client, "round": round_})
-        files.write_file(path, lambda temporary: temporary.write_bytes(content) and None)
+        files.write_bytes(path, content)
         for old in _superseded(self._rounds(client), round_, self.keep):
             self.path(client, old).unlink(missing_ok=True)
 

@@ -178,7 +178,7 @@ class PricedByRecord(Pricing):
         if number == 0:
             self._say()
         self._current()
-        self.stage.job.price.stages[self.stage.name] = ClientPlans(self.plans, self.ledgers, self.are_disjoint), number
+        self.stage.job.price.stages[self.stage.name] = ClientPlans(self.plans, self.ledgers, self.are_disjoint)
         self.stage.job.tell_price()
 
     def tell_again(self, kept: Mapping[str, Any], folder: Path, number: int) -> None:

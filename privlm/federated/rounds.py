@@ -137,9 +137,9 @@ class _Rounds:
     def _log(self, number: int, told: RoundTold, seconds: float) -> None:
         if self.pricing.hides_sampling:
             return
-        counts = {"replies": len(told.updates), "failures": len(told.failures)}
-        size = {"bytes_up": told.bytes_up, "bytes_down": told.bytes_down}
-        self.stage.log(number, "run", **counts, **size, seconds=seconds)
+        counts: dict[str, Any] = {"replies": len(told.updates), "failures": len(told.failures)}
+        size: dict[str, Any] = {"bytes_up": told.bytes_up, "bytes_down": told.bytes_down}
+        self.stage.log(number, "run", None, **counts, **size, seconds=seconds)
         if told.lora_error is not None:
             self.stage.log(number, "train", lora_error=told.lora_error)
         if len(told.updates) <= NUM_NAMED:
@@ -153,7 +153,7 @@ class _Rounds:
         if errors:
             means["wire_error"] = _mean(errors)
         if means:
-            self.stage.log(number, "train", **means)
+            self.stage.log(number, "train", None, **means)
 
     def _evaluate(self, number: int) -> None:
         every, is_last = self.config.evaluate_every, number == self.config.rounds
@@ -168,7 +168,7 @@ class _Rounds:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), evaluation_mode(model):
             torch.manual_seed(keyed_random.key_bits("evaluation of a round", self.stage.seed(), number) >> 65)
             measured = self.evaluation.function(model)
-        self.stage.log(number, self.evaluation.split, **{name: float(value) for name, value in measured.items()})
+        self.stage.log(number, self.evaluation.split, None, **{name: float(value) for name, value in measured.items()})
 
     def _personalise(self, engine: Engine) -> None:
         """Every client makes the model that it uses; those of an earlier try are kept."""
@@ -277,7 +277,8 @@ class _Rounds:
         if self.config.engine == "inprocess":
             return InProcess(self.worker)
         if self.config.engine == "pool":
-            make = make or partial(federation_of, OmegaConf.to_container(self.stage.config))
+            plain: Any = OmegaConf.to_container(self.stage.config)
+            make = make or partial(federation_of, plain)
             return Pool(make, self.place, workers=self.config.workers, timeout=self.config.timeout_s)
         raise UsageError(
             "federated.engine=flower: the rounds are taken by Flower's ServerApp; `privlm fedit export-app DIR` writes "

@@ -111,8 +111,8 @@ class Server:
         before = copy.deepcopy(self.strategy.state_dict())
         try:
             state = self._aggregated(number, inbox.read(engine.run_round(tasks)), secure)
-        except (NoUpdates, TooFewSurvivors) as error:
-            logger.warning("round %d: %s", number, error)
+        except (NoUpdates, TooFewSurvivors) as reason:
+            logger.warning("round %d: %s", number, reason)
             state = None
         enough = len(inbox.updates) >= self.config.min_clients or self.by_client is not None
         is_kept = state is not None and enough
