@@ -31,8 +31,9 @@ class UnusableReply(PrivLMError):
 class Mean:
     """The running weighted mean of state dicts, sum of w_k x_k over sum of w_k (FedAvg: McMahan et al., AISTATS 2017).
 
-    Holds one float64 copy, whatever the number of clients. Integer tensors (num_batches_tracked) take the maximum, bool
-    ones are or-ed; dtypes stay. The mean of one state dict, or of equal ones, is that state dict bit for bit.
+    Holds one float64 copy, whatever the number of clients, and for a moment a few of one tensor. Integer tensors
+    (num_batches_tracked) take the maximum, bool ones are or-ed; dtypes stay. The mean of one state dict, or of equal
+    ones, is that state dict bit for bit.
     """
 
     def __init__(self) -> None:
