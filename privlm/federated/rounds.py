@@ -198,8 +198,8 @@ class _Rounds:
         if store is None:
             return
         progress = {"outcome": asdict(self.outcome), **self.pricing.heads()}
-        strategy = self.server.strategy.state_dict()
-        store.save(Checkpoint(number, self.server.state, optimizer={}, objective=strategy, progress=progress))
+        rest = self.server.state_dict()
+        store.save(Checkpoint(number, self.server.state, optimizer={}, objective=rest, progress=progress))
 
     def _resume(self, store: CheckpointStore | None) -> int:
         """Takes up the last finished round; its number, 0 without one."""
@@ -211,7 +211,7 @@ class _Rounds:
         self.pricing.require(checkpoint.progress, f"the checkpoint of round {checkpoint.step}")
         store.rewind(checkpoint.step)
         self.server.state = dict(checkpoint.tensors)
-        self.server.strategy.load_state_dict(checkpoint.objective)
+        self.server.load_state_dict(checkpoint.objective)
         self.outcome = FederatedOutcome(**checkpoint.progress["outcome"])
         self.job.say(f"{self.stage.name}: goes on after round {checkpoint.step}")
         return checkpoint.step
