@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from peft import LoraConfig, PrefixTuningConfig
 from privlm.runners.llm_adapters.answering import Reply
-from privlm.runners.llm_adapters.encoding import encode, padding_side
+from privlm.runners.llm_adapters.encoding import encode
 from privlm.runners.llm_adapters.prompts import Prompts, scored_text
 from privlm.runners.llm_adapters.questions import Question
 
