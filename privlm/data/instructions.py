@@ -263,7 +263,9 @@ def _rows_or_none(table: Table, config: InstructionData) -> list[Instruction]:
 def _require_complete(rows: Sequence[Instruction], table: Table) -> None:
     for place, row in enumerate(rows):
         if not row.is_complete:
-            raise UsageError(f"{table.where(place)}: no instruction, or no response (data.on_bad_row=skip leaves it out)")
+            raise UsageError(
+                f"{table.where(place)}: no instruction, or no response (data.on_bad_row=skip leaves it out)"
+            )
 
 
 def _rows(table: Table, config: InstructionData) -> list[Instruction]:

@@ -59,9 +59,15 @@ def answered_rows(test: Sequence[Instruction], encoded: CausalSplit, number: int
     return [row for turn in turns for row in turn if row is not None][:number]
 
 
-def answer_rows(
-    stage: Stage, respondent: Respondent, rows: Sequence[Instruction], template: Template
-) -> list[Reply]:
+def asked(questions: Sequence[Question], template: Template) -> dict[str, Asked]:
+    """Item -> question, laid out as the rows that the model has learnt."""
+    return {
+        question.item: Asked(template.prompt(Instruction(question.text, "", "")), question.where)
+        for question in questions
+    }
+
+
+def answer_rows(stage: Stage, respondent: Respondent, rows: Sequence[Instruction], template: Template) -> list[Reply]:
     """The answers to held-out rows, those of earlier tries included."""
     items = {str(place): Asked(template.prompt(row), f"test row {place + 1}") for place, row in enumerate(rows)}
     return _replies(respondent, stage, "answers.jsonl", items) if items else []
@@ -71,7 +77,7 @@ def answer_questions(
     stage: Stage, respondent: Respondent, questions: Sequence[Question], template: Template
 ) -> list[Reply]:
     """The same for the questions of the judge."""
-    items = {question.item: question.asked(template) for question in questions}
+    items = asked(questions, template)
     return _replies(respondent, stage, ANSWERS, items) if items else []
 
 

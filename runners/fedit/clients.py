@@ -38,8 +38,8 @@ def encoded(shares: Shares, train: CausalSplit) -> dict[str, CausalSplit]:
              shares.items()}  # fmt: skip
     if empty := [client for client, split in found.items() if not len(split)]:
         raise UsageError(
-            f"client {', '.join(empty)}: no row has a token to learn in its first model.max_length tokens; raise it, or "
-            "give the client rows"
+            f"client {', '.join(empty)}: no row has a token to learn in its first model.max_length tokens; raise it, "
+            "or give the client rows"
         )
     return found
 

@@ -58,7 +58,7 @@ def read_answers(config: Any, questions: Sequence[Question]) -> list[str]:
     found = rows.answered(file, {question.item: question for question in questions})
     if len(found) < len(questions):
         raise UsageError(
-            f"task.compare_with: {run} has answered {len(found)} of the {len(questions)} questions: give a run with the "
-            "same task.questions"
+            f"task.compare_with: {run} has answered {len(found)} of the {len(questions)} questions: give a run with "
+            "the same task.questions"
         )
     return [line["text"].strip() for line in found.values()]

@@ -6,7 +6,7 @@ Every call goes through the call record of the run, which is what a killed run g
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,25 +20,34 @@ from privlm.rows import Keep
 from .judge_prompts import PAIRWISE, SINGLE, outcome, rating, verdict
 from .questions import Question
 
-ORDERS = ("ours_first", "ours_second")
+PAIR = ("ours_first", "ours_second")
 """Of a pair: which of the two answers is called A."""
 
-SIDES = ("ours", "theirs")
-"""Whose answer is rated."""
+RATED = ("ours", "theirs")
+"""Whose answer is rated alone."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One prompt. of: the place of its question. name: one of PAIR or RATED. item: names it in the file of verdicts."""
+
+    of: int
+    name: str
+    prompt: str
+    item: str
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What the judge has said of N questions, those that it was asked before it stopped.
+    """What the judge has said of the questions that it was asked before it stopped.
 
-    outcomes: of pairs, win, loss, tie or flip; None: not readable. ours, theirs: ratings 1 to 10, likewise; `theirs` is
-    empty where there is no other run. lines: of each call, with status, tokens and dollars. num_asked: calls in all.
+    outcomes: of pairs, win, loss, tie or flip; None: not readable. ratings: 1 to 10 of our answer and, where there is
+    another run, of its answer, likewise. lines: of each call, with status, tokens and dollars. num_asked: calls in all.
     stopped: why asking has ended early, or None.
     """
 
     outcomes: list[str | None]
-    ours: list[int | None]
-    theirs: list[int | None]
+    ratings: list[tuple[int | None, ...]]
     lines: list[dict[str, Any]]
     num_asked: int
     stopped: str | None
@@ -57,62 +66,65 @@ def ask_judge(
     """ours, theirs: the answers of this run and of task.compare_with to each question; None: there is no other run."""
     judge.require("generate", by="task.judge")
     task = stage.config.task
-    asking = _Asking(judge, task.judge_max_tokens, rating if task.judge == "single" else verdict, task.judge_required)
-    texts = [
-        _rated(*row) if task.judge == "single" else _paired(*row)
-        for row in zip(questions, ours, theirs or [None] * len(ours), strict=True)
+    is_pair = task.judge == "pairwise"
+    asking = _Asking(judge, task.judge_max_tokens, verdict if is_pair else rating, task.judge_required)
+    names = PAIR if is_pair else RATED[: 1 if theirs is None else 2]
+    answers = list(zip(ours, ours if theirs is None else theirs, strict=True))
+    calls = {
+        call.item: call
+        for place, (question, pair) in enumerate(zip(questions, answers, strict=True))
+        for call in asking.calls(place, question, pair, names)
+    }
+    lines = stage.rows("verdicts.jsonl", calls, asking, interruptible=False)
+    said = {(calls[line["item"]].of, calls[line["item"]].name): line["said"] for line in lines}
+    whole = [
+        tuple(said[place, name] for name in names)
+        for place in range(len(questions))
+        if all((place, name) in said for name in names)
     ]
-    items = {asking.item(question, name, text): (f"{question.where} {name}", text) for question, named in
-             zip(questions, texts, strict=True) for name, text in named.items()}  # fmt: skip
-    lines = {line["item"]: line for line in stage.rows("verdicts.jsonl", items, asking, interruptible=False)}
-    said: list[dict[str, Any]] = []
-    for question, named in zip(questions, texts, strict=True):
-        found = {name: lines.get(asking.item(question, name, text)) for name, text in named.items()}
-        if all(found.values()):
-            said.append({name: line["said"] for name, line in found.items() if line is not None})
     return Judged(
-        [outcome(*(one[order] for order in ORDERS)) for one in said if ORDERS[0] in one],
-        [one["ours"] for one in said if "ours" in one],
-        [one["theirs"] for one in said if "theirs" in one],
-        list(lines.values()),
-        len(items),
+        [outcome(*verdicts) for verdicts in whole] if is_pair else [],
+        [] if is_pair else whole,
+        lines,
+        len(calls),
         asking.stopped,
     )
 
 
-def _rated(question: Question, ours: str, theirs: str | None) -> dict[str, str]:
-    answers = {"ours": ours} | ({} if theirs is None else {"theirs": theirs})
-    return {side: SINGLE.format(question=question.text, answer=answer) for side, answer in answers.items()}
-
-
-def _paired(question: Question, ours: str, theirs: str | None) -> dict[str, str]:
-    assert theirs is not None, "a pair is of two answers"
-    pairs = dict(zip(ORDERS, [(ours, theirs), (theirs, ours)], strict=True))
-    return {order: PAIRWISE.format(question=question.text, first=a, second=b) for order, (a, b) in pairs.items()}
+def prompt(question: Question, ours: str, theirs: str, name: str) -> str:
+    """What the judge is asked. name: one of PAIR or RATED."""
+    if name in RATED:
+        return SINGLE.format(question=question.text, answer=ours if name == RATED[0] else theirs)
+    first, second = (ours, theirs) if name == PAIR[0] else (theirs, ours)
+    return PAIRWISE.format(question=question.text, first=first, second=second)
 
 
 class _Asking:
-    """Asks the open items of a stage's file (see privlm.job.Stage.rows); an item is (name for messages, prompt).
+    """Asks the open items of a stage's file (see privlm.job.Stage.rows).
 
     read: what a reply says. is_required: a judge that does not answer ends the run, else the stage stays undone.
     """
 
-    def __init__(self, judge: LanguageModel, max_tokens: int, read: Any, is_required: bool) -> None:
+    def __init__(
+        self, judge: LanguageModel, max_tokens: int, read: Callable[[str], int | str | None], is_required: bool
+    ) -> None:
         self.judge = judge
         self.sampling = Sampling(max_tokens)
         self.read = read
         self.is_required = is_required
         self.stopped: str | None = None
 
-    def item(self, question: Question, name: str, text: str) -> str:
+    def calls(self, place: int, question: Question, answers: tuple[str, str], names: Sequence[str]) -> Iterator[Call]:
         """Another prompt, judge or limit is another item."""
-        asked = f"{self.judge.model} {self.sampling.max_tokens} {text}"
-        return f"{question.item}-{name}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
+        for name in names:
+            text = prompt(question, *answers, name)
+            asked = f"{self.judge.model} {self.sampling.max_tokens} {text}"
+            yield Call(place, name, text, f"{question.item}-{name}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}")
 
-    def __call__(self, items: Mapping[str, tuple[str, str]], keep: Keep) -> None:
-        names = list(items)
+    def __call__(self, calls: Mapping[str, Call], keep: Keep) -> None:
+        names = list(calls)
         requests = [
-            GenerateRequest((Message("user", text),), self.sampling, item=where) for where, text in items.values()
+            GenerateRequest((Message("user", call.prompt),), self.sampling, item=name) for name, call in calls.items()
         ]
 
         def on_reply(place: int, reply: Reply) -> None:

@@ -7,35 +7,21 @@ from __future__ import annotations
 
 import re
 
-SINGLE = """You grade the answer that an assistant has given to a question. Look at whether it does what is asked, whether \
-what it says is true, and whether it is complete and clear; length alone earns nothing. Give your reasons in one or two \
-sentences. Then end with your grade, a whole number from 1 (of no use) to 10 (nothing to improve), in double square \
-brackets, like this: [[5]]
+SINGLE = (
+    "You grade the answer that an assistant has given to a question. Look at whether it does what is asked, whether "
+    "what it says is true, and whether it is complete and clear; length alone earns nothing. Give your reasons in one "
+    "or two sentences. Then end with your grade, a whole number from 1 (of no use) to 10 (nothing to improve), in double "
+    "square brackets, like this: [[5]]\n\n<question>\n{question}\n</question>\n\n<answer>\n{answer}\n</answer>"
+)
 
-<question>
-{question}
-</question>
-
-<answer>
-{answer}
-</answer>"""
-
-PAIRWISE = """You compare the answers that two assistants, A and B, have given to a question. Look at which one does \
-better what is asked, whether what they say is true, and whether they are complete and clear; neither length nor the order \
-of the two earns anything. Give your reasons in one or two sentences. Then end with your verdict in double square \
-brackets: [[A]] if A is better, [[B]] if B is better, [[C]] if neither is.
-
-<question>
-{question}
-</question>
-
-<answer of A>
-{first}
-</answer of A>
-
-<answer of B>
-{second}
-</answer of B>"""
+PAIRWISE = (
+    "You compare the answers that two assistants, A and B, have given to a question. Look at which one does better "
+    "what is asked, whether what they say is true, and whether they are complete and clear; neither length nor the "
+    "order of the two earns anything. Give your reasons in one or two sentences. Then end with your verdict in double "
+    "square brackets: [[A]] if A is better, [[B]] if B is better, [[C]] if neither is.\n\n"
+    "<question>\n{question}\n</question>\n\n"
+    "<answer of A>\n{first}\n</answer of A>\n\n<answer of B>\n{second}\n</answer of B>"
+)
 
 MARK = re.compile(r"\[\[([^\[\]]*)\]\]")
 RATING = re.compile(r"[1-9]|10")

@@ -122,8 +122,9 @@ def report_judged(stage: Stage, judged: Judged) -> None:
     if known := [outcome for outcome in judged.outcomes if outcome is not None]:
         ties = ("tie", "flip")
         for name, kinds in {"win": ("win",), "tie": ties, "loss": ("loss",), "flip": ("flip",)}.items():
-            stage.report(split=JUDGE, **{f"judge_{name}": share([outcome in kinds for outcome in known])})
-    if ours := [rating for rating in judged.ours if rating is not None]:
+            found = share([outcome in kinds for outcome in known])
+            stage.report(Result.of(f"judge_{name}", found, unit="fraction", split=JUDGE))
+    if ours := [ratings[0] for ratings in judged.ratings if ratings[0] is not None]:
         stage.report(split=JUDGE, unit="points", judge_score=mean_rating(ours))
     _report_relative(stage, judged)
     _report_cost(stage, judged.lines)
@@ -137,7 +138,7 @@ def mean_rating(ratings: Sequence[int]) -> Estimate:
 
 def _report_relative(stage: Stage, judged: Judged) -> None:
     """The points of this run over those of the other one, on the questions of which both ratings could be read."""
-    both = [(a, b) for a, b in zip(judged.ours, judged.theirs, strict=False) if a is not None and b is not None]
+    both = [ratings for ratings in judged.ratings if len(ratings) > 1 and None not in ratings]
     if both:
         ours, theirs = np.array(both, dtype=float).T
         stage.report(split=JUDGE, relative_score=_per_token(ours, theirs))

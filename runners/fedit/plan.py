@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from privlm import forecast
@@ -9,7 +11,8 @@ from privlm.config import Config
 from privlm.data.instructions import Instruction
 from privlm.llm.budget import Spent
 
-from .questions import read_questions
+from .judge_prompts import PAIRWISE, SINGLE
+from .questions import Question, read_questions
 from .splits import Splits, load
 
 
@@ -17,33 +20,40 @@ def plan(config: Config) -> dict[str, Any]:
     """Name -> value, under the names of result.json where there is one."""
     data, task = load(config), config.task
     training = {} if config.adapter.name == "none" else forecast.training(config, len(data.train))
-    size = forecast.size(config)
+    steps, size = training.get("steps", 0), forecast.size(config)
     questions = read_questions(task.questions).questions if task.questions else []
-    calls = {"none": 0, "pairwise": 2, "single": 2 if task.compare_with else 1}[task.judge] * len(questions)
-    words = sum(forecast.tokens(len(question.text)) for question in questions)
-    judged = Spent(
-        calls, calls and calls // len(questions) * (words + len(questions) * 2 * task.max_new_tokens),
-        calls * task.judge_max_tokens,
-    )  # fmt: skip
     return {
         "training_rows": len(data.train),
         "test_rows": len(data.test),
-        "clients": len(data.clients),
         "rows_per_client": _rows_per_client(data),
         **training,
-        "rows_seen": training.get("steps", 0) * config.trainer.batch_size,
+        "rows_seen": steps * config.trainer.batch_size,
         "train_on_inputs": task.train_on_inputs,
         "template": config.data.template,
         "questions": len(questions),
         "max_new_tokens": task.max_new_tokens,
         **size,
-        "seconds": _seconds(config, data, training.get("steps", 0), len(questions), size["parameters"]),
-        **forecast.asking({"judge": judged}, config.llm),
+        "seconds": _seconds(config, data, steps, len(questions), size["parameters"]),
+        **forecast.asking({"judge": _judged(task, questions)}, config.llm),
     }
 
 
 def _rows_per_client(data: Splits) -> dict[str, int]:
-    return {client: sum(row.client == client for row in data.train) for client in data.clients}
+    """Of those whose rows are learnt."""
+    counts = Counter(row.client for row in data.train)
+    return {client: counts[client] for client in data.clients if counts[client]}
+
+
+def _judged(task: Any, questions: Sequence[Question]) -> Spent:
+    """Answers are counted at their full length, of which a prompt of a pair holds two."""
+    if task.judge == "none":
+        return Spent()
+    is_pair = task.judge == "pairwise"
+    times = 2 if is_pair or task.compare_with else 1
+    calls = times * len(questions)
+    asked = times * forecast.tokens(sum(len(question.text) for question in questions))
+    frame = forecast.tokens(len(PAIRWISE if is_pair else SINGLE)) + (2 if is_pair else 1) * task.max_new_tokens
+    return Spent(calls, asked + calls * frame, calls * task.judge_max_tokens)
 
 
 def _seconds(config: Config, data: Splits, steps: int, num_questions: int, num_parameters: int | None) -> float | None:

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from privlm.data.instructions import Instruction, Template
 from privlm.data.readers import read_table
 from privlm.data.table import Table, is_text
 from privlm.errors import UsageError
 from privlm.files import sha256_file
-from privlm.llm.local.answering import Asked
 
 from .config import EMBEDDED
 
@@ -34,10 +32,6 @@ class Question:
     def item(self) -> str:
         """Its name in files of answers and verdicts; another question has another one."""
         return hashlib.sha256(self.text.encode()).hexdigest()[:12]
-
-    def asked(self, template: Template) -> Asked:
-        """As the model is asked it: laid out as the rows that it has learnt."""
-        return Asked(template.prompt(Instruction(self.text, "", "")), self.where)
 
 
 @dataclass(frozen=True)

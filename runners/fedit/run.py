@@ -23,7 +23,7 @@ from privlm.training.likelihood import Likelihood
 from privlm.training.next_token import NextToken
 from privlm.training.trainer import Evaluation
 
-from .answering import Reply, answer_questions, answer_rows, answered_rows, require_room, respondent
+from .answering import Reply, answer_questions, answer_rows, answered_rows, asked, require_room, respondent
 from .compared import EVALUATE, read_answers
 from .encoding import encode
 from .judge import ask_judge, require_judge
@@ -44,9 +44,9 @@ def run(config: Config, job: Job) -> None:
     trainable, total = count_parameters(loaded.model)
     train = encode(data.train, data.template, loaded, config, train_on_inputs=task.train_on_inputs)
     test = encode(data.test, data.template, loaded, config, train_on_inputs=False)
-    asked = respondent(loaded, task)
-    require_room(config, asked)
-    asked.require_room(question.asked(data.template) for question in questions)
+    assistant = respondent(loaded, task)
+    require_room(config, assistant)
+    assistant.require_room(asked(questions, data.template).values())
     require_judge(config, job)
     job.note(*data.notes, *_notes(config, train, test))
     likelihood = Likelihood(test, config, job.accelerator)
@@ -72,8 +72,8 @@ def run(config: Config, job: Job) -> None:
         rows = [data.test[place] for place in test.kept]
         report_perplexity(stage, rows, test.num_predicted, likelihood.measure(stage, loaded.model), before)
         generated = answered_rows(data.test, test, task.num_generated)
-        report_answers(stage, generated, answer_rows(stage, asked, generated, data.template))
-        ours = answer_questions(stage, asked, questions, data.template)
+        report_answers(stage, generated, answer_rows(stage, assistant, generated, data.template))
+        ours = answer_questions(stage, assistant, questions, data.template)
 
     if task.judge != "none":
         judge(config, job, questions, ours, theirs)
@@ -88,9 +88,7 @@ def _train(
     return fit(stage, loaded, NextToken(), train, evaluation=evaluation, plan=plan).steps
 
 
-def judge(
-    config: Config, job: Job, questions: list[Question], ours: list[Reply], theirs: list[str] | None
-) -> None:
+def judge(config: Config, job: Job, questions: list[Question], ours: list[Reply], theirs: list[str] | None) -> None:
     """Where asking ends early the stage stays undone, and the same command goes on."""
     with job.stage("judge") as stage, open_llm(config.llm, job, role="judge") as model:
         judged = ask_judge(stage, model, questions, [reply.text for reply in ours], theirs)

@@ -80,6 +80,8 @@ def _only(
     if not found:
         kind = field.removeprefix("only_")
         there = sorted({group for row in rows if (group := group_of(row)) is not None})
-        known = f"there are {', '.join(there)}" if there else f"no row has a {kind} (a column '{kind}', or data.aliases)"
+        known = (
+            f"there are {', '.join(there)}" if there else f"no row has a {kind} (a column '{kind}', or data.aliases)"
+        )
         raise UsageError(f"task.{field}={name}: no training row is of this {kind}; {known}")
     return found
