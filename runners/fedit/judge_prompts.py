@@ -10,8 +10,8 @@ import re
 SINGLE = (
     "You grade the answer that an assistant has given to a question. Look at whether it does what is asked, whether "
     "what it says is true, and whether it is complete and clear; length alone earns nothing. Give your reasons in one "
-    "or two sentences. Then end with your grade, a whole number from 1 (of no use) to 10 (nothing to improve), in double "
-    "square brackets, like this: [[5]]\n\n<question>\n{question}\n</question>\n\n<answer>\n{answer}\n</answer>"
+    "or two sentences. Then end with your grade, a whole number from 1 (of no use) to 10 (nothing to improve), in "
+    "double square brackets, like this: [[5]]\n\n<question>\n{question}\n</question>\n\n<answer>\n{answer}\n</answer>"
 )
 
 PAIRWISE = (
