@@ -1,4 +1,4 @@
-"""LoRA in federated rounds: what the server's model computes is the mean of what the clients' models compute, or not."""
+"""LoRA in federated rounds: what the server computes is the mean of what the clients compute, or is not."""
 
 from __future__ import annotations
 
