@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-import numpy as np
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from privlm.data.causal_lm import CausalSplit
 from privlm.data.instructions import Instruction
 from privlm.errors import UsageError
-
-Shares = Mapping[str, np.ndarray]
-"""Client -> the places of its rows, int64, in order."""
+from privlm.federated.partition import Parts, partition, read_allocation
 
 
-def by_column(rows: Sequence[Instruction]) -> dict[str, np.ndarray]:
-    """The clients that the data name. Raises UsageError where a row names none."""
-    places: dict[str, list[int]] = {}
-    for place, row in enumerate(rows):
-        if row.client is None:
-            raise UsageError(
-                "data: rows without a client; name the column of clients by data.aliases={COLUMN: client}, or let "
-                "them be parted another way"
-            )
-        places.setdefault(row.client, []).append(place)
-    return {client: np.array(places[client], dtype=np.int64) for client in sorted(places, key=_by_number)}
+def deal(rows: Sequence[Instruction], config: Any) -> Parts:
+    """Client -> the places of its rows (privlm.federated.partition), by the column `client` or the category of a row.
+
+    Raises UsageError for a setting that is absent or cannot be met.
+    """
+    federated = config.federated
+    columns = [row.client for row in rows]
+    if federated.partition == "by_column" and None in columns:
+        raise UsageError(
+            "federated.partition=by_column: rows without a client; name their column by data.aliases={COLUMN: client}, "
+            "or let them be dealt out: federated.partition=shards federated.num_clients=10"
+        )
+    return partition(
+        federated.partition,
+        [row.category or "" for row in rows],
+        [column or "" for column in columns],
+        len(rows),
+        federated.num_clients,
+        config.seed,
+        alpha=federated.alpha,
+        min_size=federated.min_size,
+        shards_per_client=federated.shards_per_client,
+        allocation=None if federated.manifest is None else read_allocation(Path(federated.manifest)),
+    )
 
 
-def encoded(shares: Shares, train: CausalSplit) -> dict[str, CausalSplit]:
+def encoded(shares: Parts, train: CausalSplit) -> dict[str, CausalSplit]:
     """Each client's rows of `train`, which holds the encoded rows that `shares` numbers; what the encoder has left out
     is nobody's.
 
@@ -42,7 +53,3 @@ def encoded(shares: Shares, train: CausalSplit) -> dict[str, CausalSplit]:
             "or give the client rows"
         )
     return found
-
-
-def _by_number(client: str) -> tuple[int, str]:
-    return (int(client), "") if client.isdecimal() else (-1, client)

@@ -76,16 +76,6 @@ def _check_training(task: Any, config: Any) -> list[str]:
     return problems
 
 
-@dataclass
-class FederatedConfig:
-    """Who averages what (configs/federated)."""
-
-    name: str = setting(options=("none",))
-
-
-SCHEMAS = {"federated": {"federated": FederatedConfig}}
-
-
 def contents(config: Any) -> dict[str, Content]:
     """Whether data and weights are what their names promise. Reads the data, so that what is wrong with them is told
     before anything is written.

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from privlm.adapters.adapter import merge_adapter
 from privlm.adapters.load import load_causal_lm
 from privlm.config import Config
 from privlm.data.contamination import words_of
 from privlm.data.instructions import TEMPLATES, Instruction, load_instructions
 from privlm.data.table import is_text, names_in_files
 from privlm.errors import UsageError
-from privlm.fit import load_trained
+from privlm.federated.kept import is_folded, kept
+from privlm.kept_model import load_model
 from privlm.llm.local.answering import Asked
 from privlm.llm.local.export import export_causal_lm
 from privlm.metrics.estimate import Estimate
@@ -40,7 +43,7 @@ def predictor(config: Config, folder: Path) -> Assistant:
     loaded = load_causal_lm(config.model, config.adapter, config.seed)
     trained = folder / "stages" / "train" / MODEL
     if (trained / TRAINING).exists() or any(parameter.requires_grad for parameter in loaded.model.parameters()):
-        load_trained(loaded, trained)
+        load_model(kept(config.federated, loaded), trained)
     return Assistant(config, loaded)
 
 
@@ -81,7 +84,10 @@ class Assistant:
     def export(self, folder: Path) -> None:
         """Writes the model (privlm.llm.local.export), with `prompt.txt`: how it was asked."""
         sample, asked = (self.template.prompt(Instruction(text, "", "")) for text in (SAMPLE, "{instruction}"))
-        export_causal_lm(self.loaded, self.config.model, folder, sample)
+        loaded = self.loaded
+        if is_folded(self.config.federated):  # the rounds have changed the base, which no adapter holds
+            loaded = replace(loaded, model=merge_adapter(loaded.model))
+        export_causal_lm(loaded, self.config.model, folder, sample)
         (folder / "prompt.txt").write_text(asked, encoding="utf-8")
 
     def _rouge_l(self, rows: list[Instruction]) -> Estimate:

@@ -14,25 +14,29 @@ from privlm.adapters.adapter import count_parameters, untrained
 from privlm.adapters.load import load_causal_lm
 from privlm.config import Config
 from privlm.data.causal_lm import CausalSplit
+from privlm.data.instructions import Instruction
+from privlm.federated.federation import Federation
+from privlm.federated.rounds import rounds
+from privlm.federated.schema import is_federated
 from privlm.fit import fit, plan_of
-from privlm.job import Job, Stage
+from privlm.job import Job
 from privlm.llm.opening import open_llm
 from privlm.models.loaded import Loaded
-from privlm.privacy.plan import PrivacyPlan
 from privlm.training.likelihood import Likelihood
 from privlm.training.next_token import NextToken
 from privlm.training.trainer import Evaluation
 
 from .answering import Reply, answer_questions, answer_rows, answered_rows, asked, require_room, respondent
+from .clients import deal, encoded
 from .compared import EVALUATE, read_answers
 from .encoding import encode
 from .judge import ask_judge, require_judge
-from .measure import report_answers, report_judged, report_perplexity, report_training
+from .measure import report_answers, report_budget, report_judged, report_perplexity, report_rounds
 from .predictor import predictor
 from .questions import Question, read_questions
 from .splits import load
 
-__all__ = ["predictor", "run"]
+__all__ = ["federation", "predictor", "run"]
 
 
 def run(config: Config, job: Job) -> None:
@@ -53,18 +57,21 @@ def run(config: Config, job: Job) -> None:
     before = None
 
     if trainable:
-        plan = plan_of(config, len(train))
+        plan = None if is_federated(config) else plan_of(config, len(train))
         with job.stage("base") as stage, untrained(loaded.model):
             loaded.model.to(job.accelerator.device)
             before = likelihood.measure(stage, loaded.model)
 
         evaluation = None
-        if config.trainer.evaluate_every:
+        if config.trainer.evaluate_every or is_federated(config):
             evaluation = Evaluation("test", likelihood.loss)  # of no step the best: these rows test
         with job.stage("train") as stage:
-            steps = _train(stage, loaded, train, evaluation, plan)
-            seen = steps * config.trainer.batch_size
-            report_training(stage, steps=steps, rows_seen=seen, num_rows=len(train), left_out=train.num_skipped)
+            if is_federated(config):
+                report_rounds(stage, rounds(stage, clients(config, loaded, data.train, train), evaluation=evaluation))
+            else:
+                steps = fit(stage, loaded, NextToken(), train, evaluation=evaluation, plan=plan).steps
+                report_budget(stage, steps=steps, rows_seen=steps * config.trainer.batch_size)
+            stage.report(split="train", unit="rows", training_rows=len(train), left_out=train.num_skipped)
             stage.report(unit="parameters", trainable_parameters=trainable, parameters=total)
 
     with job.stage(EVALUATE) as stage:
@@ -79,13 +86,17 @@ def run(config: Config, job: Job) -> None:
         judge(config, job, questions, ours, theirs)
 
 
-def _train(
-    stage: Stage, loaded: Loaded, train: CausalSplit, evaluation: Evaluation | None, plan: PrivacyPlan | None
-) -> int:
-    """The optimizer steps that were taken."""
-    # JOIN: clients and a server come in here: rounds(stage, loaded, NextToken(), clients.encoded(shares, train))
-    assert stage.config.federated.name == "none"
-    return fit(stage, loaded, NextToken(), train, evaluation=evaluation, plan=plan).steps
+def federation(config: Config) -> Federation:
+    """The clients of a run, in whatever process (federated.engine)."""
+    data = load(config)
+    loaded = load_causal_lm(config.model, config.adapter, config.seed)
+    train = encode(data.train, data.template, loaded, config, train_on_inputs=config.task.train_on_inputs)
+    return clients(config, loaded, data.train, train)
+
+
+def clients(config: Config, loaded: Loaded, rows: list[Instruction], train: CausalSplit) -> Federation:
+    """train: `rows` as tokens."""
+    return Federation(config, loaded, NextToken(), encoded(deal(rows, config), train))
 
 
 def judge(config: Config, job: Job, questions: list[Question], ours: list[Reply], theirs: list[str] | None) -> None:
