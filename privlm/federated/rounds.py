@@ -218,8 +218,7 @@ class _Rounds:
 
     def _keep(self, folder: Path, federated: Federated) -> None:
         loaded, stage = self.federation.exchange.kept(self.federation.loaded), self.stage
-        outcome = self.outcome.without_sampling() if self.pricing.hides_sampling else self.outcome
-        save_model(loaded, folder, outcome=asdict(outcome), price=self.pricing.price())
+        save_model(loaded, folder, outcome=asdict(federated.outcome), price=self.pricing.price())
         client = self._drawn_client()
         trainer = self.federation.config.trainer
         losses = ProofLosses(
@@ -261,7 +260,8 @@ class _Rounds:
         return self._federated()
 
     def _federated(self) -> Federated:
-        return Federated(self.federation, self.outcome, self.server, self.worker.store, self.config.rounds)
+        outcome = self.outcome.without_sampling() if self.pricing.hides_sampling else self.outcome
+        return Federated(self.federation, outcome, self.server, self.worker.store, self.config.rounds)
 
     # --- who does the work -----------------------------------------------------------------------------------------
 

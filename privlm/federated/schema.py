@@ -122,13 +122,13 @@ def _alone(federated: Any) -> list[str]:
         )
     if federated.lora not in SUMMABLE and federated.name not in ("fedavg", "fedprox", "fedavg_ft"):
         problems.append(
-            f"federated.lora={federated.lora} makes the mean itfederated, which federated={federated.name} computes otherwise: "
-            "use federated=fedavg, or federated.lora=separate"
+            f"federated.lora={federated.lora} makes the mean itself, and federated={federated.name} computes "
+            "another: use federated=fedavg, or federated.lora=separate"
         )
     if federated.secure_aggregation and federated.lora not in SUMMABLE:
         problems.append(
-            f"federated.secure_aggregation shows the server a sum alone, and federated.lora={federated.lora} needs each "
-            "client's factors: use federated.lora=separate or ffa"
+            "federated.secure_aggregation shows the server a sum alone, and federated.lora="
+            f"{federated.lora} needs each client's factors: use federated.lora=separate or ffa"
         )
     if federated.secure_aggregation and (
         federated.name in ("scaffold", "local") or federated.optimizer_state == "average"
@@ -170,9 +170,7 @@ def _with_privacy(federated: Any, config: Any) -> list[str]:
     if federated.optimizer_state == "average":
         problems.append("federated.optimizer_state=average sends more than privacy accounts for: reset or keep")
     if federated.lora not in SUMMABLE:
-        problems.append(
-            f"federated.lora={federated.lora} multiplies the noise of both factors: use federated.lora=ffa under privacy"
-        )
+        problems.append(f"federated.lora={federated.lora} multiplies the noise of both factors: use ffa under privacy")
     if config.privacy.mechanism == "dp_fedavg":
         problems += _by_client(federated)
     return problems

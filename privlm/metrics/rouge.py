@@ -24,5 +24,5 @@ def lcs_length(a: Sequence[str], b: Sequence[str]) -> int:
     open_ = whole
     for word in b:
         met = open_ & places.get(word, 0)
-        open_ = ((open_ + met) | (open_ - met)) & whole
+        open_ = ((open_ + met) | (open_ ^ met)) & whole
     return len(a) - open_.bit_count()
