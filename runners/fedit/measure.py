@@ -123,7 +123,7 @@ def report_rounds(stage: Stage, trained: Federated) -> None:
         return
     report_budget(stage, steps=outcome.steps, rows_seen=outcome.examples)
     up, down = (total / MEGABYTE for total in (outcome.bytes_up or 0, outcome.bytes_down or 0))
-    stage.report(unit="MB", up=up, down=down, up_per_reply=up / sent)
+    stage.report(unit="MB", upload=up, download=down, upload_per_reply=up / sent)
     stage.report(unit="replies", replies=sent, failures=outcome.failures or 0)
 
 
