@@ -100,11 +100,7 @@ def fit(
     private = None if public else _private(stage, plan, len(data), steps, share)
     if private is None:
         job.trains_without_privacy(stage.name)
-    store = (
-        CheckpointStore(stage.checkpoints, keep=settings.keep_checkpoints, rewind=stage.rewind)
-        if folder
-        else None
-    )
+    store = CheckpointStore(stage.checkpoints, keep=settings.keep_checkpoints, rewind=stage.rewind) if folder else None
     with job.progress(stage.name, steps, start=store.last_step() if store else 0) as show:
 
         def tick(step: int) -> None:

@@ -73,8 +73,9 @@ class Admission:
         pixels = np.asarray(image if image.size == size else image.resize(size, Image.Resampling.BILINEAR))
         return Line(pixels, text, where, truth)
 
-    def _refuse(self, problem: str, where: str) -> None:
+    def _refuse(self, problem: str, where: str) -> Line | None:
         self.refused[problem].append(where)
+        return None
 
     def notes(self, client: str) -> list[str]:
         """One sentence a problem; of a line its place is told, never its text."""

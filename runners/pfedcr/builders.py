@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from privlm import files
 from privlm.errors import UsageError
@@ -25,8 +26,7 @@ def lines(folder: Path, words: Sequence[str]) -> str:
     from omegaconf import OmegaConf
 
     require_packages("privlm build lines", "PIL", extra="ocr")
-    given = OmegaConf.to_container(OmegaConf.from_dotlist(list(words)))
-    assert isinstance(given, dict)
+    given: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(words)))
     of_model = {name: given.pop(name) for name in ("height", "max_width") if name in given}
     data, model = defaults(LinesConfig, "data", DATA, **given), defaults(RecogniserConfig, "model", MODEL, **of_model)
     config = SimpleNamespace(data=data, model=model, privacy=SimpleNamespace(mechanism="none"))
@@ -37,7 +37,7 @@ def lines(folder: Path, words: Sequence[str]) -> str:
     for client in made.clients:
         _write(folder / client.name, {"train": client.train, "test": client.test}, made.alphabet.symbols)
     number = sum(len(client.train) + len(client.test) for client in made.clients)
-    return f"{number:,} lines of {len(made)} clients in {folder}"
+    return f"{number:,} lines of {len(made)} clients"
 
 
 def _refuse_problems(data: LinesConfig, config: SimpleNamespace) -> None:

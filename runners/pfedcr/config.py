@@ -29,7 +29,7 @@ ALPHABETS = ("small", "large")
 
 @dataclass
 class WarmStart:
-    """What the server trains before anything else, on lines of its own: single characters and pairs, then longer lines."""
+    """What the server trains before anything else, on lines of its own: characters and pairs, then longer lines."""
 
     short_images: int = setting(above=0)
     short_steps: int = setting(at_least=0)
@@ -130,7 +130,9 @@ class LinesConfig:
             problems.append("data.clients: name each client once")
         if self.source != "rendered":
             if self.path is None:
-                problems.append(f"data.path: name the folder of the lines, data.path=FOLDER (data.source={self.source})")
+                problems.append(
+                    f"data.path: name the folder of the lines, data.path=FOLDER (data.source={self.source})"
+                )
             if self.wrong_labels:
                 problems.append("data.wrong_labels plants faults in rendered lines alone: set it to 0")
             if self.source == "lmdb" and self.client_column is not None:
@@ -222,7 +224,9 @@ def _server(config: Any) -> dict[str, str]:
 
     if not renders(config):
         return {}
-    return {"task.server.fonts": _digest(require_fonts(BY_CHOICE[config.task.server.fonts], config.data.fonts).values())}
+    return {
+        "task.server.fonts": _digest(require_fonts(BY_CHOICE[config.task.server.fonts], config.data.fonts).values())
+    }
 
 
 def renders(config: Any) -> bool:

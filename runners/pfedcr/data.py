@@ -154,8 +154,8 @@ def _declared(data: Any, by_name: Mapping[str, Source]) -> Alphabet:
         silent = [name for name in by_name if name not in declared]
         if silent:
             raise UsageError(
-                f"data.alphabet=union: client {silent[0]} declares none (alphabet.txt in its folder): give one to each, "
-                "or data.alphabet=FILE for all"
+                f"data.alphabet=union: client {silent[0]} declares none (alphabet.txt in its folder): give one to "
+                "each, or data.alphabet=FILE for all"
             )
         return union(declared)
     text = WORDS[data.alphabet].alphabet if data.alphabet in WORDS else read_alphabet(Path(data.alphabet).expanduser())

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -13,8 +12,10 @@ from privlm.job import Stage
 from privlm.metrics.estimate import Estimate
 from privlm.metrics.shares import share, share_of_counts
 from privlm.metrics.statistic import statistic
+from privlm.results import Result
 
 from .data import Clients
+from .pictures import draw_matrix
 from .scores import Scores, character_accuracy, few_shot, one_minus_ned
 
 Texts = list[list[list[str]]]
@@ -41,6 +42,11 @@ class Measured:
             if id(of_model) not in known:
                 known[id(of_model)] = [self._score(texts, j) for j, texts in enumerate(of_model)]
         return [known[id(of_model)] for of_model in self.readings]
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether all clients have one model."""
+        return len({id(of_model) for of_model in self.readings}) == 1
 
     @property
     def matrix(self) -> np.ndarray:
@@ -81,7 +87,7 @@ class Measured:
 def report(stage: Stage, measured: Measured, split: str, fewer_than: int) -> None:
     """Rows of one method. split: its name."""
     together = Scores.together(measured.own)
-    found: dict[str, Any] = {
+    found = {
         "own_char": together.character_accuracy(),
         "own_line": together.line_accuracy(),
         "own_ned": together.similarity(),
@@ -92,24 +98,34 @@ def report(stage: Stage, measured: Measured, split: str, fewer_than: int) -> Non
     if rare is not None:
         found["few_shot_char"] = rare
     worst = min(measured.own, key=lambda scores: float(character_accuracy(scores.edits, scores.lengths)))
-    stage.report(split=split, **found, worst_client_char=worst.character_accuracy())
+    found["worst_client_char"] = worst.character_accuracy()
+    _report(stage, found, split)
 
 
 def report_clients(stage: Stage, measured: Measured) -> None:
     """Of each client's model on its own lines."""
     for client, scores in zip(measured.clients.clients, measured.own, strict=True):
         accuracy = {"char": scores.character_accuracy(), "line": scores.line_accuracy(), "ned": scores.similarity()}
-        stage.report(split=client.name, **accuracy)
+        _report(stage, accuracy, client.name)
 
 
-def report_matrix(stage: Stage, measured: Measured) -> None:
-    """Character accuracy of each client's model on each client's lines: split `express on bank`."""
+def report_matrix(stage: Stage, measured: Measured, method: str) -> None:
+    """Character accuracy of each client's model on each client's lines, as a picture and, where models differ, as rows
+    of the split `express on bank`.
+    """
     names = [client.name for client in measured.clients.clients]
-    for k, j in np.ndindex(len(names), len(names)):
-        stage.report(split=f"{names[k]} on {names[j]}", matrix_char=measured.scores[k][j].character_accuracy())
+    if not measured.is_shared:
+        for k, j in np.ndindex(len(names), len(names)):
+            stage.report(split=f"{names[k]} on {names[j]}", matrix_char=measured.scores[k][j].character_accuracy())
+    stage.picture("cross_domain", draw_matrix(names, measured.matrix, f"character accuracy, {method}"))
 
 
 def report_empty(stage: Stage, readings: Sequence[Sequence[str]], split: str) -> None:
     """Lines of which nothing was read."""
     empty = [not text for texts in readings for text in texts]
     stage.report(split=split, read_nothing=share(empty))
+
+
+def _report(stage: Stage, found: Mapping[str, Estimate], split: str) -> None:
+    for name, estimate in found.items():
+        stage.report(Result.of(name, estimate, unit="fraction", split=split))

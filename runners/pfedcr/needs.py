@@ -8,7 +8,11 @@ from privlm import environment
 
 from .fonts import FONTS, install_line, missing_fonts
 
-PACKAGES = {"rendered and own lines": ("Pillow",), "data=line_lmdb": ("lmdb",), "task.outside_reader=rapidocr": ("rapidocr", "onnxruntime")}
+PACKAGES = {
+    "rendered and own lines": ("Pillow",),
+    "data=line_lmdb": ("lmdb",),
+    "task.outside_reader=rapidocr": ("rapidocr", "onnxruntime"),
+}
 """What is wanted -> the distributions that it needs, of the extra `ocr`."""
 
 

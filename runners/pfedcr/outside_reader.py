@@ -1,4 +1,4 @@
-"""A recogniser of others, as a yardstick and as a test of rendered labels: RapidOCR's PP-OCR, from its package alone."""
+"""A recogniser of others, a yardstick and a test of rendered labels: RapidOCR's PP-OCR, from its package alone."""
 
 from __future__ import annotations
 

@@ -51,7 +51,14 @@ def only(model: nn.Module, chosen: Chosen) -> Iterator[None]:
 
 
 def train_part(
-    model: nn.Module, chosen: Chosen, data: TrainingData, trainer: Any, *, steps: int, seed: int, accelerator: Any = None
+    model: nn.Module,
+    chosen: Chosen,
+    data: TrainingData,
+    trainer: Any,
+    *,
+    steps: int,
+    seed: int,
+    accelerator: Any = None,
 ) -> None:
     """Trains the chosen parameters in place. trainer: a TrainerConfig; of its learning_rates those count that have a
     chosen parameter.
@@ -72,7 +79,12 @@ def tune_output(model: nn.Module, virtual: LineData, trainer: Any, server: Any, 
     """
     epochs = server.virtual_epochs
     settings = changed(
-        trainer, learning_rate=server.learning_rate, schedule="constant", final_learning_rate=None, epochs=epochs, steps=None
+        trainer,
+        learning_rate=server.learning_rate,
+        schedule="constant",
+        final_learning_rate=None,
+        epochs=epochs,
+        steps=None,
     )
     if epochs:
         train_part(model, is_output, virtual, settings, steps=num_steps(settings, len(virtual)), seed=seed)

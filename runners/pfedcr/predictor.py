@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,12 +25,14 @@ from .ctc import READ_TOGETHER, read
 from .data import admission, load
 from .line import Line
 from .line_data import LineData
-from .recogniser import Recogniser, load_recogniser
+from .recogniser import Recogniser, load_recogniser, with_fused_lstm
 from .scores import Scores
 
 PROGRAM, ABOUT = "recogniser.pt2", "recogniser.json"
-SAMPLE_WIDTH = 96  # pixels, of a line of nobody on which an exported model must agree with the trained one
-TOLERANCE = 1e-4
+FRAMES_TOLD = {"crnn_small": "(width + 1) // 2", "crnn": "width // 4 - 1"}
+"""What privlm's frames.py computes, in words for readers of an exported model."""
+
+TOLERANCE = 1e-4  # of log-probabilities
 
 
 def predictor(config: Config, folder: Path) -> Reader:
@@ -64,9 +68,7 @@ class Reader:
 
     def evaluate(self, data: Any) -> Mapping[str, Mapping[str, Estimate | float]]:
         """The run's metrics on the test lines of each client of other lines with the same alphabet."""
-        config = self.config.copy()
-        config.data = data
-        clients = load(config)
+        clients = load(SimpleNamespace(data=data, model=self.config.model))
         if clients.alphabet != self.alphabet:
             raise UsageError("data.alphabet: these lines have another alphabet than the model of the run")
         found = {}
@@ -81,27 +83,28 @@ class Reader:
         return found
 
     def export(self, folder: Path) -> None:
-        """Writes `recogniser.pt2`, a program that torch.export.load reads without PrivLM, for lines of any width; and
-        `recogniser.json`: height, alphabet, and how a line is fed and read.
+        """Writes `recogniser.pt2`, a program that torch.export.load reads without PrivLM, for any number of lines
+        padded to model.max_width; and `recogniser.json`: alphabet, and how a line is fed and read.
 
         Raises PrivLMError where what was written does not compute what was trained.
         """
-        model, height = self.model.eval().cpu(), self.config.model.height
-        sample = torch.linspace(-1, 1, 2 * height * SAMPLE_WIDTH).reshape(2, 1, height, SAMPLE_WIDTH)
-        width = torch.export.Dim("width", min=32, max=self.config.model.max_width)
-        lines = torch.export.Dim("lines", min=1, max=4096)
-        program = torch.export.export(model, (sample,), dynamic_shapes=({0: lines, 3: width},), strict=False)
+        config = self.config.model
+        model = with_fused_lstm(self.model.eval().cpu())
+        sample = torch.linspace(-1, 1, 3 * config.height * config.max_width).reshape(3, 1, config.height, -1)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of torch's LSTM, about its own weights
+            program = torch.export.export(model, (sample,), dynamic_shapes=({0: torch.export.Dim("lines")},))
         torch.export.save(program, folder / PROGRAM)
         told = {
-            "height": height,
             "alphabet": self.alphabet.symbols,
-            "input": "float32 [B, 1, height, W], grey / 127.5 - 1",
-            "output": "log-probabilities [B, T, 1 + characters]; class 0 is the blank, class i the i-th character",
+            "input": f"float32 [lines, 1, {config.height}, {config.max_width}], grey / 127.5 - 1, padded on the right "
+            "with the grey of the line's edge",
+            "output": "log-probabilities [lines, frames, 1 + characters]; class 0 is the blank, class i character i",
+            "frames_of_a_line": FRAMES_TOLD[config.family],
         }
         (folder / ABOUT).write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         again = torch.export.load(folder / PROGRAM).module()
         with torch.no_grad():
-            apart = float((again(sample) - model(sample)).abs().max())
+            apart = float((again(sample[:2]) - self.model(sample[:2])).abs().max())
         if not apart <= TOLERANCE:
             raise PrivLMError(f"{folder}: the exported model is not the trained one: {apart:.3g} apart")
 

@@ -5,6 +5,7 @@ Shapes: B lines, C channels, H and W of a feature map, T frames, A characters an
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -199,11 +200,35 @@ def is_attention(name: str) -> bool:
 
 def is_output(name: str) -> bool:
     """Whether it belongs to the output layer."""
-    return name.split(".")[0] == "out"
+    return name.startswith("out.")
+
+
+@torch.no_grad()
+def with_fused_lstm(model: Recogniser) -> Recogniser:
+    """The same function with torch's own LSTM, which can be exported; a model that has it already, as it is."""
+    unrolled = model.recurrent
+    if not isinstance(unrolled, UnrolledLSTM):
+        return model
+    cells: list[Any] = list(unrolled.cells)
+    fused = nn.LSTM(
+        cells[0].from_input.in_features,
+        cells[0].from_hidden.in_features,
+        len(cells) // unrolled.num_directions,
+        batch_first=True,
+        bidirectional=unrolled.num_directions == 2,
+    )
+    weights = iter(fused.parameters())  # in the order that UnrolledLSTM.copy_weights reads
+    for cell in cells:
+        gates = cell.from_input, cell.from_hidden
+        for copied in (*(layer.weight for layer in gates), *(layer.bias for layer in gates)):
+            next(weights).copy_(copied)
+    same = copy.deepcopy(model)
+    same.recurrent = fused
+    return same.train(model.training)
 
 
 def load_recogniser(config: Any, alphabet: Alphabet, seed: int, *, unrolled: bool) -> Loaded:
-    """The untrained recogniser of a model config. It is saved with its alphabet, which is compared when it is loaded."""
+    """The untrained recogniser of a model config. It is saved with its alphabet, which loading compares."""
 
     def build() -> nn.Module:
         torch.manual_seed(seed)

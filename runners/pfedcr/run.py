@@ -1,7 +1,7 @@
 """The experiment of pFedCR, as far as one process with all lines goes: the central arm and what all arms share.
 
-1. warm start: the server trains the recogniser on lines that it renders itself (.warm_start), which no client has a part
-   in; all arms begin there.
+1. warm start: the server trains the recogniser on lines that it renders itself (.warm_start), which no client has a
+   part in; all arms begin there.
 2. train: the lines of all clients together, with or without privacy. The other arms have rounds in its place, in which
    the server tunes the output layer and clients end with models of their own (.partial_training).
 3. evaluate: each client's model on its own test lines and on those of the others (.measure), beside the warm start and
@@ -18,6 +18,7 @@ from privlm.adapters.adapter import count_parameters
 from privlm.config import Config, is_private
 from privlm.fit import fit, plan_of
 from privlm.job import Job, Stage
+from privlm.results import Result
 from privlm.training.trainer import Evaluation
 
 from .ctc import CTC, Readings, read
@@ -27,7 +28,7 @@ from .line import Line
 from .line_data import LineData
 from .measure import Measured, report, report_clients, report_empty, report_matrix
 from .outside_reader import OutsideReader
-from .pictures import draw_matrix, draw_sheet
+from .pictures import draw_sheet
 from .predictor import predictor
 from .recogniser import Recogniser, load_recogniser
 from .scores import Scores
@@ -68,8 +69,8 @@ def run(config: Config, job: Job) -> None:
             evaluate(stage, model, clients)
             trainable, total = count_parameters(model)
             stage.report(unit="parameters", trainable_parameters=trainable, parameters=total)
-            sizes = {"train_lines": len(train), "test_lines": sum(len(client.test) for client in clients.clients)}
-            stage.report(unit="lines", **sizes)
+            num_test = sum(len(client.test) for client in clients.clients)
+            stage.report(unit="lines", train_lines=len(train), test_lines=num_test)
 
 
 def evaluate(stage: Stage, model: Recogniser, clients: Clients) -> None:
@@ -78,9 +79,7 @@ def evaluate(stage: Stage, model: Recogniser, clients: Clients) -> None:
     measured = Measured.of_one(clients, read_tests(stage, model, clients, CENTRAL))
     report(stage, measured, CENTRAL, task.few_shot)
     report_clients(stage, measured)
-    report_matrix(stage, measured)
-    names = [client.name for client in clients.clients]
-    stage.picture("cross_domain", draw_matrix(names, measured.matrix, "character accuracy, central"))
+    report_matrix(stage, measured, CENTRAL)
     show_lines(stage, measured)
     if task.outside_reader == OUTSIDE:
         reader = OutsideReader()
@@ -95,8 +94,8 @@ def read_tests(stage: Stage, model: Recogniser, clients: Clients, split: str) ->
     readings = [read(model, LineData(client.test, clients.alphabet)) for client in clients.clients]
     if any(reading.is_plateau for reading in readings):
         stage.job.say(
-            f"warning: CTC plateau after {split}: nearly all frames are blank, or all lines of a client are read alike; "
-            "give task.warm_start more steps"
+            f"warning: CTC plateau after {split}: nearly all frames are blank, or all lines of a client are read "
+            "alike; give task.warm_start more steps"
         )
     texts = [reading.texts for reading in readings]
     report_empty(stage, texts, split)
@@ -138,7 +137,8 @@ def report_doubts(stage: Stage, clients: Clients, readings_of: ReadingsOf) -> No
         lines += client.train
         found += doubtful
     stage.report(unit="lines", split="train", n=len(lines), doubtful_labels=len(found))
-    stage.report(split="train", **precision_and_recall(lines, found))
+    for name, estimate in precision_and_recall(lines, found).items():
+        stage.report(Result.of(name, estimate, unit="fraction", split="train"))
 
 
 def notes(config: Config, clients: Clients) -> list[str]:

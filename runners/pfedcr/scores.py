@@ -15,8 +15,8 @@ from privlm.metrics.statistic import statistic
 
 @dataclass(frozen=True)
 class Scores:
-    """Of N lines. edits: Levenshtein distance from reading to text, [N]. lengths: of the texts, [N]. longer: of text and
-    reading the longer one, [N].
+    """Of N lines. edits: Levenshtein distance from reading to text, [N]. lengths: of the texts, [N]. longer: of text
+    and reading the longer one, [N].
     """
 
     edits: np.ndarray
@@ -25,7 +25,8 @@ class Scores:
 
     @classmethod
     def of(cls, readings: Sequence[str], texts: Sequence[str]) -> Scores:
-        rows = [(edit_distance(read, text), len(text), max(len(read), len(text))) for read, text in zip(readings, texts, strict=True)]
+        pairs = list(zip(readings, texts, strict=True))
+        rows = [(edit_distance(*pair), len(pair[1]), max(map(len, pair))) for pair in pairs]
         return cls(*np.array(rows, dtype=np.int64).reshape(-1, 3).T)
 
     @classmethod

@@ -1,7 +1,7 @@
 """The curriculum that takes a recogniser off CTC's plateau, on the server's lines: no client has a part in it.
 
-Single characters and pairs come first, then longer lines. From whole lines at once the label prior is learned and little
-else (README.md has figures).
+Single characters and pairs come first, then longer lines. From whole lines at once the label prior is learned, and
+little else (README.md has figures).
 """
 
 from __future__ import annotations
@@ -53,10 +53,11 @@ def server_lines(config: Config, alphabet: Any, num_lines: int, sizes: tuple[int
 
 def _trainer(trainer: Any, learning_rate: float, batch_size: int) -> TrainerConfig:
     """The run's own training with one cycle of another rate; its other rates keep their ratio to it."""
+    ratio = learning_rate / trainer.learning_rate
     return changed(
         trainer,
         learning_rate=learning_rate,
-        learning_rates={part: rate * learning_rate / trainer.learning_rate for part, rate in trainer.learning_rates.items()},
+        learning_rates={part: rate * ratio for part, rate in trainer.learning_rates.items()},
         batch_size=batch_size,
         micro_batch_size=batch_size,
         schedule="onecycle",
