@@ -222,7 +222,7 @@ def _server(config: Any) -> dict[str, str]:
     from .fonts import require_fonts
     from .rendered import SERVER_FONTS as BY_CHOICE
 
-    if not renders(config):
+    if not renders(config) or not hasattr(config.data, "fonts"):  # other data are refused by `_data`
         return {}
     return {
         "task.server.fonts": _digest(require_fonts(BY_CHOICE[config.task.server.fonts], config.data.fonts).values())

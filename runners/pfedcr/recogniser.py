@@ -174,11 +174,12 @@ class Recogniser(nn.Module):
         size = shape.column_size(height)
         self.column_norm = nn.LayerNorm(size) if shape.column_norm else nn.Identity()
         recurrent = nn.LSTM(size, shape.hidden, shape.num_layers, batch_first=True, bidirectional=True)
+        out = nn.Linear(2 * shape.hidden, num_classes)  # drawn before the copy, so that both kinds start alike
         self.recurrent: nn.Module = recurrent
         if unrolled:
             same = UnrolledLSTM(size, shape.hidden, shape.num_layers, bidirectional=True)
             self.recurrent = same.copy_weights(recurrent)
-        self.out = nn.Linear(2 * shape.hidden, num_classes)
+        self.out = out
 
     def forward(self, image: Tensor) -> Tensor:
         """image [B, 1, H, W] -> [B, T, 1 + A]."""
@@ -242,7 +243,7 @@ def load_recogniser(config: Any, alphabet: Alphabet, seed: int, *, unrolled: boo
         )
 
     names = ("family", "height", "norm", "attention")
-    made_of = {name: config[name] for name in names} | {"seed": seed, "alphabet": alphabet.symbols}
+    made_of = {name: getattr(config, name) for name in names} | {"seed": seed, "alphabet": alphabet.symbols}
     loaded = Loaded.of(build, made_of=made_of, tokenizer=alphabet)
 
     def save(model: nn.Module, folder: Path) -> None:
