@@ -108,7 +108,7 @@ def test_a_run_that_made_no_warm_start_gives_none(zygote: Zygote, tmp_path: Path
 
 
 def test_privacy_is_one_switch(zygote: Zygote, tmp_path: Path) -> None:
-    finished = run(zygote, tmp_path, "privacy=dp_sgd", "trainer.steps=2")
+    finished = run(zygote, tmp_path, "privacy=dp_sgd", "trainer.steps=2", "model.max_width=220")
     assert finished.status == 0, finished.output
     found = rows(tmp_path)
     assert 7 < found["epsilon", None] <= 8
