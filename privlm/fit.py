@@ -80,7 +80,7 @@ def fit(
     plan: of `plan_of`; made here where it is not given. share: of privacy.epsilon that may be spent when this stage
         ends; a task of several private stages leaves a rest to the later ones.
     public: the data needs no protection, and trains without privacy.
-    trainer: a TrainerConfig for this stage alone; null: that of the configuration.
+    trainer: a TrainerConfig for this stage alone, of a public one; null: that of the configuration.
 
     Raises UsageError as `plan_of` and the Trainer, and where nothing of the model trains; NotReproducedError where the
     saved model is not the trained one.
@@ -98,6 +98,7 @@ def fit(
     settings = config.trainer if trainer is None else trainer
     steps = num_steps(settings, len(data)) if steps is None else steps
     private = None if public else _private(stage, plan, len(data), steps, share)
+    assert private is None or trainer is None, "a private stage is planned by the configuration's trainer"
     if private is None:
         job.trains_without_privacy(stage.name)
     store = CheckpointStore(stage.checkpoints, keep=settings.keep_checkpoints, rewind=stage.rewind) if folder else None
