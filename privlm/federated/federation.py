@@ -67,6 +67,10 @@ class Federation:
         """Steps on the client's rows in a round that it takes part in."""
         return self.strategy.steps_of_round(self.num_steps(client))
 
+    def steps_of_personalising(self, client: str) -> int:
+        """The same of what it does after the last round."""
+        return self.strategy.steps_of_personalising(self.num_steps(client), len(self.data[client]))
+
     def num_steps(self, client: str) -> int:
         """trainer.steps, or those of trainer.epochs."""
         return num_steps(self.config.trainer, len(self.data[client]))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -12,8 +13,10 @@ from privlm.errors import PrivLMError
 from privlm.federated.aggregate import Tensors, difference
 from privlm.federated.federation import Federation
 from privlm.federated.messages import OPTIMIZER, beside_model, named, of_kind, of_model
+from privlm.models.evaluation_mode import evaluation_mode
 from privlm.privacy import keyed_random
 from privlm.training.objective import Objective
+from privlm.training.optimizers import rates_of
 from privlm.training.private import Private
 from privlm.training.schedule import learning_rate_factor
 from privlm.training.trainer import Monitor, Trainer
@@ -50,6 +53,7 @@ class LocalWork:
         self.received_beside = beside_model(received)
         self.personal = personal
         self.num_steps = federation.num_steps(client)
+        self.num_rows = len(self.data)
         self.steps_taken = 0
         self.is_out_of_budget = False
         self.metrics: dict[str, float] = {}
@@ -102,17 +106,16 @@ class LocalWork:
         """See Local."""
         steps = self.num_steps if steps is None else steps
         private = None if self._private is None else self._private(self.steps_taken)
-        frozen = _freeze(self.model, only)
-        try:
-            taken = self._train(objective or self.objective, steps, private, purpose)
-        finally:
-            for parameter in frozen:
-                parameter.requires_grad_(True)
+        with _only(self.model, only):
+            config = self._config if only is None else self._config.of_part(self.model)
+            taken = self._train(objective or self.objective, config, steps, private, purpose)
         self.steps_taken += taken
         rates = (learning_rate_factor(self._config, step, steps) for step in range(1, taken + 1))
         return self._config.learning_rate * sum(rates)
 
-    def _train(self, objective: Objective, steps: int, private: Private | None, purpose: str) -> int:
+    def _train(
+        self, objective: Objective, config: _LocalConfig, steps: int, private: Private | None, purpose: str
+    ) -> int:
         heard: dict[str, list[float]] = defaultdict(list)
 
         def log(step: int, split: str, **values: float) -> None:
@@ -124,7 +127,7 @@ class LocalWork:
             self.model,
             objective,
             self.data,
-            self._config,
+            config,
             seed=keyed_random.key_bits("local training", self._seed, purpose) >> 65,
             accelerator=self._accelerator,
             private=private,
@@ -159,27 +162,43 @@ class _LocalConfig:
     """A TrainerConfig for the training of a client: its rates by a factor, and every step's loss is read."""
 
     def __init__(self, config: Any, rate: float) -> None:
-        self._config = config
+        self._config, self._rate = config, rate
         self.learning_rate = config.learning_rate * rate
         self.learning_rates = {name: value * rate for name, value in dict(config.learning_rates).items()}
         self.log_every = 1
         self.checkpoint_every = 0
 
+    def of_part(self, model: nn.Module) -> _LocalConfig:
+        """Without rates of what is frozen."""
+        training = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        part = _LocalConfig(self._config, self._rate)
+        part.learning_rates = rates_of(self.learning_rates, training)
+        return part
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._config, name)
 
 
-def _freeze(model: nn.Module, only: Callable[[str], bool] | None) -> list[nn.Parameter]:
-    """Takes the gradient from all parameters but these; gives those that were frozen. Raises where none is left."""
-    if only is None:
-        return []
+@contextlib.contextmanager
+def _only(model: nn.Module, chosen: Callable[[str], bool] | None) -> Iterator[None]:
+    """These parameters alone train, and running statistics of what is frozen stay (privlm.training.modes). Raises where
+    none is left.
+    """
+    if chosen is None:
+        yield
+        return
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    frozen = [value for name, value in trained.items() if not only(name)]
+    frozen = [value for name, value in trained.items() if not chosen(name)]
     if len(frozen) == len(trained):
         raise PrivLMError("no parameter is left to train in this part of a client's round")
     for parameter in frozen:
         parameter.requires_grad_(False)
-    return frozen
+    try:
+        with evaluation_mode(model):
+            yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
 
 
 def _state_of(trainer: Trainer) -> Tensors:

@@ -216,7 +216,7 @@ def planned_steps(federation: Federation, seed: int) -> Counter[str]:
         for client in sampled(federation.clients, config.fraction, number - 1, seed, config.sampling):
             steps[client] += federation.steps_of_round(client)
     for client in federation.clients:
-        steps[client] += federation.strategy.steps_of_personalising(federation.num_steps(client))
+        steps[client] += federation.steps_of_personalising(client)
     return steps
 
 

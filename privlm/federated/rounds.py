@@ -118,6 +118,8 @@ class _Rounds:
     def _take_all(self, engine: Engine) -> None:
         store = self._checkpoints()
         done = self._resume(store)
+        if not done:
+            self._hand_out_parts()
         with self.job.progress(self.stage.name, self.config.rounds, start=done) as show:
             for number in range(done + 1, self.config.rounds + 1):
                 if not self.pricing.allow(number):
@@ -133,6 +135,14 @@ class _Rounds:
                 show(number)
                 if signum := self.job.stop.signum:
                     raise Interrupted(signum)
+
+    def _hand_out_parts(self) -> None:
+        """Before the first round each client has the parts that will be its own as the run's model has them: they may
+        come from a warm start, and another client has trained with the model in memory before.
+        """
+        if self.server.personal:
+            for client in self.federation.clients:
+                self.worker.store.write(client, 0, self.server.personal)
 
     def _log(self, number: int, told: RoundTold, seconds: float) -> None:
         if self.pricing.hides_sampling:
@@ -172,14 +182,14 @@ class _Rounds:
 
     def _personalise(self, engine: Engine) -> None:
         """Every client makes the model that it uses; those of an earlier try are kept."""
-        strategy, after = self.federation.strategy, self.config.rounds + 1
-        if not self.federation.strategy.steps_of_personalising(1):
+        federation, after = self.federation, self.config.rounds + 1
+        if not any(map(federation.steps_of_personalising, federation.clients)):
             return
-        assert strategy.is_personal_model
-        open_clients = [name for name in self.federation.clients if not self.worker.store.has(name, after)]
+        assert federation.strategy.is_personal_model
+        open_clients = [name for name in federation.clients if not self.worker.store.has(name, after)]
         tasks = [self.server.personalising(client) for client in open_clients]
-        start = len(self.federation.clients) - len(tasks)
-        total = len(self.federation.clients)
+        total = len(federation.clients)
+        start = total - len(tasks)
         with self.job.progress(f"{self.stage.name}: own models", total, start=start, interruptible=True) as show:
             for number, reply in enumerate(engine.run_round(tasks), start=start + 1):
                 if isinstance(reply, Failure):

@@ -39,10 +39,11 @@ class FedAvgFineTuned(Strategy):
     is_personal_model = True
 
     def personalise(self, local: Local) -> None:
-        local.fit(steps=self.steps_of_personalising(local.num_steps), purpose="personalise")
+        steps = self.steps_of_personalising(local.num_steps, local.num_rows)
+        local.fit(steps=steps, purpose="personalise")
         local.keep_model()
 
-    def steps_of_personalising(self, num_steps: int) -> int:
+    def steps_of_personalising(self, num_steps: int, num_rows: int) -> int:
         return self.config.personal_steps or num_steps
 
 

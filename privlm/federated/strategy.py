@@ -25,7 +25,7 @@ class Local(Protocol):
     model: holds what came from the server, and the client's own parts. objective: of the task.
     received: the server's tensors of the model; received_beside: what the strategy sends besides.
     personal: what the client keeps from round to round, under the names of the model's tensors or of a kind.
-    num_steps: of a round.
+    num_steps: of a round. num_rows: of the client.
     """
 
     model: nn.Module
@@ -34,6 +34,7 @@ class Local(Protocol):
     received_beside: Tensors
     personal: Tensors
     num_steps: int
+    num_rows: int
 
     def fit(
         self,
@@ -45,8 +46,9 @@ class Local(Protocol):
     ) -> float:
         """Trains on the client's rows; returns the sum of the learning rates of the steps taken.
 
-        steps: of a round where None. only: names of the parameters that train. purpose: of several trainings in a
-        round each has its own, so that they draw other batches and dropout.
+        steps: of a round where None. only: names of the parameters that train; running statistics of modules of which
+        nothing does stay as they are. purpose: of several trainings in a round each has its own, so that they draw
+        other batches and dropout.
         """
         ...
 
@@ -106,8 +108,8 @@ class Strategy:
         """Steps on the client's rows that `train` takes where a round has `num_steps`."""
         return num_steps
 
-    def steps_of_personalising(self, num_steps: int) -> int:
-        """The same of `personalise`."""
+    def steps_of_personalising(self, num_steps: int, num_rows: int) -> int:
+        """The same of `personalise`, for a client with so many rows."""
         return 0
 
     # --- the server ------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -46,6 +46,12 @@ def make_optimizer(config: Any, parameters: Mapping[str, nn.Parameter]) -> torch
         for pattern, members in by_pattern.items()
     ]
     return OPTIMIZERS[config.optimizer](groups, config)
+
+
+def rates_of(rates: Mapping[str, float], names: Iterable[str]) -> dict[str, float]:
+    """Those of trainer.learning_rates that count for one of the parameters `names`, where a part of a model trains."""
+    taken = {_pattern_of(name, rates) for name in names}
+    return {pattern: rate for pattern, rate in rates.items() if pattern in taken}
 
 
 def _pattern_of(name: str, patterns: Mapping[str, float]) -> str:

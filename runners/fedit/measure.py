@@ -15,7 +15,6 @@ import numpy as np
 
 from privlm.data.contamination import words_of
 from privlm.data.instructions import Instruction
-from privlm.federated.outcome import Federated
 from privlm.job import Stage
 from privlm.metrics.estimate import Estimate
 from privlm.metrics.exact_match import exact_match
@@ -30,8 +29,6 @@ from .judge import Judged
 TEST, MACRO, JUDGE = "test", "macro", "judge"
 SHORT = ("classification", "closed_qa", "information_extraction")
 """Categories whose responses are short enough for an exact match to say something."""
-
-MEGABYTE = 1e6
 
 LOWEST, HIGHEST = 1, 10
 """Ratings of a judge."""
@@ -106,25 +103,6 @@ def report_answers(stage: Stage, rows: Sequence[Instruction], replies: Sequence[
         right = [exact_match(reply.text, row.response) for row, reply in short if split in (TEST, row.category)]
         if right:
             stage.report(split=split, exact_match=share(right))
-
-
-def report_budget(stage: Stage, *, steps: int, rows_seen: int) -> None:
-    """Of an arm, its clients together: two arms are comparable where it is the same."""
-    stage.report(split="train", unit="steps", steps=steps)
-    stage.report(split="train", unit="rows", rows_seen=rows_seen)
-
-
-def report_rounds(stage: Stage, trained: Federated) -> None:
-    """The budget, and what travelled; nothing that tells how many clients a secret draw has asked."""
-    outcome, sent = trained.outcome, trained.outcome.replies
-    stage.report(unit="rounds", rounds=outcome.rounds)
-    stage.report(unit="clients", clients=len(trained.federation.clients))
-    if outcome.steps is None or outcome.examples is None or not sent:
-        return
-    report_budget(stage, steps=outcome.steps, rows_seen=outcome.examples)
-    up, down = (total / MEGABYTE for total in (outcome.bytes_up or 0, outcome.bytes_down or 0))
-    stage.report(unit="MB", upload=up, download=down, upload_per_reply=up / sent)
-    stage.report(unit="replies", replies=sent, failures=outcome.failures or 0)
 
 
 def report_judged(stage: Stage, judged: Judged) -> None:

@@ -16,6 +16,7 @@ from privlm.config import Config
 from privlm.data.causal_lm import CausalSplit
 from privlm.data.instructions import Instruction
 from privlm.federated.federation import Federation
+from privlm.federated.reporting import report_budget, report_rounds
 from privlm.federated.rounds import rounds
 from privlm.federated.schema import is_federated
 from privlm.fit import fit, plan_of
@@ -31,7 +32,7 @@ from .clients import deal, encoded
 from .compared import EVALUATE, read_answers
 from .encoding import encode
 from .judge import ask_judge, require_judge
-from .measure import report_answers, report_budget, report_judged, report_perplexity, report_rounds
+from .measure import report_answers, report_judged, report_perplexity
 from .predictor import predictor
 from .questions import Question, read_questions
 from .splits import load

@@ -10,6 +10,7 @@ from omegaconf import MISSING
 
 from privlm.content import Content
 from privlm.errors import UsageError
+from privlm.federated.schema import STRATEGIES, FederatedConfig, is_federated
 from privlm.privacy.schema import is_private
 from privlm.schema import TaskConfig, all_found, require_packages, setting
 
@@ -25,6 +26,14 @@ OUTSIDE_READERS = ("rapidocr", "none")
 SHOWN = ("rendered", "all", "none")
 ALPHABETS = ("small", "large")
 """data.alphabet of rendered lines; of own lines also `union` or a file."""
+
+WARM_START, CENTRAL, GLOBAL, OUTSIDE = "warm_start", "central", "global", "rapidocr"
+"""Splits of rows beside federated.name: of the model that all arms begin with, of a run without rounds, of the server's
+model where clients have their own, and of a recogniser of others.
+"""
+
+METHOD = "pfedcr"
+"""federated.name of the paper's own strategy (.strategy)."""
 
 
 @dataclass
@@ -82,8 +91,11 @@ class Task(TaskConfig):
             problems.append("llm: task=pfedcr asks nobody; leave it out")
         if config.adapter is not None:
             problems.append("adapter: task=pfedcr trains all of its recogniser; leave it out")
-        if config.federated is not None:
-            problems.append("federated: task=pfedcr trains the central arm alone as yet; leave it out")
+        if is_federated(config) and config.federated.partition != "by_column":
+            problems.append(
+                f"federated.partition={config.federated.partition} deals rows out, and each line of task=pfedcr "
+                "has its client (data.clients): leave it at by_column"
+            )
         family = getattr(config.model, "family", None)
         if family not in FAMILIES:
             return [*problems, "model: task=pfedcr trains a recogniser of text lines: model=crnn_small or model=crnn"]
@@ -173,7 +185,24 @@ class RecogniserConfig:
         return []
 
 
-SCHEMAS = {"data": {"lines": LinesConfig}, "model": {"recogniser": RecogniserConfig}}
+@dataclass
+class PFedCRConfig(FederatedConfig):
+    """Rounds by the strategy of this task; what it does besides is in task.server and task.personalise."""
+
+    name: str = setting(options=(*STRATEGIES, METHOD))
+
+    def check(self, config: Any) -> list[str]:
+        """What its fields say together, and with the other groups."""
+        if self.name == METHOD and config.task.name != "pfedcr":
+            return [f"federated={METHOD} tunes and personalises a recogniser of text lines: choose task=pfedcr"]
+        return FederatedConfig.check(self, config)  # composed, `self` is a node of the configuration
+
+
+SCHEMAS = {
+    "data": {"lines": LinesConfig},
+    "model": {"recogniser": RecogniserConfig},
+    "strategy": {"pfedcr": PFedCRConfig},  # over the schema that fedavg.yaml names, whose values pfedcr.yaml has
+}
 
 
 def contents(config: Any) -> dict[str, Content]:
@@ -233,7 +262,12 @@ def renders(config: Any) -> bool:
     """Whether the server renders lines of its own."""
     start = config.task.warm_start
     is_warm = config.task.start_run is None and start.short_steps + start.line_steps > 0
-    return is_warm or config.federated is not None
+    return is_warm or (is_pfedcr(config) and config.task.server.virtual_epochs > 0)
+
+
+def is_pfedcr(config: Any) -> bool:
+    """Whether the rounds are those of the paper's method, and not of a baseline."""
+    return config.federated is not None and config.federated.name == METHOD
 
 
 def _start_run(path: str | None) -> dict[str, str]:

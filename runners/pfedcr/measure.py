@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -99,6 +99,7 @@ def report(stage: Stage, measured: Measured, split: str, fewer_than: int) -> Non
         found["few_shot_char"] = rare
     worst = min(measured.own, key=lambda scores: float(character_accuracy(scores.edits, scores.lengths)))
     found["worst_client_char"] = worst.character_accuracy()
+    found["read_nothing"] = share([not text for k, texts in enumerate(measured.readings) for text in texts[k]])
     _report(stage, found, split)
 
 
@@ -118,12 +119,6 @@ def report_matrix(stage: Stage, measured: Measured, method: str) -> None:
         for k, j in np.ndindex(len(names), len(names)):
             stage.report(split=f"{names[k]} on {names[j]}", matrix_char=measured.scores[k][j].character_accuracy())
     stage.picture("cross_domain", draw_matrix(names, measured.matrix, f"character accuracy, {method}"))
-
-
-def report_empty(stage: Stage, readings: Sequence[Sequence[str]], split: str) -> None:
-    """Lines of which nothing was read."""
-    empty = [not text for texts in readings for text in texts]
-    stage.report(split=split, read_nothing=share(empty))
 
 
 def _report(stage: Stage, found: Mapping[str, Estimate], split: str) -> None:

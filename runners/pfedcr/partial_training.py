@@ -6,18 +6,18 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from privlm.config import TrainerConfig
 from privlm.models.evaluation_mode import evaluation_mode
 from privlm.training.batches import TrainingData, num_steps
+from privlm.training.optimizers import rates_of
 from privlm.training.trainer import Trainer
 
 from .ctc import CTC
 from .line_data import LineData
-from .recogniser import is_attention, is_output
+from .recogniser import is_output
 
 Chosen = Callable[[str], bool]
 """Of a parameter's name, whether it trains."""
@@ -58,7 +58,6 @@ def train_part(
     *,
     steps: int,
     seed: int,
-    accelerator: Any = None,
 ) -> None:
     """Trains the chosen parameters in place. trainer: a TrainerConfig; of its learning_rates those count that have a
     chosen parameter.
@@ -67,9 +66,9 @@ def train_part(
     """
     with only(model, chosen):
         training = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        rates = {part: rate for part, rate in trainer.learning_rates.items() if _any_has(training, part)}
+        rates = rates_of(trainer.learning_rates, training)
         settings = changed(trainer, learning_rates=rates, **WITHOUT_EVALUATION)
-        Trainer(model, CTC(), data, settings, seed=seed, accelerator=accelerator).run(steps)
+        Trainer(model, CTC(), data, settings, seed=seed).run(steps)
 
 
 def tune_output(model: nn.Module, virtual: LineData, trainer: Any, server: Any, *, seed: int) -> None:
@@ -77,24 +76,14 @@ def tune_output(model: nn.Module, virtual: LineData, trainer: Any, server: Any, 
 
     trainer: a TrainerConfig. server: a ServerSide of the task. seed: of the round.
     """
-    epochs = server.virtual_epochs
-    settings = changed(
-        trainer,
-        learning_rate=server.learning_rate,
-        schedule="constant",
-        final_learning_rate=None,
-        epochs=epochs,
-        steps=None,
-    )
-    if epochs:
-        train_part(model, is_output, virtual, settings, steps=num_steps(settings, len(virtual)), seed=seed)
+    settings = changed(trainer, learning_rate=server.learning_rate, schedule="constant", final_learning_rate=None)
+    if steps := steps_of(settings, server.virtual_epochs, len(virtual)):
+        train_part(model, is_output, virtual, settings, steps=steps, seed=seed)
 
 
-def train_attention(model: nn.Module, data: TrainingData, trainer: Any, *, epochs: float, seed: int) -> None:
-    """The last stage of a client: its gates alone learn its own lines."""
-    settings = changed(trainer, epochs=epochs, steps=None)
-    if epochs:
-        train_part(model, is_attention, data, settings, steps=num_steps(settings, len(data)), seed=seed)
+def steps_of(trainer: Any, epochs: float, num_lines: int) -> int:
+    """Steps of so many passes over the lines; trainer: a TrainerConfig, or the group as a run holds it."""
+    return num_steps(changed(trainer, epochs=epochs, steps=None), num_lines)
 
 
 def mixed(personal: Mapping[str, Tensor], received: Mapping[str, Tensor], mix: float) -> dict[str, Tensor]:
@@ -105,19 +94,7 @@ def mixed(personal: Mapping[str, Tensor], received: Mapping[str, Tensor], mix: f
     return {name: _mixed(tensor, received[name], mix) for name, tensor in personal.items()}
 
 
-@torch.no_grad()
-def mix_with(model: nn.Module, received: Mapping[str, Tensor], mix: float) -> None:
-    """The second stage of a client, in place: what the server sent is averaged with what the local epoch made of it."""
-    own = model.state_dict()
-    for name, tensor in mixed({name: own[name] for name in received}, received, mix).items():
-        own[name].copy_(tensor)
-
-
 def _mixed(own: Tensor, other: Tensor, mix: float) -> Tensor:
     if not own.is_floating_point():
         return own.clone()
     return (mix * own.double() + (1 - mix) * other.to(own.device).double()).to(own.dtype)
-
-
-def _any_has(names: list[str], part: str) -> bool:
-    return any(part in name.split(".") for name in names)

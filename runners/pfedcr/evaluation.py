@@ -1,0 +1,125 @@
+"""What the models of a run read of the clients' lines: of test lines for the figures, of training lines for doubts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import nn
+
+from privlm.federated.outcome import Federated
+from privlm.job import Stage
+from privlm.results import Result
+
+from .config import CENTRAL, GLOBAL, OUTSIDE
+from .ctc import Readings, read
+from .data import Clients
+from .label_errors import doubts, precision_and_recall, write_doubts
+from .line import Line
+from .line_data import LineData
+from .measure import Measured, report, report_clients, report_matrix
+from .outside_reader import OutsideReader
+from .pictures import draw_sheet
+from .recogniser import Recogniser
+from .scores import Scores
+
+ReadingsOf = Callable[[str, Sequence[Line]], list[Readings]]
+"""(client, lines) -> what each model that the client has reads of them."""
+
+
+def evaluate(stage: Stage, model: Recogniser, clients: Clients, trained: Federated | None) -> None:
+    """Rows, pictures and tables of doubtful labels. trained: of a run with rounds; None for the central arm, in which
+    one model is every client's.
+    """
+    task = stage.config.task
+    method = CENTRAL if trained is None else stage.config.federated.name
+    of_all = Measured.of_one(clients, read_tests(stage, model, clients, GLOBAL))
+    measured = of_all
+    if trained is not None and trained.federation.strategy.is_personal_model:
+        measured = Measured(clients, read_with_own(stage, trained, clients, method))
+        if trained.federation.strategy.is_exchanged:
+            report(stage, of_all, GLOBAL, task.few_shot)
+    report(stage, measured, method, task.few_shot)
+    report_clients(stage, measured)
+    report_matrix(stage, measured, method)
+    show_lines(stage, measured)
+    if task.outside_reader == OUTSIDE:
+        reader = OutsideReader()
+        found = Measured.of_one(clients, [reader.read(client.test) for client in clients.clients])
+        report(stage, found, OUTSIDE, task.few_shot)
+    report_doubts(stage, clients, readers(model, clients, trained))
+
+
+def read_tests(stage: Stage, model: nn.Module, clients: Clients, whose: str) -> list[list[str]]:
+    """What the model reads of each client's test lines; a plateau is said."""
+    assert isinstance(model, Recogniser)
+    model.to(stage.job.accelerator.device)
+    readings = [read(model, LineData(client.test, clients.alphabet)) for client in clients.clients]
+    if any(reading.is_plateau for reading in readings):
+        stage.job.say(
+            f"warning: CTC plateau of the model {whose}: nearly all frames are blank, or all lines of a client are "
+            "read alike; give task.warm_start more steps"
+        )
+    return [reading.texts for reading in readings]
+
+
+def read_with_own(stage: Stage, trained: Federated, clients: Clients, method: str) -> list[list[list[str]]]:
+    """What each client's own model reads of the test lines of all: Texts of Measured."""
+    found = []
+    for client in clients.clients:
+        with trained.model_of(client.name) as own:
+            found.append(read_tests(stage, own, clients, f"{method} of {client.name}"))
+    return found
+
+
+def readers(model: Recogniser, clients: Clients, trained: Federated | None) -> ReadingsOf:
+    """A client has the model of all, its own, or both; where nothing is exchanged there is no model of all."""
+
+    def readings_of(client: str, lines: Sequence[Line]) -> list[Readings]:
+        data = LineData(lines, clients.alphabet)
+        if trained is None or not trained.federation.strategy.is_personal_model:
+            return [read(model, data)]
+        of_all = [read(model, data)] if trained.federation.strategy.is_exchanged else []
+        with trained.model_of(client) as own:
+            assert isinstance(own, Recogniser)
+            return [read(own, data), *of_all]
+
+    return readings_of
+
+
+def quick_look(model: nn.Module, clients: Clients) -> Mapping[str, float]:
+    """What is logged during training: character and line accuracy over all test lines."""
+    assert isinstance(model, Recogniser)
+    lines = [line for client in clients.clients for line in client.test]
+    texts = read(model, LineData(lines, clients.alphabet)).texts
+    scores = Scores.of(texts, [line.text for line in lines])
+    return {"char": scores.character_accuracy().value, "line": scores.line_accuracy().value}
+
+
+def show_lines(stage: Stage, measured: Measured) -> None:
+    """Pictures of lines: they show what clients hold, so that of own lines they are made on demand alone."""
+    config = stage.config
+    is_shown = config.task.show_lines == "all" or (
+        config.task.show_lines == "rendered" and config.data.source == "rendered"
+    )
+    for number, client in enumerate(measured.clients.clients if is_shown else ()):
+        sheet = draw_sheet(client.name, client.test, measured.readings[number][number])
+        if sheet is not None:
+            stage.picture(f"lines_{client.name}", sheet)
+
+
+def report_doubts(stage: Stage, clients: Clients, readings_of: ReadingsOf) -> None:
+    """A table for each client of its training lines whose label all its models contradict, in its own folder of the
+    stage; over all clients how many, and where wrong labels were planted how well they are found.
+    """
+    lines, found = [], []
+    for client in clients.clients:
+        doubtful = doubts(client.train, readings_of(client.name, client.train), stage.config.task.confidence)
+        if stage.job.is_main:
+            path = stage.folder / "clients" / client.name / "label_errors.csv"
+            write_doubts(path, doubtful)
+            stage.output(path)
+        lines += client.train
+        found += doubtful
+    stage.report(unit="lines", split="train", n=len(lines), doubtful_labels=len(found))
+    for name, estimate in precision_and_recall(lines, found).items():
+        stage.report(Result.of(name, estimate, unit="fraction", split="train"))
