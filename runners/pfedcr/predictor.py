@@ -1,20 +1,29 @@
-"""The trained recogniser of a run at work: `privlm predict|evaluate|export RUN`."""
+"""The trained recogniser of a run at work: `privlm predict|evaluate|export RUN`.
+
+It is the server's, or the only one; where clients have models of their own, a row of a client is read by that client's.
+"""
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from privlm.config import Config, is_private
+from privlm.config import Config, is_private_by_record
 from privlm.errors import PrivLMError, UsageError
-from privlm.fit import load_trained
+from privlm.federated.rounds import CLIENTS, client_tensors
+from privlm.federated.schema import is_federated
+from privlm.kept_model import load_model
 from privlm.metrics.estimate import Estimate
 from privlm.models.loaded import Loaded
 from privlm.predictor import Row
@@ -36,55 +45,68 @@ TOLERANCE = 1e-4  # of log-probabilities
 
 
 def predictor(config: Config, folder: Path) -> Reader:
-    """The model of the finished run in `folder`. Raises UsageError where its files are absent or have changed."""
-    alphabet = load(config).alphabet
-    loaded = load_recogniser(config.model, alphabet, config.seed, unrolled=is_private(config))
-    load_trained(loaded, folder / "stages" / "train" / MODEL)
-    return Reader(config, loaded)
+    """The models of the finished run in `folder`. Raises UsageError where files are absent or have changed."""
+    clients = load(config)
+    loaded = load_recogniser(config.model, clients.alphabet, config.seed, unrolled=is_private_by_record(config))
+    trained = folder / "stages" / "train"
+    load_model(loaded, trained / MODEL)
+    names = [client.name for client in clients.clients] if is_federated(config) else []
+    parts = {name: dict(client_tensors(trained / CLIENTS, name)) for name in names}
+    return Reader(config, loaded, {name: tensors for name, tensors in parts.items() if tensors})
+
+
+def with_parts(model: Recogniser, tensors: Mapping[str, Tensor]) -> Recogniser:
+    """The same with these parameters and buffers in place of its own."""
+    same = copy.deepcopy(model)
+    same.load_state_dict(model.state_dict() | dict(tensors))
+    return same
 
 
 class Reader:
-    """See privlm.predictor.Predictor."""
+    """See privlm.predictor.Predictor. parts: client -> those tensors in which its own model is another one."""
 
-    def __init__(self, config: Config, loaded: Loaded) -> None:
+    def __init__(self, config: Config, loaded: Loaded, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
         assert isinstance(loaded.model, Recogniser)
         self.config = config
         self.model = loaded.model
         self.alphabet = loaded.tokenizer
+        self.own = {name: with_parts(loaded.model, tensors) for name, tensors in parts.items()}
 
     def predict(self, rows: Iterable[Row]) -> Iterator[Row]:
         """text, and confidence: the probability of its least certain character.
 
-        Raises UsageError for a row without the column image (a file), and for one that is no line.
+        Raises UsageError for a row without the column image (a file), for one that is no line, and for one whose
+        column client names none that has a model of its own.
         """
-        batch: list[Line] = []
-        for number, row in enumerate(rows, start=1):
-            batch.append(self._line(row, number))
-            if len(batch) == READ_TOGETHER:
-                yield from self._answers(batch)
-                batch = []
-        if batch:
-            yield from self._answers(batch)
+        numbered = ((number, self._reader(row, number), row) for number, row in enumerate(rows, start=1))
+        for model, following in groupby(numbered, key=itemgetter(1)):
+            lines = (self._line(row, number) for number, _, row in following)
+            while batch := list(islice(lines, READ_TOGETHER)):
+                yield from self._answers(model, batch)
 
     def evaluate(self, data: Any) -> Mapping[str, Mapping[str, Estimate | float]]:
-        """The run's metrics on the test lines of each client of other lines with the same alphabet."""
+        """The run's metrics on the test lines of each client of other lines with the same alphabet; `own_...` where a
+        client of that name has a model of its own.
+        """
         clients = load(SimpleNamespace(data=data, model=self.config.model))
         if clients.alphabet != self.alphabet:
             raise UsageError("data.alphabet: these lines have another alphabet than the model of the run")
         found = {}
         for client in clients.clients:
-            texts = read(self.model, LineData(client.test, self.alphabet)).texts
-            scores = Scores.of(texts, [line.text for line in client.test])
-            found[client.name] = {
-                "char": scores.character_accuracy(),
-                "line": scores.line_accuracy(),
-                "ned": scores.similarity(),
-            }
+            found[client.name] = self._measured(self.model, client.test)
+            if client.name in self.own:
+                of_own = self._measured(self.own[client.name], client.test)
+                found[client.name] |= {f"own_{name}": estimate for name, estimate in of_own.items()}
         return found
 
+    def _measured(self, model: Recogniser, lines: list[Line]) -> dict[str, Estimate]:
+        scores = Scores.of(read(model, LineData(lines, self.alphabet)).texts, [line.text for line in lines])
+        return {"char": scores.character_accuracy(), "line": scores.line_accuracy(), "ned": scores.similarity()}
+
     def export(self, folder: Path) -> None:
-        """Writes `recogniser.pt2`, a program that torch.export.load reads without PrivLM, for any number of lines
-        padded to model.max_width; and `recogniser.json`: alphabet, and how a line is fed and read.
+        """Writes `recogniser.pt2`, the server's model (or the only one) as a program that torch.export.load reads
+        without PrivLM, for any number of lines padded to model.max_width; and `recogniser.json`: alphabet, and how a
+        line is fed and read.
 
         Raises PrivLMError where what was written does not compute what was trained.
         """
@@ -122,7 +144,16 @@ class Reader:
             raise UsageError(f"row {number}: {name} is no line: {', '.join(rules.refused)}")
         return line
 
-    def _answers(self, lines: list[Line]) -> Iterator[Row]:
-        readings = read(self.model, LineData(lines, self.alphabet))
+    def _reader(self, row: Row, number: int) -> Recogniser:
+        client = row.get("client")
+        if not client:
+            return self.model
+        if client not in self.own:
+            known = ", ".join(self.own) or "nobody in this run"
+            raise UsageError(f"row {number}: client '{client}' has no model of its own; {known} has")
+        return self.own[client]
+
+    def _answers(self, model: Recogniser, lines: list[Line]) -> Iterator[Row]:
+        readings = read(model, LineData(lines, self.alphabet))
         for text, confidence in zip(readings.texts, readings.confidences, strict=True):
             yield {"text": text, "confidence": float(np.round(confidence, 6))}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
 
 from privlm import files
 from privlm.errors import UsageError
@@ -27,8 +30,20 @@ def start_folder(path: str) -> Path:
     return found[-1]
 
 
-def fingerprint(path: str) -> str:
-    """Of the model. Raises UsageError as `start_folder`."""
+def fingerprint(path: str, task: Any) -> str:
+    """Of the model. task: of the run that begins with it.
+
+    Raises UsageError as `start_folder`, and where the warm start was another than the one that `task` describes: the
+    run would then stand in tables for what it is not.
+    """
     folder = start_folder(path)
+    theirs = OmegaConf.load(Path(path).expanduser() / "config.yaml").task
+    differing = [key for key in task.warm_start if task.warm_start[key] != theirs.warm_start[key]]
+    if theirs.server.fonts != task.server.fonts or differing:
+        what = f"warm_start.{differing[0]}" if differing else "server.fonts"
+        there, here = (OmegaConf.select(one, what) for one in (theirs, task))
+        raise UsageError(
+            f"task.start_run: {path} has task.{what}={there}, and here it is {here}: set it to that, or give another run"
+        )
     digests = "".join(files.sha256_file(file) for file in sorted(folder.glob("*.safetensors")))
     return f"sha256:{hashlib.sha256(digests.encode()).hexdigest()}"

@@ -10,11 +10,15 @@ import torch
 from support.federation import CLIENTS, SIZES, Share, config_of, federation, network
 from support.regression import linear
 
+from privlm.errors import UsageError
 from privlm.federated import wire
 from privlm.federated.engine import InProcess
+from privlm.federated.federation import Federation
 from privlm.federated.messages import Reply
 from privlm.federated.outcome import Federated
 from privlm.federated.rounds import rounds
+from privlm.federated.strategies import FedBN
+from privlm.federated.strategy import Strategy
 from privlm.federated.worker import Worker
 from privlm.job import Stage
 from privlm.privacy import keyed_random
@@ -137,6 +141,56 @@ def test_personal_parts_never_travel_and_differ_between_clients(name: str, kept:
         with found.model_of(client) as model:
             own.append(model.state_dict()[f"{kept}.weight"].clone())
     assert len({tuple(tensor.flatten().tolist()) for tensor in own}) == len(CLIENTS)
+
+
+class Beginnings(FedBN):
+    """Keeps what each client's own parts were before its first training."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.seen: dict[str, list[float]] = {}
+
+    def train(self, local: Any) -> None:
+        self.seen[local.client] = local.model.norm.running_mean.tolist()
+        super().train(local)
+
+
+def test_all_clients_begin_with_the_parts_of_the_model_as_the_run_has_it() -> None:
+    """And not with those of the client before, nor of a model as it is built."""
+    config = config_of("fedbn", rounds=1)
+    with Stage.in_memory(trainer=config.trainer) as stage:
+        given, strategy = federation(config, build=network), Beginnings(config.federated)
+        given.loaded.model.norm.running_mean.fill_(3.0)
+        clients = Federation(config, given.loaded, given.objective, given.data, strategy)
+        found = rounds(stage, clients)
+        assert strategy.seen == {client: [3.0] * 4 for client in CLIENTS}
+        with found.model_of(CLIENTS[0]) as own:
+            assert own.norm.running_mean.tolist() != [3.0] * 4
+
+
+class HeadAlone(Strategy):
+    def train(self, local: Any) -> None:
+        local.fit(only=lambda name: name.startswith("head"))
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_where_a_part_trains_statistics_of_the_frozen_rest_stay(is_training: bool) -> None:
+    config = config_of(rounds=1, trainer_learning_rates={"head": 0.1})
+    with Stage.in_memory(trainer=config.trainer) as stage:
+        given = federation(config, build=network)
+        given.loaded.model.train(is_training)
+        before = {name: value.clone() for name, value in given.loaded.model.state_dict().items()}
+        rounds(stage, Federation(config, given.loaded, given.objective, given.data, HeadAlone(config.federated)))
+    after = given.loaded.model.state_dict()
+    assert {name for name in after if not torch.equal(after[name], before[name])} == {"head.weight", "head.bias"}
+    assert all(module.training is is_training for module in given.loaded.model.modules())
+
+
+def test_rates_of_what_is_frozen_are_left_out_and_wrong_names_refused() -> None:
+    config = config_of("fedrep", head=["head"], rounds=1, trainer_learning_rates={"body": 0.1})
+    trained(config, build=network)
+    with pytest.raises(UsageError, match="no parameter that trains has 'bdy'"):
+        trained(config_of(rounds=1, trainer_learning_rates={"bdy": 0.1}), build=network)
 
 
 class Spy(InProcess):

@@ -47,6 +47,20 @@ def test_several_processes_give_the_same_models_as_one(tmp_path: Path) -> None:
         assert state(one, client) == state(several, client)
 
 
+def test_own_parts_reach_other_processes_as_the_run_has_them(tmp_path: Path) -> None:
+    found = []
+    for engine in ("inprocess", "pool"):
+        config = config_of("fedbn", rounds=2, engine=engine, workers=2)
+        with Stage.at(tmp_path / engine, trainer=config.trainer) as stage:
+            warm = federation(config, build=network)
+            warm.loaded.model.norm.weight.data.fill_(2.0)
+            found.append(rounds(stage, warm, make=partial(make, "fedbn", {"rounds": 2}, network)))
+    one, several = found
+    assert one.outcome == several.outcome
+    for client in CLIENTS:
+        assert state(one, client) == state(several, client)
+
+
 def state(found: Federated, client: str) -> dict[str, list[float]]:
     with found.model_of(client) as model:
         return {name: value.flatten().tolist() for name, value in model.state_dict().items()}
