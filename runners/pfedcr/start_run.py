@@ -43,7 +43,7 @@ def fingerprint(path: str, task: Any) -> str:
         what = f"warm_start.{differing[0]}" if differing else "server.fonts"
         there, here = (OmegaConf.select(one, what) for one in (theirs, task))
         raise UsageError(
-            f"task.start_run: {path} has task.{what}={there}, and here it is {here}: set it to that, or give another run"
+            f"task.start_run: {path} has task.{what}={there}, and here it is {here}: set it so, or give another run"
         )
     digests = "".join(files.sha256_file(file) for file in sorted(folder.glob("*.safetensors")))
     return f"sha256:{hashlib.sha256(digests.encode()).hexdigest()}"

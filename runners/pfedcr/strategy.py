@@ -62,7 +62,7 @@ class PFedCR(Strategy):
             return merged
         self.num_tuned += 1
         tensors = trained_tensors(self.model, dict(self.model.named_parameters()))
-        put(tensors, merged)
+        put(merged, tensors)
         seed = keyed_random.key_bits("server's tuning", self.seed, self.num_tuned) >> 65
         tune_output(self.model, self._lines(), self.trainer, self.task.server, seed=seed)
         tuned = {name: tensors[name].detach().cpu().clone() for name in merged if is_output(name)}
