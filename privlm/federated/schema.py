@@ -12,7 +12,7 @@ from privlm.schema import setting
 
 STRATEGIES = (
     "none", "local", "fedavg", "fedavg_ft", "fedprox", "scaffold", "fedavgm", "fedadagrad", "fedadam", "fedyogi",
-    "fedbn", "fedrep", "ditto",
+    "fedbn", "fedrep", "ditto", "pfedme",
 )  # fmt: skip
 """none: the rows of all clients are one data set. The others are the keys of privlm.federated.strategies.STRATEGIES."""
 
@@ -85,6 +85,7 @@ class FederatedConfig:
     head: list[str] | None = MISSING
     norm_keys: str | None = setting(options=("batch", "all"))
     personal_steps: int | None = setting(above=0)
+    outer_learning_rate: float | None = setting(above=0)
     fault: FaultConfig = MISSING
 
     def check(self, config: Any) -> list[str]:

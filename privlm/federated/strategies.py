@@ -220,6 +220,32 @@ class Ditto(Strategy):
         return self.config.personal_steps or num_steps
 
 
+class PFedMe(Strategy):
+    """A model theta of each client's own, and w that follows it (Dinh, Tran and Nguyen, NeurIPS 2020).
+
+    In turn: theta minimises F(theta) + lambda/2 |theta - w|^2 for some steps, w <- w - eta lambda (w - theta). The
+    server averages w. Buffers are those of theta.
+    """
+
+    is_personal_model = True
+
+    def train(self, local: Local) -> None:
+        w, share = local.tensors(), self.config.outer_learning_rate * self.config.proximal
+        trained = {name for name, value in local.model.named_parameters() if value.requires_grad}
+        for number, steps in enumerate(self._turns(local.num_steps)):
+            near = Proximal(local.objective, w, self.config.proximal)
+            local.fit(near, steps=steps, purpose=f"theta{number}")
+            theta = local.tensors()
+            w = {name: torch.lerp(w[name], value, share) if name in trained else value for name, value in theta.items()}
+        local.keep_model()
+        local.put(w)
+
+    def _turns(self, num_steps: int) -> list[int]:
+        """Steps of theta in each turn, the last of which may be shorter."""
+        most = self.config.personal_steps or num_steps
+        return [min(most, num_steps - start) for start in range(0, num_steps, most)]
+
+
 STRATEGIES: dict[str, Callable[[Any], Strategy]] = {
     "local": Alone,
     "fedavg": Strategy,
@@ -230,5 +256,6 @@ STRATEGIES: dict[str, Callable[[Any], Strategy]] = {
     "fedbn": FedBN,
     "fedrep": FedRep,
     "ditto": Ditto,
+    "pfedme": PFedMe,
 }
 """federated.name -> strategy; a runner may hand in one of its own."""

@@ -127,6 +127,28 @@ def test_server_optimizers_follow_their_rule(name: str) -> None:
     torch.testing.assert_close(state["weight"].double(), want, rtol=1e-6, atol=1e-7)
 
 
+def test_pfedme_moves_a_share_of_the_way_to_own_models_that_take_the_steps() -> None:
+    """One step from w, where the distance has no slope: theta is that of plain training, and w goes half of its way."""
+    step, one = {"rounds": 1, "trainer_steps": 1, "trainer_batch_size": 20}, CLIENTS[:1]
+    found = trained(config_of("pfedme", **step, proximal=10.0, outer_learning_rate=0.05, personal_steps=3), clients=one)
+    half = trained(config_of("fedavg", **step, trainer_learning_rate=0.01), clients=one)
+    np.testing.assert_allclose(weights(found), weights(half), rtol=1e-5)
+    whole = trained(config_of("fedavg", **step), clients=one)
+    with found.model_of(CLIENTS[0]):
+        np.testing.assert_allclose(weights(found), weights(whole), rtol=1e-6)
+
+
+def test_pfedme_divides_a_round_into_turns_each_from_where_the_last_has_ended() -> None:
+    changes = {"rounds": 1, "proximal": 1e-6, "outer_learning_rate": 1e6, "personal_steps": 2}
+    found = trained(config_of("pfedme", **changes), clients=CLIENTS[:1])
+    assert found.outcome.steps == 3
+    with found.model_of(CLIENTS[0]):
+        own = weights(found)
+    assert np.array_equal(own, weights(found))  # w has gone all the way after the last turn, too
+    shorter = trained(config_of("pfedme", **changes, trainer_steps=2), clients=CLIENTS[:1])
+    assert not np.array_equal(own, weights(shorter))
+
+
 @pytest.mark.parametrize(("name", "kept"), [("fedbn", "norm"), ("fedrep", "head")])
 def test_personal_parts_never_travel_and_differ_between_clients(name: str, kept: str) -> None:
     config = config_of(name, rounds=2, **({"head": ["head"]} if name == "fedrep" else {}))
@@ -209,7 +231,7 @@ class Spy(InProcess):
             yield reply
 
 
-@pytest.mark.parametrize("name", ["local", "fedbn", "fedrep", "ditto", "fedavg_ft"])
+@pytest.mark.parametrize("name", ["local", "fedbn", "fedrep", "ditto", "fedavg_ft", "pfedme"])
 def test_a_personal_model_fits_its_client_better_than_the_servers(name: str) -> None:
     changes = {"head": ["head"]} if name == "fedrep" else {}
     config = config_of(name, rounds=8, personal_steps=6, **changes, trainer_learning_rate=0.05)
