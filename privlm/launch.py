@@ -20,7 +20,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from privlm import content, files, identity, leftovers, processes, registry, rundir, workers
+from privlm import content, files, flower_launch, identity, leftovers, processes, registry, rundir, workers
 from privlm.errors import BudgetExhausted, BusyError, PrivLMError, UsageError
 from privlm.job import Job, StoppedAfter
 from privlm.masking import MaskedFormatter, mask_text
@@ -61,6 +61,8 @@ def start(
     Raises UsageError for what is not at hand and for a privacy ledger that does not add up, before anything is written.
     """
     _require_outer_world(config)
+    if flower_launch.is_to_be_submitted(config):
+        return flower_launch.submit(config, overrides, roles, force=force, introduce=introduce)
     prepared = Prepared.of(config, overrides, roles)
     directory = prepared.directory
     if not (directory / "status.json").exists():  # else all answers may be on record, and no key needed

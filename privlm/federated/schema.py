@@ -16,6 +16,9 @@ STRATEGIES = (
 )  # fmt: skip
 """none: the rows of all clients are one data set. The others are the keys of privlm.federated.strategies.STRATEGIES."""
 
+PERSONAL = ("local", "fedavg_ft", "fedbn", "fedrep", "ditto")
+"""Of these, those whose clients end with models of their own."""
+
 SERVER_OPTIMIZERS = ("fedavgm", "fedadagrad", "fedadam", "fedyogi")
 PARTITIONS = ("by_column", "iid", "shards", "dirichlet", "explicit")
 LORA = ("separate", "ffa", "stack", "svd", "residual", "zero_pad")
@@ -89,9 +92,11 @@ class FederatedConfig:
 
     def check(self, config: Any) -> list[str]:
         """What its fields say together, and with the other groups."""
+        of = FederatedConfig  # `self` may be a composed group, which has the fields and no methods
         if self.name == "none":
-            return self._without_clients(config)
-        return [*self._alone(), *self._with_trainer(config), *self._with_privacy(config)]
+            return of._without_clients(self, config)
+        own = [*of._alone(self), *of._by_flower(self)]
+        return [*own, *of._with_trainer(self, config), *of._with_privacy(self, config)]
 
     def _without_clients(self, config: Any) -> list[str]:
         problems = []
@@ -130,6 +135,22 @@ class FederatedConfig:
             problems.append("federated.secure_aggregation quantises by itself: set federated.wire=fp32")
         return problems
 
+    def _by_flower(self) -> list[str]:
+        if self.engine != "flower":
+            return []
+        problems = []
+        if self.timeout_s is None:
+            problems.append(
+                "federated.engine=flower needs federated.timeout_s, the seconds of a round: a node that is gone does "
+                "not say so"
+            )
+        if self.name in PERSONAL:
+            problems.append(
+                f"federated={self.name} ends with a model of each client's own, which stays with its node, where nobody "
+                "measures it: use federated.engine=inprocess or pool, or federated=fedavg"
+            )
+        return problems
+
     def _with_trainer(self, config: Any) -> list[str]:
         problems = []
         if config.trainer.processes != 1:
@@ -161,7 +182,7 @@ class FederatedConfig:
                 f"federated.lora={self.lora} multiplies the noise of both factors: use federated.lora=ffa under privacy"
             )
         if config.privacy.mechanism == "dp_fedavg":
-            problems += self._by_client()
+            problems += FederatedConfig._by_client(self)
         return problems
 
     def _by_client(self) -> list[str]:
