@@ -138,7 +138,9 @@ class _Flower:
         self._superlink = superlink
         home = folder / "home"
         home.mkdir()
-        connection = f'[superlink]\ndefault = "{NAME}"\n\n[superlink.{NAME}]\naddress = "{superlink}"\ninsecure = true\n'
+        connection = (
+            f'[superlink]\ndefault = "{NAME}"\n\n[superlink.{NAME}]\naddress = "{superlink}"\ninsecure = true\n'
+        )
         (home / "config.toml").write_text(connection, encoding="utf-8")
         self._environ = os.environ | {"FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0"}
 

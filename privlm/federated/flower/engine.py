@@ -55,8 +55,8 @@ class Flower:
     def run_round(self, tasks: Sequence[Task]) -> Iterator[Reply | Failure]:
         """See Engine. Raises UsageError where two nodes serve one client."""
         self._nodes.look([task.client for task in tasks], self._seconds)
-        end, answers = time.monotonic() + self._seconds, Answers()
-        open_ = self._send(tasks)
+        open_, answers = self._send(tasks), Answers()
+        end = time.monotonic() + self._seconds
         for number, task in enumerate(tasks):
             while number not in answers and number in open_.values() and time.monotonic() < end:
                 self._hear(open_, tasks, answers)

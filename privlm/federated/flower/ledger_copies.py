@@ -49,12 +49,13 @@ class LedgerCopies:
                 os.fsync(file.fileno())
 
     def tell_unheard(self, note: Callable[[str], None]) -> None:
-        """Whose last releases are not counted."""
+        """Whose last releases are not counted; tells it once."""
         if self._unheard:
             note(
                 f"the ledgers of {', '.join(sorted(self._unheard))} were not heard of again after a round without a "
                 "reply: what they released then is counted at their nodes alone, and is at most what was planned"
             )
+            self._unheard.clear()
 
 
 def written_after(path: Path, start: int) -> bytes:

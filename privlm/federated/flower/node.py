@@ -80,9 +80,7 @@ def work(
     return told, reply
 
 
-def _work(
-    config: dict[str, Any], place: Place, fields: Mapping[str, Any], body: bytes
-) -> tuple[dict[str, Any], bytes]:
+def _work(config: dict[str, Any], place: Place, fields: Mapping[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
     client = fields["client"]
     federation = federation_of(config)
     if client not in federation.data:

@@ -59,7 +59,9 @@ class Nodes:
         for node in set(self._grid.get_node_ids()) - self._asked:
             self._asked.add(node)
             ttl = max(1.0, end - time.monotonic())
-            if (asked := grids.push(self._grid, node, "query", records.packed({"ask": "clients"}), ttl=ttl)) is not None:
+            if (
+                asked := grids.push(self._grid, node, "query", records.packed({"ask": "clients"}), ttl=ttl)
+            ) is not None:
                 open_[asked] = node
 
     def _hear(self, node: int, reply: Any) -> None:
