@@ -1,7 +1,7 @@
-"""A run whose rounds go over a network: handed to a SuperLink of Flower, and worked on by the ServerApp that this starts.
+"""A run whose rounds go over a network: handed to a SuperLink of Flower, and worked on by the ServerApp that it starts.
 
-`privlm run` with federated.engine=flower writes the app (privlm.federated.flower.export), submits it, and shows what the
-ServerApp says until it ends. The ServerApp starts the run as `privlm run` does elsewhere: the run directory is on the
+`privlm run` with federated.engine=flower writes the app (privlm.federated.flower.export), submits it, and shows what
+the ServerApp says until it ends. The ServerApp starts the run as `privlm run` does elsewhere: the run directory is on the
 machine of the SuperLink. Imports nothing heavy.
 """
 
@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -25,9 +25,6 @@ from privlm.errors import PrivLMError, ServiceError, UsageError
 from privlm.federated.flower import export, grid, installed
 from privlm.identity import Roles
 from privlm.signals import StopFlag, exit_status
-
-if TYPE_CHECKING:
-    from privlm.launch import Ended
 
 LOOK_AGAIN = 2.0
 """Seconds between two questions whether the run has ended, when nothing more comes of its log."""
@@ -83,35 +80,30 @@ def is_to_be_submitted(config: Any) -> bool:
     return federated is not None and federated.engine == "flower" and grid.current() is None
 
 
-def submit(
-    config: DictConfig,
-    overrides: Sequence[str],
-    roles: Roles,
-    *,
-    force: bool,
-    introduce: Callable[[Path, int], None],
-) -> Ended:
-    """Has the SuperLink of federated.superlink start the run, and waits for its end; see privlm.launch.start.
-
-    A signal stops the run, which keeps its last round. Raises UsageError without Flower or an address, ServiceError for
-    a SuperLink that does not answer within federated.connect_timeout_s, and one that is gone before the end.
-    """
-    from privlm import launch
-
+def require() -> None:
+    """Raises UsageError without a Flower that is supported."""
     installed.require()
-    directory = launch.directory_of(config, roles)
-    if not force and launch.is_done(directory):
-        return launch.Ended(directory, 0, skipped=True)
+
+
+def submit(
+    config: DictConfig, overrides: Sequence[str], roles: Roles, *, force: bool, begun: Callable[[], None]
+) -> int:
+    """Has the SuperLink of federated.superlink start the run, and waits for its end; the exit status.
+
+    force: a run that is there is removed first. begun: called when the run has been taken.
+
+    A signal stops the run, which keeps its last round. Raises UsageError without an address, ServiceError for a
+    SuperLink that does not answer within federated.connect_timeout_s, and one that is gone before the end.
+    """
     _require_answer(config.federated.superlink, config.federated.connect_timeout_s)
     with tempfile.TemporaryDirectory() as temporary, StopFlag().listening() as stop:
         app = Path(temporary) / "app"
         export.export_app(config, overrides, roles, app)
         flower = _Flower(Path(temporary), config.federated.superlink)
         run = flower.run(app, {"folder": str(Path.cwd()), "force": force})
-        introduce(directory, 0)
+        begun()
         flower.follow(run, stop)
-        status = exit_status(stop.signum) if stop.signum else int(not flower.is_completed(run))
-    return launch.Ended(directory, status, skipped=False)
+        return exit_status(stop.signum) if stop.signum else int(not flower.is_completed(run))
 
 
 def _require_answer(superlink: str | None, seconds: float) -> None:

@@ -10,7 +10,7 @@ ENGINE = "federated.engine="
 
 
 def main(task: str, argv: list[str]) -> int:
-    """Writes the app of `privlm run task=TASK federated.engine=flower WORDS`. Raises UsageError as `privlm run` does."""
+    """Writes the app of `privlm run task=TASK federated.engine=flower WORDS`. Raises UsageError as that does."""
     arguments = _parser(task).parse_args(argv)
     from privlm.cli.compose import compose
     from privlm.cli.run_options import parse
@@ -30,7 +30,7 @@ def _parser(task: str) -> ArgumentParser:
     parser = ArgumentParser(
         prog=f"privlm {task} export-app",
         description="Writes a run as an app of Flower, for `flwr run`: clients on machines of their own.",
-        epilog=f"example:\n  privlm {task} export-app app federated.rounds=10 federated.timeout_s=600\n  cat app/README.md",
+        epilog=f"example:\n  privlm {task} export-app app federated.timeout_s=600\n  cat app/README.md",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="a new folder")
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="words of privlm run; the engine is flower")

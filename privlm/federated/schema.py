@@ -146,8 +146,8 @@ class FederatedConfig:
             )
         if self.name in PERSONAL:
             problems.append(
-                f"federated={self.name} ends with a model of each client's own, which stays with its node, where nobody "
-                "measures it: use federated.engine=inprocess or pool, or federated=fedavg"
+                f"federated={self.name} ends with a model of each client's own, which stays with its node, where "
+                "nobody measures it: use federated.engine=inprocess or pool, or federated=fedavg"
             )
         return problems
 

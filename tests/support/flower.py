@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from privlm.federated.federation import Federation
-from privlm.federated.flower import node, records
 from privlm.federated.flower import grid as grids
+from privlm.federated.flower import node, records
 
 CONFIG = {"task": {"name": "parity"}}
 Told = Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""Flower on this machine: a SuperLink and its SuperNodes, each with a home of its own, ended with all that they start."""
+"""Flower on this machine: a SuperLink and its SuperNodes, each with a home of its own, ended with all they start."""
 
 from __future__ import annotations
 

@@ -47,8 +47,8 @@ class Flower:
         if (grid := grids.current()) is None:
             raise UsageError(
                 "federated.engine=flower: this process is no ServerApp of Flower. `privlm run` with "
-                "federated.superlink=HOST:PORT hands one run to a SuperLink, `privlm TASK export-app DIR` writes an app "
-                "for `flwr run`; a sweep takes federated.engine=inprocess or pool"
+                "federated.superlink=HOST:PORT hands one run to a SuperLink, `privlm TASK export-app DIR` writes an "
+                "app for `flwr run`; a sweep takes federated.engine=inprocess or pool"
             )
         return cls(grid, federation, place, note)
 

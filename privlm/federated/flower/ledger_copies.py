@@ -59,7 +59,7 @@ class LedgerCopies:
 
 
 def written_after(path: Path, start: int) -> bytes:
-    """The whole lines of a ledger after its first `start` bytes, at the node. Raises UsageError for a shorter ledger."""
+    """The whole lines of a ledger after its first `start` bytes, at the node. Raises UsageError for a shorter one."""
     content = path.read_bytes() if path.exists() else b""
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < start:
