@@ -85,10 +85,9 @@ def _submit(prepared: Prepared, force: bool, introduce: Callable[[Path, int], No
     directory = prepared.directory
     if not force and is_done(directory):
         return Ended(directory, 0, skipped=True)
-    told = prepared.config, prepared.overrides, prepared.roles
-    return Ended(
-        directory, flower_launch.submit(*told, force=force, begun=lambda: introduce(directory, 0)), skipped=False
-    )
+    of_run = prepared.config, prepared.overrides, prepared.roles
+    status = flower_launch.submit(*of_run, force=force, begun=lambda: introduce(directory, 0))
+    return Ended(directory, status, skipped=False)
 
 
 def queue(prepared: Prepared, *, force: bool = False) -> None:

@@ -6,7 +6,7 @@ from privlm.cli import export_app as exported
 
 
 def export_app(argv: list[str]) -> int:
-    """a run as an app of Flower, its clients on machines of their own: privlm fedit export-app DIR federated.rounds=10"""
+    """a run as an app of Flower, its clients on their own machines: privlm fedit export-app DIR federated.rounds=10"""
     return exported.main("fedit", argv)
 
 

@@ -197,7 +197,7 @@ def test_an_error_in_a_client_is_told_by_its_place_alone(tmp_path: Path, caplog:
         return made
 
     trained.network = Network(failing, tmp_path / "nodes", TWO_NODES)
-    with pytest.raises(Exception, match="ValueError at test_flower_engine.py"):
+    with pytest.raises(Exception, match=r"ValueError at test_flower_engine\.py"):
         trained.run()
     assert "a row of the client" not in caplog.text
 

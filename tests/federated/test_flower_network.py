@@ -68,7 +68,8 @@ def test_a_node_that_is_killed_in_the_second_round_is_survived(network: Loopback
     process = network.privlm(*network.words("runs=killed", "federated.timeout_s=60"))
     end = time.monotonic() + 5 * PATIENCE
     while not metrics(network.folder, "killed", "replies"):
-        assert process.poll() is None and time.monotonic() < end, process.communicate()[0]
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
         time.sleep(0.2)
     network.kill("node1")
     said, _ = process.communicate()

@@ -74,8 +74,8 @@ each SuperNode; `scripts/flower_env.sh` of PrivLM makes one. A SuperLink, and a 
 
 Between machines leave `--insecure` out: `--ssl-certfile`, `--ssl-keyfile` and `--ssl-ca-certfile` of the SuperLink and
 `--root-certificates` of the nodes are TLS; `--enable-supernode-auth` and `--auth-supernode-private-key` let in the
-nodes that you know. They are Flower's own, as is `--disable-runtime-dependency-installation`, without which each app gets an
-environment of its own that has no privlm.
+nodes that you know. They are Flower's own, as is `--disable-runtime-dependency-installation`, without which each app
+gets an environment of its own that has no privlm.
 
 Name the SuperLink in `config.toml` of FLWR_HOME (default `~/.flwr`), and run this folder:
 
@@ -98,10 +98,10 @@ Settings of a node, in its --node-config:
 | `folder="DIR"` | where its clients keep their own; default `FLWR_HOME/privlm` |
 
 The server reads a file of the clients, too (`data.path`), for their names and numbers of rows; it trains on none, and
-computes losses of some to prove that the saved model loads. What clients keep (control variates, the state of an optimizer) and their privacy
-ledgers lie in the node's folder: keep it for as long as the run goes on. With each reply a client sends what its ledger
-has grown by, so that the server tells the price. A client that does not reply within `federated.timeout_s` has failed
-in that round, and the round goes on with the others (`federated.min_clients`).
+computes losses of some to prove that the saved model loads. What clients keep (control variates, the state of an
+optimizer) and their privacy ledgers lie in the node's folder: keep it for as long as the run goes on. With each reply
+a client sends what its ledger has grown by, so that the server tells the price. A client that does not reply within
+`federated.timeout_s` has failed in that round, and the round goes on with the others (`federated.min_clients`).
 """
 
 
