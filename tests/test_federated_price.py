@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from support.regression import settings
 
+from privlm import launch
 from privlm.cli import accountant, audit, compare, show
 from privlm.config import defaults
 from privlm.errors import UsageError
@@ -22,7 +23,7 @@ from privlm.privacy import accounting
 from privlm.privacy.accounting import Segment
 from privlm.privacy.client_plans import ClientPlans, make_client_plans
 from privlm.privacy.ledger import Ledger, Setting
-from privlm.privacy.ledger_paths import CLIENTS, LEDGER, client_ledger, client_ledgers, kept_accounts, put_aside
+from privlm.privacy.ledger_paths import CLIENTS, LEDGER, client_ledger, client_ledgers
 from privlm.privacy.plan import PrivacyPlan
 from privlm.privacy.run_account import read_account, resumable
 from privlm.privacy.schema import PrivacyConfig
@@ -453,10 +454,9 @@ def test_force_keeps_the_folder_and_tells_what_all_have_cost(
 ) -> None:
     run = work(tmp_path / "run")
     first = {path.name: path.read_bytes() for path in client_ledgers(run)}
-    put_aside(run)
-    for path in run.iterdir():
-        if path not in kept_accounts(run):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    launch._clear(run, told(run, "status.json")["run_hash"])
+    assert "kept the account of the removed run: privacy_ledger.1\n" in capsys.readouterr().err
+    assert sorted(path.name for path in run.iterdir()) == [".lock", "privacy_ledger.1"]
     work(run, series=" of the second run")
     assert {path.name: path.read_bytes() for path in (run / "privacy_ledger.1").iterdir()} == first
     forced = told(run)["with_forced"]

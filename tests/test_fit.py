@@ -122,6 +122,15 @@ def test_a_batch_larger_than_the_data_is_refused_before_anything_is_trained(tmp_
     assert not (tmp_path / "privacy_ledger.jsonl").exists()
 
 
+def test_a_public_stage_may_have_a_training_of_its_own(tmp_path: Path) -> None:
+    own = replace(CONFIG, learning_rate=10 * CONFIG.learning_rate, steps=2)
+    of_its_own = fitted(tmp_path / "own", linear(), public=True, trainer=own)
+    of_the_run = fitted(tmp_path / "run", linear(), config=own)
+    plain = fitted(tmp_path / "plain", linear())
+    assert (of_its_own.outcome.steps, plain.outcome.steps) == (2, 4)
+    assert weights(of_its_own.model) == weights(of_the_run.model) != weights(plain.model)
+
+
 def test_training_that_moves_nothing_is_told(tmp_path: Path) -> None:
     fitted(tmp_path, linear(), replace(CONFIG, learning_rate=1e-30))
     proof = reload_proof.Proof(2, reload_proof.distance(linear().model, linear().model))

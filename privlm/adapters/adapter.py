@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from peft import PeftModel
@@ -47,6 +48,13 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     """Parameters that require a gradient, and all; a tied one counts once."""
     sizes = [(math.prod(shape_of(parameter)), parameter.requires_grad) for parameter in model.parameters()]
     return ParameterCount(sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes))
+
+
+@contextlib.contextmanager
+def untrained(model: nn.Module) -> Iterator[None]:
+    """Within it a model that has not been trained yet is its base: an adapter may begin elsewhere than at nothing."""
+    with model.disable_adapter() if isinstance(model, PeftModel) else contextlib.nullcontext():
+        yield
 
 
 def merge_adapter(base: Any) -> Any:

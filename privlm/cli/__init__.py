@@ -28,6 +28,7 @@ COMMANDS = {
     "export": "a run's model, on its own:   privlm export RUN FOLDER",
     "accountant": "epsilon and noise:           privlm accountant eps --help",
     "audit": "test a run's epsilon:        privlm audit RUN",
+    "build": "make a named data set:       privlm build lines FOLDER",
     "cp": "copy a YAML to edit it:      privlm cp model/minilm myconfigs/",
     "doctor": "this machine, or one run:    privlm doctor [RUN]",
 }

@@ -132,7 +132,7 @@ def _account(run: RunRecord, account: RunAccount, delta: float, adjacency: str, 
     from privlm.privacy.price import price_with_forced
 
     if previous := kept_accounts(run.path):
-        asked = {"delta": delta, "adjacency": adjacency, "unit": unit}
+        asked: dict[str, Any] = {"delta": delta, "adjacency": adjacency, "unit": unit}
         disjoint = bool((run.privacy or {}).get("are_disjoint"))
         told["with_forced"] = price_with_forced(account.whole, previous, **asked, disjoint=disjoint)
     return told

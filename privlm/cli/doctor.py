@@ -198,6 +198,13 @@ def check_llm() -> Iterator[Finding]:
             yield Finding("ok", "llm", f"{use}: {found}")
 
 
+def check_tasks() -> Iterator[Finding]:
+    """What single tasks want beside the core."""
+    for name, task in registry.tasks().items():
+        for text, remedy in task.needs():
+            yield Finding("note" if remedy else "ok", name, text, remedy)
+
+
 def check_runs() -> Iterator[Finding]:
     """Whether the folder of run directories can be written, and the space there. Makes nothing that stays."""
     runs = Path(os.environ.get("PRIVLM_RUNS", "runs")).expanduser().absolute()
@@ -229,5 +236,6 @@ CHECKS = (
     check_slurm,
     check_trackers,
     check_llm,
+    check_tasks,
     check_runs,
 )

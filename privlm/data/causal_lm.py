@@ -6,7 +6,7 @@ Shapes: B rows, T positions of the longest row of a batch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -67,6 +67,23 @@ class CausalSplit:
     def lengths(self) -> np.ndarray:
         """Tokens of each example, int64 [N]."""
         return np.array([len(ids) for ids in self.input_ids], dtype=np.int64)
+
+    @property
+    def num_predicted(self) -> np.ndarray:
+        """Tokens of each example that are predicted, int64 [N]."""
+        return np.array([np.count_nonzero(row[1:] != NOT_PREDICTED) for row in self.labels], dtype=np.int64)
+
+    def select(self, places: Sequence[int] | np.ndarray) -> CausalSplit:
+        """Some of the examples, by their places. What was cut and left out is told of the whole alone."""
+        return replace(
+            self,
+            input_ids=[self.input_ids[place] for place in places],
+            labels=[self.labels[place] for place in places],
+            weights=None if self.weights is None else [self.weights[place] for place in places],
+            kept=self.kept[np.asarray(places, dtype=np.int64)],
+            num_truncated=0,
+            num_skipped=0,
+        )
 
     def batch(self, indices: Sequence[int] | np.ndarray, device: torch.device | None = None) -> dict[str, Tensor]:
         """input_ids, attention_mask, position_ids, labels, int64 [B, T]; token_weights, float32 [B, T], where given.

@@ -5,14 +5,15 @@ The columns may have other names in a file (data.aliases). Which template makes 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from privlm import content
 from privlm.content import Content
-from privlm.data.held_out import is_held_out
+from privlm.data.held_out import digest, is_held_out
 from privlm.data.locate import DataFiles, locate_instructions
 from privlm.data.readers import read_table
 from privlm.data.schema import InstructionData
@@ -38,6 +39,15 @@ class Instruction:
     category: str | None = None
     client: str | None = None
 
+    @property
+    def question(self) -> str:
+        """What is asked, all of it."""
+        return f"{self.instruction}\n{self.context}"
+
+    @property
+    def is_complete(self) -> bool:
+        return bool(self.instruction.strip() and self.response.strip())
+
 
 @dataclass(frozen=True)
 class Template:
@@ -52,14 +62,25 @@ class Template:
         return text.format(instruction=row.instruction, context=row.context)
 
 
+# Taori et al., Stanford Alpaca, 2023, with the line break before the response that alpaca-lora gave it
+ALPACA = Template(
+    "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+    "response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n"
+    "### Input:\n{context}\n\n### Response:\n",
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n",
+)
+
 TEMPLATES = {
-    # Taori et al., Stanford Alpaca, 2023, with the line break before the response that alpaca-lora gave it
-    "alpaca": Template(
-        "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
-        "response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n"
-        "### Input:\n{context}\n\n### Response:\n",
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-        "### Instruction:\n{instruction}\n\n### Response:\n",
+    "alpaca": ALPACA,
+    # as Stanford Alpaca itself had it
+    "alpaca_legacy": Template(ALPACA.with_context.rstrip("\n"), ALPACA.without_context.rstrip("\n")),
+    # the headings of Vigogne's French adapters; the sentence before them is our own
+    "vigogne": Template(
+        "Voici une instruction qui décrit une tâche, et une entrée qui en donne le contexte. Rédigez la réponse.\n\n"
+        "### Instruction:\n{instruction}\n\n### Entrée:\n{context}\n\n### Réponse:\n",
+        "Voici une instruction qui décrit une tâche. Rédigez la réponse.\n\n"
+        "### Instruction:\n{instruction}\n\n### Réponse:\n",
     ),
     "alpaca_short": Template(
         "### Instruction:\n{instruction}\n\n### Input:\n{context}\n\n### Response:\n",
@@ -97,8 +118,9 @@ def load_instructions(config: InstructionData, files: DataFiles | None = None) -
     """Reads the data set of `config` from `files` (found by `locate_instructions` if not given).
 
     One file for all splits is split by the hash of instruction and context: a fifth is the evaluation split, whatever
-    else is in the file. Rows without instruction or response are left out and counted. `data.max_train_examples` keeps
-    the first of the training split.
+    else is in the file; or `data.held_out_per_category` rows of each category. Rows without instruction or response are
+    left out and counted, unless `data.on_bad_row` says otherwise. `data.max_train_examples` keeps the first of the
+    training split.
 
     Raises:
         UsageError: not at hand, or bad data: names file, line and field, never a text.
@@ -158,12 +180,31 @@ def _split_by_hash(config: InstructionData, files: DataFiles) -> Splits:
     if len(config.eval_splits) != 1:
         raise UsageError("data.eval_splits: one file is split in two by its texts, so name one split for evaluation")
     rows, notes = _read_split(config.train_split, files, config)
-    sides: tuple[list[Instruction], list[Instruction]] = ([], [])
-    for row in rows:
-        sides[is_held_out(f"{row.instruction}\n{row.context}")].append(row)
+    number = config.held_out_per_category
+    held_out = _held_out_fifth(rows) if number is None else _held_out_of_categories(rows, number)
     (test,) = config.eval_splits
-    notes.append(f"{test}: a fifth of the rows, drawn by the hash of instruction and context")
-    return {config.train_split: sides[0], test: sides[1]}, notes
+    how = "a fifth of the rows" if number is None else f"{len(held_out):,} rows, {number} of each category"
+    notes.append(f"{test}: {how}, drawn by the hash of instruction and context")
+    sides = {config.train_split: [row for place, row in enumerate(rows) if place not in held_out]}
+    return sides | {test: [row for place, row in enumerate(rows) if place in held_out]}, notes
+
+
+def _held_out_fifth(rows: Sequence[Instruction]) -> set[int]:
+    return {place for place, row in enumerate(rows) if is_held_out(row.question)}
+
+
+def _held_out_of_categories(rows: Sequence[Instruction], number: int) -> set[int]:
+    """The first `number` of each category by the hash of their questions; a question that comes twice is not one of
+    them, so that no question is on both sides.
+    """
+    times = Counter(row.question for row in rows)
+    places = [place for place, row in enumerate(rows) if row.category is not None and times[row.question] == 1]
+    if not places:
+        raise UsageError("data.held_out_per_category: no row has a category; set it null, which holds out a fifth")
+    by_category: dict[str | None, list[int]] = {}
+    for place in sorted(places, key=lambda place: digest(rows[place].question)):
+        by_category.setdefault(rows[place].category, []).append(place)
+    return {place for found in by_category.values() for place in found[:number]}
 
 
 def _split_by_files(config: InstructionData, files: DataFiles) -> Splits:
@@ -172,22 +213,62 @@ def _split_by_files(config: InstructionData, files: DataFiles) -> Splits:
     for name in files.paths:
         splits[name], found = _read_split(name, files, config)
         notes += [f"{name}: {note}" for note in found]
+    if config.held_out_per_category is not None:
+        notes.append("data.held_out_per_category: without effect, the files have splits of their own")
     return splits, notes
 
 
 def _read_split(name: str, files: DataFiles, config: InstructionData) -> tuple[list[Instruction], list[str]]:
-    rows = [row for path in files.paths[name] for row in _read(path, config)]
-    kept = [row for row in rows if row.instruction.strip() and row.response.strip()]
-    num_dropped = len(rows) - len(kept)
-    notes = [f"{num_dropped:,} rows without instruction or response left out"] if num_dropped else []
-    return kept, notes
+    rows: list[Instruction] = []
+    num_odd = 0
+    for path in files.paths[name]:
+        found, odd = _read(path, config)
+        rows, num_odd = rows + found, num_odd + odd
+    kept = [row for row in rows if row.is_complete]
+    counts = {
+        "without instruction or response": len(rows) - len(kept),
+        "of which a field holds no text": num_odd,
+    }
+    return kept, [f"{count:,} rows {what} left out" for what, count in counts.items() if count]
 
 
 # --- one file -------------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path, config: InstructionData) -> list[Instruction]:
+def _read(path: Path, config: InstructionData) -> tuple[list[Instruction], int]:
+    """The rows of a file, and how many were left out for a field of an odd type: none but with data.on_bad_row=skip."""
     table = read_table(path, encoding=config.encoding, quoting=config.quoting)
+    if config.on_bad_row == "skip":
+        _rows(_part(table, range(0)), config)  # a column that is missing is missing in all rows
+        found = [row for place in range(len(table)) for row in _rows_or_none(_part(table, [place]), config)]
+        return found, len(table) - len(found)
+    rows = _rows(table, config)
+    if config.on_bad_row == "fail":
+        _require_complete(rows, table)
+    return rows, 0
+
+
+def _part(table: Table, places: Sequence[int]) -> Table:
+    columns = {name: [values[place] for place in places] for name, values in table.columns.items()}
+    return replace(table, columns=columns, numbers=[table.numbers[place] for place in places])
+
+
+def _rows_or_none(table: Table, config: InstructionData) -> list[Instruction]:
+    try:
+        return _rows(table, config)
+    except UsageError:
+        return []
+
+
+def _require_complete(rows: Sequence[Instruction], table: Table) -> None:
+    for place, row in enumerate(rows):
+        if not row.is_complete:
+            raise UsageError(
+                f"{table.where(place)}: no instruction, or no response (data.on_bad_row=skip leaves it out)"
+            )
+
+
+def _rows(table: Table, config: InstructionData) -> list[Instruction]:
     groups = (_group(table, field, config) for field in ("category", "client"))
     texts = _conversations(table, config) if _is_chat(table, config) else _columns(table, config)
     return [Instruction(*row) for row in zip(*texts, *groups, strict=True)]
@@ -221,7 +302,7 @@ def _conversations(table: Table, config: InstructionData) -> tuple[list[str], li
 
 def _last_turn(messages: Any, where: str) -> tuple[str, str, str]:
     """The user's last message, what was said before as its context, and the answer: '' where the user speaks last."""
-    turns = [(_part(message, "role"), _part(message, "content")) for message in messages or []]
+    turns = [(_turn(message, "role"), _turn(message, "content")) for message in messages or []]
     if not all(role in ROLES and is_text(content) for role, content in turns):
         raise UsageError(f"{where}: 'messages' is no list of {{role, content}} with the roles {', '.join(ROLES)}")
     response = turns.pop()[1] if turns and turns[-1][0] == "assistant" else ""
@@ -230,7 +311,7 @@ def _last_turn(messages: Any, where: str) -> tuple[str, str, str]:
     return instruction, "\n\n".join(said), response
 
 
-def _part(message: Any, name: str) -> Any:
+def _turn(message: Any, name: str) -> Any:
     return message.get(name) if isinstance(message, dict) else None
 
 

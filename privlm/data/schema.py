@@ -10,6 +10,7 @@ from omegaconf import MISSING
 from privlm.schema import setting
 
 QUOTING = ("none", "rfc4180")
+ON_BAD_ROW = ("skip", "fail")
 
 
 @dataclass
@@ -63,10 +64,12 @@ class InstructionData:
     hub_id: str | None = setting(instead_of=("path", "embedded"))
     hub_files: dict[str, str] = setting(instead_of=("path", "embedded"))
     aliases: dict[str, str] = MISSING
-    template: str = setting(options=("alpaca", "alpaca_short", "plain"))
+    template: str = setting(options=("alpaca", "alpaca_legacy", "alpaca_short", "vigogne", "plain"))
     train_split: str = MISSING
     eval_splits: list[str] = MISSING
+    held_out_per_category: int | None = setting(above=0)
     max_train_examples: int | None = setting(above=0)
+    on_bad_row: str | None = setting(options=ON_BAD_ROW)
     encoding: str | None = MISSING
     quoting: str | None = setting(options=QUOTING)
     licence: str = MISSING

@@ -31,8 +31,9 @@ class UnusableReply(PrivLMError):
 class Mean:
     """The running weighted mean of state dicts, sum of w_k x_k over sum of w_k (FedAvg: McMahan et al., AISTATS 2017).
 
-    Holds one float64 copy, whatever the number of clients. Integer tensors (num_batches_tracked) take the maximum, bool
-    ones are or-ed; dtypes stay. The mean of one state dict, or of equal ones, is that state dict bit for bit.
+    Holds one float64 copy, whatever the number of clients, and for a moment a few of one tensor. Integer tensors
+    (num_batches_tracked) take the maximum, bool ones are or-ed; dtypes stay. The mean of one state dict, or of equal
+    ones, is that state dict bit for bit.
     """
 
     def __init__(self) -> None:
@@ -177,7 +178,7 @@ def _uniform(num_examples: float, max_weight: float | None) -> float:
 
 def _clipped(num_examples: float, max_weight: float | None) -> float:
     if max_weight is None or not 0 < max_weight < math.inf:
-        raise UsageError(f"federated.max_weight={max_weight}: federated.weighting=clipped needs a number above 0")
+        raise UsageError(f"federated.max_weight={max_weight}: federated.weights=clipped needs a number above 0")
     return float(min(num_examples, max_weight))
 
 
@@ -186,7 +187,7 @@ WEIGHTINGS: dict[str, Callable[[float, float | None], float]] = {
     "uniform": _uniform,
     "clipped": _clipped,
 }
-"""federated.weighting -> the weight of a client, of its number of examples and federated.max_weight."""
+"""federated.weights -> the weight of a client, of its number of examples and federated.max_weight."""
 
 
 def client_weight(weighting: str, num_examples: float, max_weight: float | None = None) -> float:

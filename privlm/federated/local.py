@@ -11,7 +11,7 @@ from torch import nn
 from privlm.errors import PrivLMError
 from privlm.federated.aggregate import Tensors, difference
 from privlm.federated.federation import Federation
-from privlm.federated.messages import beside_model, named, of_kind, of_model
+from privlm.federated.messages import OPTIMIZER, beside_model, named, of_kind, of_model
 from privlm.privacy import keyed_random
 from privlm.training.objective import Objective
 from privlm.training.private import Private
@@ -20,8 +20,6 @@ from privlm.training.trainer import Monitor, Trainer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-OPTIMIZER = "optimizer"
 
 
 class LocalWork:

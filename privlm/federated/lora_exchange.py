@@ -9,26 +9,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from privlm.errors import UsageError
 from privlm.federated import lora
 from privlm.federated.aggregate import Tensors
 from privlm.federated.exchange import Average, Exchange
+from privlm.federated.kept import base_weight, with_base
 from privlm.federated.lora import Factors, Fold, LoraUpdate
 from privlm.federated.messages import Update
 from privlm.models.loaded import Loaded
 from privlm.privacy import keyed_random
 
 ADAPTER = "default"
-BASE_WEIGHTS = "base_weights.safetensors"
-"""Of a kept model: the base weights that the rounds have changed."""
 
 
 def prepare(rule: str, model: nn.Module) -> None:
@@ -154,10 +151,10 @@ class LoraExchange(Exchange):
         if fold.keys() == self._applied.keys() and all(torch.equal(fold[name], self._applied[name]) for name in fold):
             return
         if not self._base:
-            self._base = {name: _base_weight(module).detach().clone() for name, module in self.modules.items()}
+            self._base = {name: base_weight(module).detach().clone() for name, module in self.modules.items()}
         transposed = [name for name, module in self.modules.items() if getattr(module, "fan_in_fan_out", False)]
         for name, weight in Fold.of(fold).apply(self._base, transposed).items():
-            _base_weight(self.modules[name]).copy_(weight)
+            base_weight(self.modules[name]).copy_(weight)
         self._applied = fold
 
 
@@ -192,21 +189,7 @@ class Folded(LoraExchange):
     """Rules that change the base."""
 
     def kept(self, loaded: Loaded) -> Loaded:
-        def save(model: nn.Module, folder: Path) -> None:
-            loaded.save(model, folder)
-            changed = {name: _base_weight(module) for name, module in _lora_modules(model).items()}
-            save_file(
-                {name: value.detach().cpu().contiguous() for name, value in changed.items()}, folder / BASE_WEIGHTS
-            )
-
-        def load(model: nn.Module, folder: Path) -> None:
-            loaded.load(model, folder)
-            saved, modules = load_file(folder / BASE_WEIGHTS), _lora_modules(model)
-            with torch.no_grad():
-                for name, module in modules.items():
-                    _base_weight(module).copy_(saved[name])
-
-        return replace(loaded, save=save, load=load)
+        return with_base(loaded)
 
     def _folded(self, state: Tensors, factors: Factors) -> Tensors:
         fold = Fold.of({name: value for name, value in state.items() if _is_fold(name)})
@@ -252,14 +235,6 @@ EXCHANGES: dict[str, Callable[[nn.Module, Callable[[str], bool], Any], Exchange]
     "zero_pad": ZeroPadded,
 }
 """federated.lora -> what exchanges the factors."""
-
-
-def _lora_modules(model: nn.Module) -> dict[str, LoraLayer]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
-
-
-def _base_weight(module: Any) -> Tensor:
-    return module.get_base_layer().weight
 
 
 def _grown_to(pair: lora.Pair, rank: int) -> lora.Pair:

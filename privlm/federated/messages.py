@@ -14,6 +14,9 @@ from torch import Tensor
 
 from privlm.federated.aggregate import Tensors
 
+OPTIMIZER = "optimizer"
+"""Kinds optimizer/purpose are the states of optimizers."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -66,6 +69,11 @@ def named(kind: str, tensors: Mapping[str, Tensor]) -> Tensors:
 def of_kind(kind: str, tensors: Mapping[str, Tensor]) -> Tensors:
     """Those of one kind, by their own names."""
     return {name.removeprefix(f"{kind}:"): tensor for name, tensor in tensors.items() if name.startswith(f"{kind}:")}
+
+
+def of_optimizer(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Those of the clients' optimizers, of all their trainings, under the names that travel."""
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(f"{OPTIMIZER}/")}
 
 
 def of_model(tensors: Mapping[str, Tensor]) -> Tensors:

@@ -56,9 +56,9 @@ def partition(
     if num_rows < 1:
         raise UsageError("there are no rows to deal out to clients: give data with at least one row a client")
     if kind == "by_column":
-        parts = _by_column(_given(columns, kind, "federated.client_column"), num_rows)
+        parts = _by_column(_given(columns, kind, "a column client (data.aliases)"), num_rows)
     elif kind == "explicit":
-        parts = _explicit(_given(allocation, kind, "federated.allocation"), num_rows)
+        parts = _explicit(_given(allocation, kind, "federated.manifest"), num_rows)
     else:
         parts = _made(kind, labels, num_rows, num_clients, seed, alpha, min_size, shards_per_client)
     if num_clients not in (None, len(parts)):
@@ -174,7 +174,7 @@ def _by_column(columns: Sequence[Any], num_rows: int) -> Parts:
     rows: dict[Any, list[int]] = {}
     for number, value in enumerate(columns):
         if value is None or value == "":
-            raise UsageError(f"federated.client_column: row {number} names no client")
+            raise UsageError(f"data.aliases: row {number} names no client")
         rows.setdefault(value, []).append(number)
     require_distinct([str(value) for value in rows])  # 1 and "1" would be
     return {str(value): np.array(rows[value]) for value in _in_order(rows)}
@@ -184,17 +184,17 @@ def _explicit(allocation: Mapping[str, Sequence[int]], num_rows: int) -> Parts:
     owner: dict[int, str] = {}
     for client, rows in allocation.items():
         if not len(rows):
-            raise UsageError(f"federated.allocation: client {client!r} has no rows; give it some, or leave it out")
+            raise UsageError(f"federated.manifest: client {client!r} has no rows; give it some, or leave it out")
         for row in rows:
             if not 0 <= row < num_rows:
-                raise UsageError(f"federated.allocation: client {client!r} has row {row} of rows 0 to {num_rows - 1}")
+                raise UsageError(f"federated.manifest: client {client!r} has row {row} of rows 0 to {num_rows - 1}")
             if row in owner:
-                raise UsageError(f"federated.allocation: row {row} is with {owner[row]!r} and with {client!r}")
+                raise UsageError(f"federated.manifest: row {row} is with {owner[row]!r} and with {client!r}")
             owner[row] = client
     if len(owner) < num_rows:
         first = next(row for row in range(num_rows) if row not in owner)
         raise UsageError(
-            f"federated.allocation: {num_rows - len(owner)} of {num_rows} rows are with no client, row {first} first"
+            f"federated.manifest: {num_rows - len(owner)} of {num_rows} rows are with no client, row {first} first"
         )
     return {client: np.array(rows, dtype=np.int64) for client, rows in allocation.items()}
 
@@ -204,11 +204,11 @@ def read_allocation(path: Path) -> dict[str, list[int]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_distinct_names)
     except OSError as error:
-        raise UsageError(f"federated.allocation={path}: the file cannot be read ({error.strerror})") from error
+        raise UsageError(f"federated.manifest={path}: the file cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise UsageError(f"federated.allocation={path}: the file is no JSON") from error
+        raise UsageError(f"federated.manifest={path}: the file is no JSON") from error
     if not isinstance(content, dict) or not content or not all(map(_are_row_numbers, content.values())):
-        raise UsageError(f'federated.allocation={path}: it must be an object like {{"client": [0, 3, 4]}}')
+        raise UsageError(f'federated.manifest={path}: it must be an object like {{"client": [0, 3, 4]}}')
     return content
 
 

@@ -198,8 +198,8 @@ class _Rounds:
         if store is None:
             return
         progress = {"outcome": asdict(self.outcome), **self.pricing.heads()}
-        strategy = self.server.strategy.state_dict()
-        store.save(Checkpoint(number, self.server.state, optimizer={}, objective=strategy, progress=progress))
+        rest = self.server.state_dict()
+        store.save(Checkpoint(number, self.server.state, optimizer={}, objective=rest, progress=progress))
 
     def _resume(self, store: CheckpointStore | None) -> int:
         """Takes up the last finished round; its number, 0 without one."""
@@ -211,15 +211,14 @@ class _Rounds:
         self.pricing.require(checkpoint.progress, f"the checkpoint of round {checkpoint.step}")
         store.rewind(checkpoint.step)
         self.server.state = dict(checkpoint.tensors)
-        self.server.strategy.load_state_dict(checkpoint.objective)
+        self.server.load_state_dict(checkpoint.objective)
         self.outcome = FederatedOutcome(**checkpoint.progress["outcome"])
         self.job.say(f"{self.stage.name}: goes on after round {checkpoint.step}")
         return checkpoint.step
 
     def _keep(self, folder: Path, federated: Federated) -> None:
         loaded, stage = self.federation.exchange.kept(self.federation.loaded), self.stage
-        outcome = self.outcome.without_sampling() if self.pricing.hides_sampling else self.outcome
-        save_model(loaded, folder, outcome=asdict(outcome), price=self.pricing.price())
+        save_model(loaded, folder, outcome=asdict(federated.outcome), price=self.pricing.price())
         client = self._drawn_client()
         trainer = self.federation.config.trainer
         losses = ProofLosses(
@@ -261,7 +260,8 @@ class _Rounds:
         return self._federated()
 
     def _federated(self) -> Federated:
-        return Federated(self.federation, self.outcome, self.server, self.worker.store, self.config.rounds)
+        outcome = self.outcome.without_sampling() if self.pricing.hides_sampling else self.outcome
+        return Federated(self.federation, outcome, self.server, self.worker.store, self.config.rounds)
 
     # --- who does the work -----------------------------------------------------------------------------------------
 

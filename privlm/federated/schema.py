@@ -92,118 +92,127 @@ class FederatedConfig:
 
     def check(self, config: Any) -> list[str]:
         """What its fields say together, and with the other groups."""
-        of = FederatedConfig  # `self` may be a composed group, which has the fields and no methods
         if self.name == "none":
-            return of._without_clients(self, config)
-        own = [*of._alone(self), *of._by_flower(self)]
-        return [*own, *of._with_trainer(self, config), *of._with_privacy(self, config)]
-
-    def _without_clients(self, config: Any) -> list[str]:
-        problems = []
-        if self.engine == "flower":
-            problems.append("federated.engine=flower needs clients: choose federated=fedavg")
-        if config.privacy.mechanism == "dp_fedavg":
-            problems.append("privacy=dp_fedavg protects clients, and federated=none has none: choose federated=fedavg")
-        return problems
-
-    def _alone(self) -> list[str]:
-        problems = []
-        if self.weights == "clipped" and self.max_weight is None:
-            problems.append("federated.weights=clipped needs federated.max_weight, the largest weight of a client")
-        if self.partition == "explicit" and self.manifest is None:
-            problems.append("federated.partition=explicit needs federated.manifest, a JSON file: client -> row numbers")
-        if self.partition in ("iid", "shards", "dirichlet") and self.num_clients is None:
-            problems.append(f"federated.partition={self.partition} needs federated.num_clients")
-        if self.ranks and self.lora not in ("svd", "stack", "zero_pad"):
-            problems.append(f"federated.ranks: mixed ranks need federated.lora=svd, stack or zero_pad, not {self.lora}")
-        if self.lora not in SUMMABLE and self.name not in ("fedavg", "fedprox", "fedavg_ft"):
-            problems.append(
-                f"federated.lora={self.lora} makes the mean itself, which federated={self.name} computes otherwise: "
-                "use federated=fedavg, or federated.lora=separate"
-            )
-        if self.secure_aggregation and self.lora not in SUMMABLE:
-            problems.append(
-                f"federated.secure_aggregation shows the server a sum alone, and federated.lora={self.lora} needs each "
-                "client's factors: use federated.lora=separate or ffa"
-            )
-        if self.secure_aggregation and (self.name in ("scaffold", "local") or self.optimizer_state == "average"):
-            problems.append(
-                f"federated.secure_aggregation sums updates of the model alone: not with federated={self.name} and "
-                f"federated.optimizer_state={self.optimizer_state}"
-            )
-        if self.secure_aggregation and self.wire != "fp32":
-            problems.append("federated.secure_aggregation quantises by itself: set federated.wire=fp32")
-        return problems
-
-    def _by_flower(self) -> list[str]:
-        if self.engine != "flower":
-            return []
-        problems = []
-        if self.timeout_s is None:
-            problems.append(
-                "federated.engine=flower needs federated.timeout_s, the seconds of a round: a node that is gone does "
-                "not say so"
-            )
-        if self.name in PERSONAL:
-            problems.append(
-                f"federated={self.name} ends with a model of each client's own, which stays with its node, where "
-                "nobody measures it: use federated.engine=inprocess or pool, or federated=fedavg"
-            )
-        return problems
-
-    def _with_trainer(self, config: Any) -> list[str]:
-        problems = []
-        if config.trainer.processes != 1:
-            problems.append("trainer.processes: a client trains in one process; federated.engine=pool uses all cores")
-        if self.name == "scaffold" and (config.trainer.optimizer != "sgd" or config.trainer.momentum):
-            problems.append(
-                "federated=scaffold corrects plain gradient steps: set trainer.optimizer=sgd trainer.momentum=0"
-            )
-        for key in ("evaluate_every", "early_stop_patience", "restore_best"):
-            if getattr(config.trainer, key):
-                problems.append(f"trainer.{key} has no place in a client's training: use federated.evaluate_every")
-        adapter = getattr(config.adapter, "name", None)
-        if adapter == "rgp":
-            problems.append("adapter=rgp chooses its factors at each step, which cannot be averaged: use adapter=lora")
-        if self.lora != "separate" and adapter not in ("lora", "lora_emnlp"):
-            problems.append(f"federated.lora={self.lora} needs adapter=lora, not {adapter}")
-        return problems
-
-    def _with_privacy(self, config: Any) -> list[str]:
-        if not is_private(config):
-            return []
-        problems = []
-        if config.privacy.audit.canaries != "none":
-            problems.append("privacy.audit: canaries are planted by trainings of one model, not by federated rounds")
-        if self.optimizer_state == "average":
-            problems.append("federated.optimizer_state=average sends more than privacy accounts for: reset or keep")
-        if self.lora not in SUMMABLE:
-            problems.append(
-                f"federated.lora={self.lora} multiplies the noise of both factors: use federated.lora=ffa under privacy"
-            )
-        if config.privacy.mechanism == "dp_fedavg":
-            problems += FederatedConfig._by_client(self)
-        return problems
-
-    def _by_client(self) -> list[str]:
-        problems = []
-        if self.weights == "samples":
-            problems.append(
-                "federated.weights=samples lets a client's size set its share, which privacy by client cannot bound: "
-                "use federated.weights=uniform, or clipped"
-            )
-        if self.sampling != "poisson" and self.fraction < 1:
-            problems.append(
-                f"federated.sampling={self.sampling} draws a fixed number of clients, for which the accountant claims "
-                "nothing: use federated.sampling=poisson"
-            )
-        if self.name in ("scaffold", "local"):
-            problems.append(f"privacy=dp_fedavg releases the mean of updates, which federated={self.name} does not use")
-        if self.on_too_few == "retry":
-            problems.append("federated.on_too_few=retry asks for a second release of a round: use skip under dp_fedavg")
-        return problems
+            return _without_clients(self, config)
+        alone = [*_alone(self), *_by_flower(self)]
+        return [*alone, *_with_trainer(self, config), *_with_privacy(self, config)]
 
 
 def is_federated(config: Any) -> bool:
     """Whether the run has clients that train apart."""
     return config.federated is not None and config.federated.name != "none"
+
+
+def _without_clients(federated: Any, config: Any) -> list[str]:
+    problems = []
+    if federated.engine == "flower":
+        problems.append("federated.engine=flower needs clients: choose federated=fedavg")
+    if config.privacy.mechanism == "dp_fedavg":
+        problems.append("privacy=dp_fedavg protects clients, and federated=none has none: choose federated=fedavg")
+    return problems
+
+
+def _alone(federated: Any) -> list[str]:
+    problems = []
+    if federated.weights == "clipped" and federated.max_weight is None:
+        problems.append("federated.weights=clipped needs federated.max_weight, the largest weight of a client")
+    if federated.partition == "explicit" and federated.manifest is None:
+        problems.append("federated.partition=explicit needs federated.manifest, a JSON file: client -> row numbers")
+    if federated.partition in ("iid", "shards", "dirichlet") and federated.num_clients is None:
+        problems.append(f"federated.partition={federated.partition} needs federated.num_clients")
+    if federated.ranks and federated.lora not in ("svd", "stack", "zero_pad"):
+        problems.append(
+            f"federated.ranks: mixed ranks need federated.lora=svd, stack or zero_pad, not {federated.lora}"
+        )
+    if federated.lora not in SUMMABLE and federated.name not in ("fedavg", "fedprox", "fedavg_ft"):
+        problems.append(
+            f"federated.lora={federated.lora} makes the mean itself, and federated={federated.name} computes "
+            "another: use federated=fedavg, or federated.lora=separate"
+        )
+    if federated.secure_aggregation and federated.lora not in SUMMABLE:
+        problems.append(
+            "federated.secure_aggregation shows the server a sum alone, and federated.lora="
+            f"{federated.lora} needs each client's factors: use federated.lora=separate or ffa"
+        )
+    if federated.secure_aggregation and (
+        federated.name in ("scaffold", "local") or federated.optimizer_state == "average"
+    ):
+        problems.append(
+            f"federated.secure_aggregation sums updates of the model alone: not with federated={federated.name} and "
+            f"federated.optimizer_state={federated.optimizer_state}"
+        )
+    if federated.secure_aggregation and federated.wire != "fp32":
+        problems.append("federated.secure_aggregation quantises by itfederated: set federated.wire=fp32")
+    return problems
+
+
+def _by_flower(federated: Any) -> list[str]:
+    if federated.engine != "flower":
+        return []
+    problems = []
+    if federated.timeout_s is None:
+        problems.append(
+            "federated.engine=flower needs federated.timeout_s, the seconds of a round: a node that is gone does not "
+            "say so"
+        )
+    if federated.name in PERSONAL:
+        problems.append(
+            f"federated={federated.name} ends with a model of each client's own, which stays with its node, where "
+            "nobody measures it: use federated.engine=inprocess or pool, or federated=fedavg"
+        )
+    return problems
+
+
+def _with_trainer(federated: Any, config: Any) -> list[str]:
+    problems = []
+    if config.trainer.processes != 1:
+        problems.append("trainer.processes: a client trains in one process; federated.engine=pool uses all cores")
+    if federated.name == "scaffold" and (config.trainer.optimizer != "sgd" or config.trainer.momentum):
+        problems.append(
+            "federated=scaffold corrects plain gradient steps: set trainer.optimizer=sgd trainer.momentum=0"
+        )
+    for key in ("evaluate_every", "early_stop_patience", "restore_best"):
+        if getattr(config.trainer, key):
+            problems.append(f"trainer.{key} has no place in a client's training: use federated.evaluate_every")
+    adapter = getattr(config.adapter, "name", None)
+    if adapter == "rgp":
+        problems.append("adapter=rgp chooses its factors at each step, which cannot be averaged: use adapter=lora")
+    if federated.lora != "separate" and adapter not in ("lora", "lora_emnlp"):
+        problems.append(f"federated.lora={federated.lora} needs adapter=lora, not {adapter}")
+    return problems
+
+
+def _with_privacy(federated: Any, config: Any) -> list[str]:
+    if not is_private(config):
+        return []
+    problems = []
+    if config.privacy.audit.canaries != "none":
+        problems.append("privacy.audit: canaries are planted by trainings of one model, not by federated rounds")
+    if federated.optimizer_state == "average":
+        problems.append("federated.optimizer_state=average sends more than privacy accounts for: reset or keep")
+    if federated.lora not in SUMMABLE:
+        problems.append(f"federated.lora={federated.lora} multiplies the noise of both factors: use ffa under privacy")
+    if config.privacy.mechanism == "dp_fedavg":
+        problems += _by_client(federated)
+    return problems
+
+
+def _by_client(federated: Any) -> list[str]:
+    problems = []
+    if federated.weights == "samples":
+        problems.append(
+            "federated.weights=samples lets a client's size set its share, which privacy by client cannot bound: "
+            "use federated.weights=uniform, or clipped"
+        )
+    if federated.sampling != "poisson" and federated.fraction < 1:
+        problems.append(
+            f"federated.sampling={federated.sampling} draws a fixed number of clients, for which the accountant claims "
+            "nothing: use federated.sampling=poisson"
+        )
+    if federated.name in ("scaffold", "local"):
+        problems.append(
+            f"privacy=dp_fedavg releases the mean of updates, which federated={federated.name} does not use"
+        )
+    if federated.on_too_few == "retry":
+        problems.append("federated.on_too_few=retry asks for a second release of a round: use skip under dp_fedavg")
+    return problems

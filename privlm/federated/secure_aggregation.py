@@ -286,11 +286,11 @@ class SecureSum:
         require_distinct(client_ids)
         if not 2 <= threshold <= len(client_ids):
             raise UsageError(
-                f"federated.threshold={threshold}: of {len(client_ids)} clients in a round, 2 or more must be needed "
-                "and no more than there are"
+                f"federated.secure_threshold: {threshold} of {len(client_ids)} clients in a round: 2 or more must be "
+                "needed, and no more than there are"
             )
         if not 0 < clip < float("inf"):
-            raise UsageError(f"federated.clip={clip}: fixed point needs a finite clipping norm above 0")
+            raise UsageError(f"federated.secure_clip={clip}: fixed point needs a finite clipping norm above 0")
         self.point = FixedPoint(clip, len(client_ids))
         self._clients = {
             client: MaskingClient(client, client_ids, threshold, self.point, seed) for client in client_ids

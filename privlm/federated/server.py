@@ -13,13 +13,13 @@ from typing import Any
 
 from privlm.errors import PrivLMError
 from privlm.federated import averaging, wire
-from privlm.federated.aggregate import WEIGHTINGS, NoUpdates, Tensors
+from privlm.federated.aggregate import Mean, NoUpdates, Tensors, client_weight
 from privlm.federated.averaging import ByClient
 from privlm.federated.engine import Engine
 from privlm.federated.exchange import Average
 from privlm.federated.federation import Federation
 from privlm.federated.inbox import Inbox
-from privlm.federated.messages import Task, Update
+from privlm.federated.messages import Task, Update, of_optimizer
 from privlm.federated.sampling import sampled
 from privlm.federated.secure_aggregation import TooFewSurvivors
 from privlm.federated.secured import Secured
@@ -74,6 +74,8 @@ class Server:
         self.state = federation.exchange.take()
         self.personal = federation.exchange.take_personal()
         """The parts of the model that stay with clients, as they are before any training."""
+        self.optimizers: Tensors = {}
+        """The mean of the clients' optimizers, under federated.optimizer_state=average."""
         self.plans = plans or {}
         self.by_client = by_client
         self.tells = tells
@@ -108,7 +110,7 @@ class Server:
         secure = self._secured(number, asked)
         tasks = [self._task(client, number, TRAIN, secure) for client in asked]
         inbox = self._inbox(number, asked)
-        before = copy.deepcopy(self.strategy.state_dict())
+        before = copy.deepcopy(self.state_dict())
         try:
             state = self._aggregated(number, inbox.read(engine.run_round(tasks)), secure)
         except (NoUpdates, TooFewSurvivors) as reason:
@@ -120,7 +122,7 @@ class Server:
             assert state is not None
             self.state = state
         else:
-            self.strategy.load_state_dict(before)
+            self.load_state_dict(before)
         error = self.federation.exchange.error
         sent = sum(len(task.body) for task in tasks)
         return RoundTold(tuple(inbox.updates), inbox.failures, inbox.bytes_up, sent, is_kept, error)
@@ -137,7 +139,18 @@ class Server:
         def merge(updates: Iterable[Update]) -> Tensors:
             return self.federation.exchange.merge(self.state, updates, average)
 
-        return self.strategy.aggregate(self.state, updates, merge)
+        optimizers = Mean()
+        state = self.strategy.aggregate(self.state, self._averaging(optimizers, updates), merge)
+        if self.config.optimizer_state == "average":
+            self.optimizers = optimizers.result()
+        return state
+
+    def _averaging(self, optimizers: Mean, updates: Iterable[Update]) -> Iterator[Update]:
+        """The updates, whose optimizers are averaged on the way where federated.optimizer_state says so."""
+        for update in updates:
+            if self.config.optimizer_state == "average":
+                optimizers.add(of_optimizer(update.extra), update.weight)
+            yield update
 
     def _inbox(self, number: int, asked: list[str]) -> Inbox:
         exchange, limit = self.federation.exchange, self.config.max_update_mb * MEGABYTE
@@ -177,7 +190,7 @@ class Server:
             meta["plan"] = plan | {"spent": [], "warnings": []}
         if secure is not None:
             meta["secure"] = secure.for_client(self._weight_of(client))
-        return Task(client, number, wire.pack(packed | self.strategy.sent(), meta))
+        return Task(client, number, wire.pack(packed | self.strategy.sent() | self.optimizers, meta))
 
     def _secured(self, number: int, asked: list[str]) -> Secured | None:
         if not self.config.secure_aggregation or not asked:
@@ -201,7 +214,7 @@ class Server:
 
     def _weight(self, num_examples: int) -> float:
         if self.by_client is None:
-            return WEIGHTINGS[self.config.weights](num_examples, self.config.max_weight)
+            return client_weight(self.config.weights, num_examples, self.config.max_weight)
         if self.config.weights == "clipped":  # at most 1, so that the clipping norm bounds a client's share
             return min(num_examples, self.config.max_weight) / self.config.max_weight
         return 1.0
@@ -210,6 +223,15 @@ class Server:
         return self._weight(len(self.federation.data[client]))
 
     # --- state -----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What rounds change besides `state`."""
+        return {"strategy": self.strategy.state_dict(), "optimizers": self.optimizers}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` gave."""
+        self.strategy.load_state_dict(state["strategy"])
+        self.optimizers = dict(state["optimizers"])
 
     def digest(self) -> str:
         """64 hexadecimal digits of the server's tensors."""

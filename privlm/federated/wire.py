@@ -138,7 +138,7 @@ def _eighth(name: str, x: Tensor) -> Tensors:
     """Whole numbers from -127 to 127 times a scale: the error is half a scale at most."""
     largest = x.abs().max() if x.numel() else torch.zeros(())
     scale = (largest.double() / 127).float()
-    levels = (x.double() / scale.double()).nan_to_num(0.0).round().clamp(-127, 127)  # 0 / 0, and NaN times any is NaN
+    levels = (x.double() / scale.double()).nan_to_num(0.0).round().clamp(-127, 127)  # a scale of NaN or 0: any
     return {name: levels.to(torch.int8), name + _SCALE: scale}
 
 

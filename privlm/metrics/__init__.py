@@ -4,6 +4,8 @@
     differences      paired_difference, mcnemar: two systems on the same items
     seeds            mean_over_seeds (t), sign_flips: runs that differ in the seed
     classification   accuracy, f1, precision, recall, macro_f1, matthews, majority_class
+    rouge            rouge_l: one answer against its reference; a mean of them is a share
+    exact_match      the same for short answers
     detection        auc, mean_of_rates: scores against membership
     statistic        any other statistic of independent units: the BCa bootstrap
 

@@ -80,14 +80,15 @@ class Accounts:
         return {client: found.get(client, of_all) for client in {**self.clients, **found} if client}
 
     def _refuse_shared_noise(self) -> None:
-        owner: dict[str, Ledger] = {}
-        for ledger in self.ledgers:
+        owner: dict[str, str] = {}
+        for client, ledger in {"": self.run, **self.clients}.items():
+            name = str(ledger.path or f"the ledger of {client or 'the run'}")
             for noise_id in ledger.noise_ids:
-                if owner.setdefault(noise_id, ledger) is not ledger:
+                if owner.setdefault(noise_id, name) != name:
                     raise UsageError(
-                        f"{owner[noise_id].path} and {ledger.path} have released with the same noise, whose difference "
-                        "hides nothing: no epsilon covers both. Give each client a series of its own (Stage.seed), or "
-                        "take privacy.rng=secure"
+                        f"{owner[noise_id]} and {name} have released with the same noise, whose difference hides "
+                        "nothing: no epsilon covers both. Give each client a series of its own (Stage.seed), or take "
+                        "privacy.rng=secure"
                     )
 
 

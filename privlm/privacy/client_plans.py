@@ -121,7 +121,7 @@ def make_client_plans(
     delta = accounting.resolve_delta(privacy.delta, max(sizes.values()))
     steps_of = {client: steps if isinstance(steps, int) else steps[client] for client in sizes}
     before = {client: tuple(_spent_by(client, spent or {})) for client in sizes}
-    how = {"batch_size": batch_size, "compare": compare, "delta": delta}
+    how: dict[str, Any] = {"batch_size": batch_size, "compare": compare, "delta": delta}
 
     @cache
     def plan_of(size: int, num_steps: int, spent: tuple[Segment, ...]) -> PrivacyPlan:

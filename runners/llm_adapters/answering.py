@@ -5,22 +5,15 @@ Answers are kept line by line, so that a run that is killed goes on in the middl
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
-from peft import PeftModel
-from torch import nn
-
-from privlm.errors import UsageError
 from privlm.job import Stage
-from privlm.llm.local.backend import LocalBackend
-from privlm.llm.local.scoring import Encoder
-from privlm.llm.types import Answer, GenerateRequest, Sampling
+from privlm.llm.local import answering
+from privlm.llm.local.answering import Asked
+from privlm.llm.types import Sampling
 from privlm.models.loaded import Loaded
-from privlm.rows import Keep
 
 from .prompts import Prompts, scored_text
 from .questions import Question
@@ -52,54 +45,27 @@ class Respondent:
     """A model with its prompts and its way of decoding."""
 
     def __init__(self, loaded: Loaded, prompts: Prompts, task: Any) -> None:
-        self.loaded = loaded
         self.prompts = prompts
-        self.sampling = Sampling(task.max_new_tokens, num_beams=task.num_beams)
-
-    @cached_property
-    def _backend(self) -> LocalBackend:
-        return LocalBackend.of(self.loaded)
+        sampling = Sampling(task.max_new_tokens, num_beams=task.num_beams)
+        self._respondent = answering.Respondent(loaded, sampling, limited_by="task.max_new_tokens")
 
     def require_room(self, tests: Mapping[str, Sequence[Question]]) -> None:
         """Raises UsageError, naming file and row, for a question that the model cannot read and answer."""
-        config: Any = self.loaded.model.config
-        limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-        encoder = Encoder(self.prompts.tokenizer, None)
-        for question in (question for questions in tests.values() for question in questions):
-            length = len(encoder.begin(self.prompts.evaluation(question)))
-            if limit is not None and length + self.sampling.max_tokens > limit:
-                raise UsageError(
-                    f"{question.where}: the prompt of field 'instruction' has {length:,} tokens, which with "
-                    f"task.max_new_tokens={self.sampling.max_tokens} exceed the {limit:,} that the model reads: "
-                    "shorten the question, or lower task.max_new_tokens"
-                )
+        self._respondent.require_room(self._asked(question) for questions in tests.values() for question in questions)
 
     def answer_all(self, stage: Stage, tests: Mapping[str, Sequence[Question]]) -> Replies:
         """The answers to each set, those of earlier tries included; kept in the stage's folder."""
         return {name: self._answer_set(stage, name, questions) for name, questions in tests.items()}
 
-    def replies(self, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:
-        """(place, answer), each when it is finished."""
-        requests = [GenerateRequest(self.prompts.evaluation(question), self.sampling) for question in questions]
-        for place, reply in self._backend.ask(requests):
-            assert isinstance(reply, Answer)
-            yield place, reply
+    def replies(self, questions: Sequence[Question]) -> list[Reply]:
+        """The answers to questions, kept nowhere."""
+        found = dict(self._respondent.answers([self._asked(question) for question in questions]))
+        return [Reply.of(found[place].text, found[place].status) for place in range(len(questions))]
+
+    def _asked(self, question: Question) -> Asked:
+        return Asked(self.prompts.evaluation(question), question.where)
 
     def _answer_set(self, stage: Stage, name: str, questions: Sequence[Question]) -> list[Reply]:
-        items = {item_of(number, question): question for number, question in enumerate(questions)}
-
-        def answer(open_items: Mapping[str, Question], keep: Keep) -> None:
-            names = list(open_items)
-            for place, reply in self.replies(list(open_items.values())):
-                if reply.status == "client_error":
-                    raise UsageError(f"{open_items[names[place]].where}: {reply.detail}")
-                keep(names[place], {"text": reply.text, "status": reply.status, "tokens": reply.completion_tokens})
-
-        return [Reply.of(line["text"], line["status"]) for line in stage.rows(f"{name}.jsonl", items, answer)]
-
-
-@contextlib.contextmanager
-def untrained(model: nn.Module) -> Iterator[None]:
-    """Within it a model that has not been trained yet is its base: an adapter may begin elsewhere than at nothing."""
-    with model.disable_adapter() if isinstance(model, PeftModel) else contextlib.nullcontext():
-        yield
+        items = {item_of(number, question): self._asked(question) for number, question in enumerate(questions)}
+        lines = self._respondent.keep_answers(stage, f"{name}.jsonl", items)
+        return [Reply.of(line["text"], line["status"]) for line in lines]

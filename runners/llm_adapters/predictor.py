@@ -19,7 +19,7 @@ from privlm.models.loaded import Loaded
 from privlm.predictor import Row
 from privlm.rundir import MODEL, TRAINING
 
-from .answering import Reply, Respondent
+from .answering import Respondent
 from .extract import strict_letter, strict_number
 from .math_data import load
 from .measure import grade
@@ -70,7 +70,7 @@ class Solver:
         tests = load(data).tests
         self.respondent.require_room(tests)
         for name, questions in tests.items():
-            graded = grade(questions, self._replies(questions))
+            graded = grade(questions, self.respondent.replies(questions))
             found[name] = {"accuracy_strict": share(graded.strict), "accuracy_upstream": share(graded.upstream)}
         return found
 
@@ -81,18 +81,10 @@ class Solver:
         (folder / "prompt.txt").write_text(text, encoding="utf-8")
 
     def _answers(self, questions: list[Question]) -> Iterator[Row]:
-        for question, reply in zip(questions, self._replies(questions), strict=True):
+        for question, reply in zip(questions, self.respondent.replies(questions), strict=True):
             read = strict_letter(reply.text, question.options) if question.is_choice else strict_number(reply.text)
             answer = _number_as_text(read) if isinstance(read, Fraction) else read
             yield {"answer": answer, "text": reply.text, "status": reply.status}
-
-    def _replies(self, questions: list[Question]) -> list[Reply]:
-        found: dict[int, Reply] = {}
-        for place, answer in self.respondent.replies(questions):
-            if answer.status == "client_error":
-                raise UsageError(f"{questions[place].where}: {answer.detail}")
-            found[place] = Reply.of(answer.text, answer.status)
-        return [found[place] for place in range(len(questions))]
 
     def _question(self, row: Row, number: int) -> Question:
         def field(name: str) -> Any:

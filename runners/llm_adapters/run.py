@@ -8,19 +8,20 @@
 
 from __future__ import annotations
 
-from privlm.adapters.adapter import count_parameters
+from privlm.adapters.adapter import count_parameters, untrained
 from privlm.adapters.load import load_causal_lm
 from privlm.config import Config
 from privlm.data.causal_lm import CausalSplit
 from privlm.fit import fit, plan_of
 from privlm.job import Job
+from privlm.training.likelihood import Likelihood
 from privlm.training.next_token import NextToken
+from privlm.training.prompted import padding_side
 from privlm.training.trainer import Evaluation
 
-from .answering import Replies, Reply, Respondent, item_of, untrained
+from .answering import Replies, Reply, Respondent, item_of
 from .base_run import read_answers
-from .encoding import encode, padding_side
-from .likelihood import Likelihood
+from .encoding import encode
 from .math_data import MathData, load
 from .measure import grade_all, report_accuracy, report_contamination, report_gain, report_likelihood
 from .predictor import predictor

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from privlm.llm.program.answers import well_formed
+from privlm.metrics.exact_match import normalised
 
 from .questions import LETTERS, Question
 
@@ -27,7 +28,6 @@ SAYS_TRUE = ("true", "supports", "supported")
 LETTER_BEFORE_TEXT = re.compile(
     r"\W*(?:(?:the\s+)?(?:correct\s+)?(?:answer|option)(?:\s+is)?\s*:?\s*)?\(?([A-J])[).:]\s+\S", re.I
 )
-ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
 
 def read_answer(text: str, question: Question) -> str | None:
@@ -75,12 +75,6 @@ def option(text: str, options: Sequence[str]) -> str | None:
     rest = _plain(text[found.end(1) + 1 :].split("\n", maxsplit=1)[0])
     others = [other for number, other in enumerate(plain) if letters[number] != letter]
     return None if any(rest == other for other in others) else letter
-
-
-def normalised(text: str) -> str:
-    """In lower case, without articles and punctuation, single blanks (as of SQuAD: Rajpurkar et al., EMNLP 2016)."""
-    words = re.sub(r"[^\w\s]", " ", text.lower())
-    return " ".join(ARTICLES.sub(" ", words).split())
 
 
 def _plain(text: str) -> str:

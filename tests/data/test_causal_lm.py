@@ -95,3 +95,15 @@ def test_tokenizer_without_padding_pads_with_a_token_that_it_has():
     assert padding_id(tokenizer) == tokenizer.eos_token_id
     tokenizer.eos_token = None
     assert padding_id(tokenizer) == 0
+
+
+def test_some_of_the_rows_are_a_split_of_their_own():
+    rows = [TokenRow([5, 6, 7], 1), TokenRow([8] * 4, 4), TokenRow([9, 9], 1), TokenRow([4] * 6, 2)]
+    split = causal_split(rows, max_length=5, pad_token_id=0)
+    assert split.num_predicted.tolist() == [2, 1, 3]
+    assert causal_split([TokenRow([5, 6, 7])], max_length=5, pad_token_id=0).num_predicted.tolist() == [2]
+    some = split.select([2, 0])
+    assert (len(some), some.kept.tolist(), some.num_predicted.tolist()) == (2, [3, 0], [3, 2])
+    assert (some.num_truncated, some.num_skipped) == (0, 0)
+    whole, part = split.batch([2, 0]), some.batch([0, 1])
+    assert all(torch.equal(whole[name], part[name]) for name in whole)

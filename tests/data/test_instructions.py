@@ -16,6 +16,7 @@ from privlm.errors import UsageError
 pytestmark = pytest.mark.torch_free
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared/data"
+SECRET = "my secret"
 ROWS = [{"instruction": f"Say {i}.", "input": "" if i % 2 else f"as {i}", "output": f"{i}!"} for i in range(30)]
 
 
@@ -61,6 +62,7 @@ def test_dolly_with_its_clients_and_alpaca_are_read():
     dolly = load_instructions(config("dolly", path=shared("dolly")))
     assert (len(dolly.train), len(dolly.evaluation["test"]), len(dolly.categories)) == (14931, 80, 8)
     assert dolly.clients == tuple("0123456789")
+    assert dolly.content.known
     alpaca = load_instructions(config("alpaca", path=shared("instruct/alpaca_tiny.json")))
     assert len(alpaca.train) + len(alpaca.evaluation["test"]) == 100
 
@@ -143,6 +145,50 @@ def test_templates_differ_by_the_context_alone(name):
     ]
 
 
+KINDS = [row | {"category": f"kind {i % 3}"} for i, row in enumerate(ROWS)]
+
+
+def test_so_many_rows_of_each_category_are_held_out_and_keep_it(tmp_path):
+    twice = [*KINDS, *KINDS[:3], ROWS[0] | {"instruction": "without a kind"}]
+    data, _ = load_rows(tmp_path / "a.jsonl", twice, held_out_per_category=4)
+    held_out = data.evaluation["test"]
+    assert Counter(row.category for row in held_out) == {"kind 0": 4, "kind 1": 4, "kind 2": 4}
+    assert not {row.question for row in held_out} & {row.question for row in data.train}
+    assert len(data.train) == len(twice) - 12
+    assert any(note.startswith("test: 12 rows, 4 of each category") for note in data.notes)
+    again, _ = load_rows(tmp_path / "b.jsonl", twice[::-1], held_out_per_category=4)
+    assert set(again.evaluation["test"]) == set(held_out)
+
+
+def test_rows_cannot_be_held_out_of_categories_that_there_are_not(tmp_path):
+    with pytest.raises(UsageError, match="no row has a category"):
+        load_rows(tmp_path / "a.jsonl", ROWS, held_out_per_category=4)
+
+
+def test_bad_rows_are_left_out_or_refused_as_asked(tmp_path):
+    odd = [{"instruction": 7, "output": SECRET}, {"instruction": "a", "output": [SECRET]}]
+    empty = [{"instruction": "Say it.", "output": " "}]
+    data, found = load_rows(tmp_path / "a.jsonl", [*ROWS, *odd, *empty], on_bad_row="skip")
+    assert len(found) == len(ROWS)
+    assert data.notes[:2] == (
+        "1 rows without instruction or response left out",
+        "2 rows of which a field holds no text left out",
+    )
+    assert SECRET not in str(data.notes)
+    with pytest.raises(UsageError, match="line 31: no instruction, or no response") as error:
+        load_rows(tmp_path / "b.jsonl", [*ROWS, *empty], on_bad_row="fail")
+    assert "Say it." not in str(error.value)
+    with pytest.raises(UsageError, match="no column 'response'"):
+        load_rows(tmp_path / "c.jsonl", [{"instruction": "a"}] * 3, on_bad_row="skip")
+
+
+def test_templates_of_the_alpaca_family_differ_where_they_are_known_to(tmp_path):
+    row = Instruction("Sum.", "1, 2", "3")
+    alpaca, legacy, french = (TEMPLATES[name].prompt(row) for name in ("alpaca", "alpaca_legacy", "vigogne"))
+    assert alpaca == f"{legacy}\n"
+    assert french.endswith("### Instruction:\nSum.\n\n### Entrée:\n1, 2\n\n### Réponse:\n")
+
+
 def test_max_train_examples_keeps_the_first_and_says_so(tmp_path):
     whole, _ = load_rows(tmp_path / "a.jsonl", ROWS)
     part, _ = load_rows(tmp_path / "a.jsonl", ROWS, max_train_examples=5)
@@ -178,9 +224,6 @@ def test_the_hubs_file_is_read_from_its_cache(tmp_path, monkeypatch):
     data = load_instructions(config("dolly"))
     assert data.fingerprint == f"hub:databricks/databricks-dolly-15k@{revision}"
     assert len(data.train) + len(data.evaluation["test"]) == 30
-
-
-SECRET = "my secret"
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from support.loopback import PACKAGE, free_ports
 
 from privlm.errors import ServiceError, UsageError
 from privlm.federated.flower import export, installed
+from privlm.federated.schema import PERSONAL
 from privlm.flower_launch import _require_answer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,6 +53,12 @@ def test_the_extra_asks_for_the_versions_that_are_supported_and_is_no_part_of_al
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert extras["flower"] == [f"flwr{installed.supported()}"]
     assert "flower" not in extras["all"][0]
+
+
+def test_strategies_that_end_with_personal_models_are_known_without_torch() -> None:
+    from privlm.federated.strategies import STRATEGIES
+
+    assert set(PERSONAL) == {name for name, strategy in STRATEGIES.items() if strategy.is_personal_model}
 
 
 def test_a_superlink_that_does_not_answer_is_a_service_that_fails_in_time() -> None:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from support.federation import CLIENTS, config_of, federation, network
 from support.processes import forked_status
+from torch import nn
 
+from privlm.errors import UsageError
+from privlm.federated.engine import InProcess
 from privlm.federated.federation import Federation
 from privlm.federated.outcome import Federated
 from privlm.federated.rounds import rounds
+from privlm.federated.server import TooFewReplies
+from privlm.federated.worker import Worker
 from privlm.job import Stage
 
 
@@ -29,16 +38,11 @@ def trained(name: str = "fedavg", folder: Path | None = None, build: Any = None,
         return rounds(stage, again(), make=again)
 
 
-def test_several_processes_give_the_same_model_as_one() -> None:
-    one, several = trained(), trained(engine="pool", workers=2)
-    assert one.outcome == several.outcome
-    assert len(one.outcome.digest) == 64
-
-
-def test_personal_models_are_the_same_by_several_processes(tmp_path: Path) -> None:
+def test_several_processes_give_the_same_models_as_one(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"build": network, "rounds": 2, "personal_steps": 2}
     one = trained("fedavg_ft", **changes)
     several = trained("fedavg_ft", tmp_path, engine="pool", workers=2, **changes)
+    assert one.outcome == several.outcome
     for client in CLIENTS:
         assert state(one, client) == state(several, client)
 
@@ -63,3 +67,124 @@ def test_killed_in_any_round_the_rest_gives_the_same_model(tmp_path: Path, name:
     again = killed()  # a stage that is done loads
     assert again.outcome == whole.outcome
     assert state(again, CLIENTS[0]) == state(whole, CLIENTS[0])
+
+
+# --- faults -----------------------------------------------------------------------------------------------------------
+
+
+def test_clients_that_are_not_reached_or_late_are_left_out_and_come_back() -> None:
+    found = trained(rounds=8, fault={"drop_rate": 0.3, "straggler_rate": 0.2}, on_too_few="skip")
+    assert found.outcome.rounds == 8
+    assert 0 < found.outcome.failures < 32
+    assert found.outcome.replies + found.outcome.failures == 32
+
+
+def test_a_client_that_sends_no_numbers_never_enters_the_mean(caplog: pytest.LogCaptureFixture) -> None:
+    found = trained(fault={"nan_client": "c2"})
+    assert (found.outcome.replies, found.outcome.failures) == (12, 4)
+    assert all(value.isfinite().all() for value in found.federation.loaded.model.state_dict().values())
+    assert "client c2 is left out: weight" in caplog.text
+
+
+def test_a_round_of_too_few_is_refused_tried_again_or_stepped_over(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"min_clients": 3, "fault": {"drop_rate": 0.6}, "rounds": 3}
+    with pytest.raises(TooFewReplies, match=r"round \d: [012] of the 3 replies .*not reached"):
+        trained("fedavg", tmp_path, on_too_few="fail", **changes)
+    skipped = trained(on_too_few="skip", **changes)
+    assert skipped.outcome.rounds == 3
+    again = trained(on_too_few="retry", **(changes | {"fault": {"drop_rate": 0.3}}))
+    assert again.outcome.rounds == 3
+
+
+def test_a_process_that_dies_or_hangs_is_one_client_less(caplog: pytest.LogCaptureFixture) -> None:
+    changes: dict[str, Any] = {"rounds": 1, "timeout_s": 6.0, "engine": "pool", "workers": 2}
+    config = config_of(**changes)
+    with Stage.in_memory(trainer=config.trainer) as stage:
+        found = rounds(stage, make("fedavg", changes), make=partial(fragile, changes))
+    assert (found.outcome.replies, found.outcome.failures) == (2, 2)
+    assert "client c1 is left out: its process died (status -9)" in caplog.text
+    assert "client c2 is left out: no reply within federated.timeout_s=6" in caplog.text
+
+
+class Fragile:
+    """Rows whose reading kills or blocks the process."""
+
+    lengths = None
+
+    def __init__(self, rows: Any, does: str) -> None:
+        self.rows = rows
+        self.does = does
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: np.ndarray) -> Any:
+        if self.does == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(1000)
+
+
+def fragile(changes: dict[str, Any]) -> Federation:
+    clients = make("fedavg", changes)
+    data = dict(clients.data)
+    data["c1"], data["c2"] = Fragile(data["c1"], "dies"), Fragile(data["c2"], "hangs")
+    return Federation(clients.config, clients.loaded, clients.objective, data)
+
+
+class Replays(InProcess):
+    """Sends every reply of round 1 again in round 2, and one twice."""
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__(worker)
+        self.first: list[Any] = []
+
+    def run_round(self, tasks: Any) -> Any:
+        replies = list(super().run_round(tasks))
+        if self.first:
+            yield self.first[0]
+            yield from replies[1:]
+            yield replies[1]
+        else:
+            self.first = replies
+            yield from replies
+
+
+def test_replayed_and_doubled_replies_are_left_out_by_name(caplog: pytest.LogCaptureFixture) -> None:
+    config = config_of(rounds=2)
+    with Stage.in_memory(trainer=config.trainer) as stage:
+        found = rounds(stage, federation(config), engine=Replays)
+    assert "client c0 is left out: a reply of client c0 for round 1, not 2" in caplog.text
+    assert "client c1 is left out: this client has replied already" in caplog.text
+    assert (found.outcome.replies, found.outcome.failures) == (4 + 3, 2)
+
+
+def broad() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 400), nn.Tanh(), nn.Linear(400, 1))
+
+
+@pytest.mark.parametrize(("kind", "error"), [("fp16", 1e-3), ("int8", 2e-2)])
+def test_a_narrow_wire_costs_fewer_bytes_and_little_accuracy(kind: str, error: float) -> None:
+    wide, narrow = (trained(rounds=2, build=broad, **changes) for changes in ({}, {"wire": kind}))
+    assert narrow.outcome.bytes_up < wide.outcome.bytes_up
+    for name, value in wide.federation.loaded.model.state_dict().items():
+        if value.is_floating_point():
+            near = narrow.federation.loaded.model.state_dict()[name]
+            assert float((near - value).norm()) < error * max(1.0, float(value.norm()))
+
+
+def test_rates_and_optimizers_over_rounds_change_the_model() -> None:
+    changes = {"schedule": ["constant", "cosine"], "optimizer_state": ["reset", "keep", "average"]}
+    digests = {
+        (name, value): trained(rounds=3, trainer_optimizer="adamw", **{name: value}).outcome.digest
+        for name, values in changes.items()
+        for value in values
+    }
+    assert digests["schedule", "constant"] == digests["optimizer_state", "reset"]
+    assert len(set(digests.values())) == 4
+
+
+def test_a_federation_without_clients_or_rows_is_refused() -> None:
+    config = config_of()
+    with pytest.raises(UsageError, match="the federation has no clients"):
+        federation(config, clients=())

@@ -226,7 +226,7 @@ def test_a_client_masks_once() -> None:
 
 def test_below_the_threshold_nothing_is_unmasked() -> None:
     secure = SecureSum(CLIENTS, THRESHOLD, CLIP, seed=0)
-    with pytest.raises(TooFewSurvivors, match=r"2 clients sent a vector, federated\.threshold=3"):
+    with pytest.raises(TooFewSurvivors, match=r"2 clients sent a vector, federated\.secure_threshold asks for 3"):
         secure.sum(masked_of(secure, CLIENTS[:2]))
     with pytest.raises(TooFewSurvivors, match="0 clients sent"):
         secure.sum({})
@@ -255,12 +255,12 @@ def test_fewer_shares_than_the_threshold_say_nothing_of_the_secret() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"threshold": 1}, r"federated\.threshold=1: of 5 clients"),
-        ({"threshold": 6}, r"federated\.threshold=6"),
-        ({"clip": math.inf}, r"federated\.clip=inf"),
-        ({"clip": 0.0}, r"federated\.clip=0\.0"),
+        ({"threshold": 1}, r"federated\.secure_threshold: 1 of 5 clients"),
+        ({"threshold": 6}, r"federated\.secure_threshold: 6"),
+        ({"clip": math.inf}, r"federated\.secure_clip=inf"),
+        ({"clip": 0.0}, r"federated\.secure_clip=0\.0"),
         ({"client_ids": ["a", "b", "c", "a"]}, "two clients are called 'a'"),
-        ({"client_ids": ["a"], "threshold": 1}, r"federated\.threshold=1: of 1 clients"),
+        ({"client_ids": ["a"], "threshold": 1}, r"federated\.secure_threshold: 1 of 1 clients"),
     ],
 )
 def test_settings_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:

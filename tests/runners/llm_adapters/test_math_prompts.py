@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from peft import LoraConfig, PrefixTuningConfig
 from privlm.runners.llm_adapters.answering import Reply
-from privlm.runners.llm_adapters.encoding import encode, padding_side
+from privlm.runners.llm_adapters.encoding import encode
 from privlm.runners.llm_adapters.prompts import Prompts, scored_text
 from privlm.runners.llm_adapters.questions import Question
 
 from privlm.data.causal_lm import NOT_PREDICTED
 from privlm.errors import UsageError
 from privlm.models.byte_level import byte_tokenizer
+from privlm.training.prompted import padding_side
 
 S = " " * 16
 PLAIN = "Below is an instruction that describes a task. Write a response that appropriately completes the request."

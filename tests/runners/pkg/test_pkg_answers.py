@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from privlm.runners.pkg.answers import is_right, normalised, option, read_answer, verdict
+from privlm.runners.pkg.answers import is_right, option, read_answer, verdict
 from privlm.runners.pkg.prompts import guide_prompt, read_prompt, write_prompt
 from privlm.runners.pkg.questions import Question
+
+from privlm.metrics.exact_match import normalised
 
 pytestmark = pytest.mark.torch_free
 

@@ -1,0 +1,34 @@
+"""The warm start of another run: what task.start_run names, so that arms that are compared begin from one model."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from privlm import files
+from privlm.errors import UsageError
+from privlm.rundir import MODEL
+
+STAGES = ("warm_start_short", "warm_start_lines")
+"""Stages of the warm start; the last one that a run has holds its model."""
+
+
+def start_folder(path: str) -> Path:
+    """Where a finished run keeps the model of its warm start. Raises UsageError for what is no such run."""
+    run = Path(path).expanduser()
+    status = files.read_json(run / "status.json")
+    if status is None:
+        raise UsageError(f"task.start_run: {run} is no run directory")
+    if status["state"] != "done":
+        raise UsageError(f"task.start_run: {run} is {status['state']}, not done: finish it first")
+    found = [run / "stages" / stage / MODEL for stage in STAGES if (run / "stages" / stage / MODEL).is_dir()]
+    if not found:
+        raise UsageError(f"task.start_run: {run} has no warm start of its own: give the run that made it")
+    return found[-1]
+
+
+def fingerprint(path: str) -> str:
+    """Of the model. Raises UsageError as `start_folder`."""
+    folder = start_folder(path)
+    digests = "".join(files.sha256_file(file) for file in sorted(folder.glob("*.safetensors")))
+    return f"sha256:{hashlib.sha256(digests.encode()).hexdigest()}"
