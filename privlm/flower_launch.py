@@ -1,8 +1,8 @@
 """A run whose rounds go over a network: handed to a SuperLink of Flower, and worked on by the ServerApp that it starts.
 
 `privlm run` with federated.engine=flower writes the app (privlm.federated.flower.export), submits it, and shows what
-the ServerApp says until it ends. That starts the run as `privlm run` does elsewhere, so that the run directory is on the
-machine of the SuperLink. Imports nothing heavy.
+the ServerApp says until it ends. That starts the run as `privlm run` does elsewhere, so that the run directory is on
+the machine of the SuperLink. Imports nothing heavy.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +45,14 @@ def finished(network: Loopback, *words: str) -> str:
     return said
 
 
+def wait_for_a_round(network: Loopback, process: subprocess.Popen[str], runs: str) -> None:
+    end = time.monotonic() + 5 * PATIENCE
+    while not metrics(network.folder, runs, "accuracy"):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
 def test_the_network_gives_the_model_of_one_process_round_by_round(network: Loopback) -> None:
     finished(network, "run", "task=parity", "runs=one")
     said = finished(network, *network.words("runs=all", "federated.timeout_s=300"))
@@ -66,17 +76,26 @@ def test_under_privacy_the_price_is_that_of_one_process(network: Loopback) -> No
 
 def test_a_node_that_is_killed_in_the_second_round_is_survived(network: Loopback) -> None:
     process = network.privlm(*network.words("runs=killed", "federated.timeout_s=60"))
-    end = time.monotonic() + 5 * PATIENCE
-    while not metrics(network.folder, "killed", "replies"):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end
-        time.sleep(0.2)
+    wait_for_a_round(network, process, "killed")
     network.kill("node1")
     said, _ = process.communicate()
     assert process.returncode == 0, said
     assert metrics(network.folder, "killed", "replies") == [2, 1, 1]
     assert "client c1 is left out" in said
     network.start_node(1)
+
+
+def test_a_run_that_is_stopped_goes_on_by_the_same_command(network: Loopback) -> None:
+    words = network.words("runs=stopped", "federated.rounds=2", "federated.timeout_s=300")
+    process = network.privlm(*words)
+    wait_for_a_round(network, process, "stopped")
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate()
+    assert process.returncode == 130, said
+    said = finished(network, *words)
+    assert "goes on after round 1" in said
+    finished(network, "run", "task=parity", "runs=whole", "federated.rounds=2")
+    assert result(network.folder, "stopped")["notes"] == result(network.folder, "whole")["notes"]
 
 
 def test_nothing_outlives_the_network(tmp_path: Path) -> None:
