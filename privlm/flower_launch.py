@@ -21,13 +21,15 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from privlm.errors import PrivLMError, ServiceError, UsageError
+from privlm.errors import BusyError, PrivLMError, ServiceError, UsageError
 from privlm.federated.flower import export, grid, installed
 from privlm.identity import Roles
 from privlm.signals import StopFlag, exit_status
 
 LOOK_AGAIN = 2.0
 """Seconds between two questions whether the run has ended, when nothing more comes of its log."""
+PATIENCE = 60.0
+"""Seconds that a run waits for another that holds its directory."""
 NAME = "privlm"
 """Of the connection, in a configuration of Flower that this process writes for itself."""
 
@@ -59,12 +61,28 @@ def _work(app: Path, words: Mapping[str, Any]) -> int:
     if words["folder"]:
         os.chdir(str(words["folder"]))
     config, overrides, roles = export.read(app)
-    ended = launch.start(config, overrides, roles, force=bool(words["force"]), introduce=_introduce)
+
+    def start() -> Any:
+        return launch.start(config, overrides, roles, force=bool(words["force"]), introduce=_introduce)
+
+    ended = _when_free(start)
     if ended.skipped:
         print(f"already done, skipped (--force runs it again): {ended.directory}", file=sys.stderr, flush=True)
     else:
         launch.write_page(ended.directory)
     return ended.status
+
+
+def _when_free(start: Callable[[], Any]) -> Any:
+    """The ServerApp of a run that was stopped holds the directory until it hears of that."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return start()
+        except BusyError:
+            if time.monotonic() > end:
+                raise
+        time.sleep(LOOK_AGAIN)
 
 
 def _introduce(directory: Path, restarts: int) -> None:

@@ -40,10 +40,8 @@ class Network:
         patch.setattr(records, "unpacked", lambda content: content)
         patch.setattr(grids, "push", self.push)
         patch.setattr(grids, "pull", self.pull)
+        patch.setattr(grids, "node_ids", lambda grid: set(self.settings))
         patch.setattr(grids, "LOOK_AGAIN", 0.01)
-
-    def get_node_ids(self) -> list[int]:
-        return list(self.settings)
 
     def push(self, grid: Any, number: int, kind: str, content: Any, *, ttl: float, group: str = "") -> str:
         asked, (fields, body) = next(self._ids), content

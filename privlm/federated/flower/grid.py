@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
+from privlm.errors import ServiceError
+
 LOOK_AGAIN = 0.5
 """Seconds between two looks for replies."""
 
@@ -36,15 +38,38 @@ def push(grid: Any, node: int, kind: str, content: Any, *, ttl: float, group: st
     """
     from flwr.app import Message
 
-    found = list(grid.push_messages([Message(content, node, kind, ttl=ttl, group_id=group)]))
+    with _told_of_the_link():
+        found = list(grid.push_messages([Message(content, node, kind, ttl=ttl, group_id=group)]))
     return found[0] if found else None
+
+
+def node_ids(grid: Any) -> set[int]:
+    """Of the SuperNodes that the SuperLink knows; one that is gone may be among them for a while."""
+    with _told_of_the_link():
+        return set(grid.get_node_ids())
 
 
 def pull(grid: Any, open_ids: Iterable[str]) -> Iterator[tuple[str, Any]]:
     """The replies that have come to some of these messages: the id of the message and the reply."""
     if asked := list(open_ids):
-        for reply in grid.pull_messages(asked):
+        with _told_of_the_link():
+            replies = list(grid.pull_messages(asked))
+        for reply in replies:
             yield reply.metadata.reply_to_message_id, reply
+
+
+@contextlib.contextmanager
+def _told_of_the_link() -> Iterator[None]:
+    """Raises ServiceError where the SuperLink takes no more of this run."""
+    import httpx
+
+    try:
+        yield
+    except httpx.HTTPError as error:
+        raise ServiceError(
+            f"the SuperLink takes no more messages of this run: it was stopped (flwr stop), or is gone ({error}); the "
+            "same command goes on after the last round"
+        ) from None
 
 
 def wait(until: float) -> None:

@@ -56,7 +56,7 @@ class Nodes:
         return all(client in self._serving and self._serving[client] not in self._lost for client in wanted)
 
     def _ask(self, open_: dict[str, int], end: float) -> None:
-        for node in set(self._grid.get_node_ids()) - self._asked:
+        for node in grids.node_ids(self._grid) - self._asked:
             self._asked.add(node)
             ttl = max(1.0, end - time.monotonic())
             if (
@@ -85,6 +85,6 @@ class Nodes:
 
     def _take(self, client: str, node: int) -> None:
         other = self._serving.get(client)
-        if other is not None and other not in self._lost and other in self._grid.get_node_ids():
+        if other is not None and other not in self._lost and other in grids.node_ids(self._grid):
             raise UsageError(f"SuperNodes {other} and {node} both serve client {client}: let one of them serve others")
         self._serving[client] = node
