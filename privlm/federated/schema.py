@@ -20,6 +20,10 @@ PERSONAL = ("local", "fedavg_ft", "fedbn", "fedrep", "ditto")
 """Of these, those whose clients end with models of their own."""
 
 SERVER_OPTIMIZERS = ("fedavgm", "fedadagrad", "fedadam", "fedyogi")
+TRAINED_TWICE = ("fedrep", "ditto")
+"""Strategies whose clients train on their rows twice in a round: a common and a personal part."""
+WIRE_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+"""federated.wire -> bytes of a number."""
 PARTITIONS = ("by_column", "iid", "shards", "dirichlet", "explicit")
 LORA = ("separate", "ffa", "stack", "svd", "residual", "zero_pad")
 FOLDED = ("stack", "residual")
@@ -73,7 +77,7 @@ class FederatedConfig:
     lora: str = setting(options=LORA)
     ranks: dict[str, int] = setting(above=0)
     report_lora_error: bool = setting(same_run=True)
-    wire: str = setting(options=("fp32", "fp16", "int8"))
+    wire: str = setting(options=tuple(WIRE_BYTES))
     max_update_mb: float = setting(above=0, same_run=True)
     secure_aggregation: bool = MISSING
     secure_threshold: float = setting(above=0, at_most=1)
