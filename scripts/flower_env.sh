@@ -32,7 +32,7 @@ SITE=$("$DIR/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib
 if [ -n "${PRIVLM_FLOWER_BASE:-}" ]; then
   "$PRIVLM_FLOWER_BASE/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$SITE/privlm_base.pth"
   "$DIR/bin/pip" install -q "$FLWR"
-  "$DIR/bin/pip" install -q --no-deps --no-build-isolation -e "$CHECKOUT"
+  "$DIR/bin/pip" install -q --no-deps -e "$CHECKOUT"
 else
   "$DIR/bin/pip" install -q "$(sed -n 's/^TORCH := //p' "$CHECKOUT/Makefile")"
   "$DIR/bin/pip" install -q -e "$CHECKOUT[flower]"
