@@ -16,6 +16,9 @@ STRATEGIES = (
 )  # fmt: skip
 """none: the rows of all clients are one data set. The others are the keys of privlm.federated.strategies.STRATEGIES."""
 
+PERSONAL = ("local", "fedavg_ft", "fedbn", "fedrep", "ditto")
+"""Of these, those whose clients end with models of their own."""
+
 SERVER_OPTIMIZERS = ("fedavgm", "fedadagrad", "fedadam", "fedyogi")
 TRAINED_TWICE = ("fedrep", "ditto")
 """Strategies whose clients train on their rows twice in a round: a common and a personal part."""
@@ -95,7 +98,8 @@ class FederatedConfig:
         """What its fields say together, and with the other groups."""
         if self.name == "none":
             return _without_clients(self, config)
-        return [*_alone(self), *_with_trainer(self, config), *_with_privacy(self, config)]
+        alone = [*_alone(self), *_by_flower(self)]
+        return [*alone, *_with_trainer(self, config), *_with_privacy(self, config)]
 
 
 def is_federated(config: Any) -> bool:
@@ -143,6 +147,23 @@ def _alone(federated: Any) -> list[str]:
         )
     if federated.secure_aggregation and federated.wire != "fp32":
         problems.append("federated.secure_aggregation quantises by itfederated: set federated.wire=fp32")
+    return problems
+
+
+def _by_flower(federated: Any) -> list[str]:
+    if federated.engine != "flower":
+        return []
+    problems = []
+    if federated.timeout_s is None:
+        problems.append(
+            "federated.engine=flower needs federated.timeout_s, the seconds of a round: a node that is gone does not "
+            "say so"
+        )
+    if federated.name in PERSONAL:
+        problems.append(
+            f"federated={federated.name} ends with a model of each client's own, which stays with its node, where "
+            "nobody measures it: use federated.engine=inprocess or pool, or federated=fedavg"
+        )
     return problems
 
 
