@@ -52,6 +52,11 @@ SEALED_BY_RESULT = ("config.yaml", "metrics.jsonl")
 """Files that hold no digest of their own: result.json has it."""
 
 
+def stage_seed(seed: int, stage: str, series: Mapping[str, Any] | None = None) -> int:
+    """Stage.seed, from the run's seed and the name of the stage."""
+    return keyed_random.key_bits("stage", seed, stage, repr(sorted((series or {}).items()))) >> 65
+
+
 class StoppedAfter(Exception):
     """`task.until` named the stage that has just ended."""
 
@@ -132,8 +137,7 @@ class Stage:
         """63 bits that are a function of the run's seed, the stage's name and the series ({"client": 3}): no two
         stages, and no two clients, draw the same batches, dropout or noise.
         """
-        labels = sorted((series or {}).items())
-        return keyed_random.key_bits("stage", self.config.seed, self.name, repr(labels)) >> 65
+        return stage_seed(self.config.seed, self.name, series)
 
     def ledger(self) -> Ledger:
         """What the releases of this stage enter: the part of the run's one ledger that is its own."""

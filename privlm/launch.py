@@ -20,7 +20,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from privlm import content, files, identity, leftovers, processes, registry, rundir, workers
+from privlm import content, files, flower_launch, identity, leftovers, processes, registry, rundir, workers
 from privlm.errors import BudgetExhausted, BusyError, PrivLMError, UsageError
 from privlm.job import Job, StoppedAfter
 from privlm.masking import MaskedFormatter, mask_text
@@ -58,10 +58,13 @@ def start(
     force: a run that is there is removed first, but for the account of its releases.
     introduce: told the directory and the number of restarts before the work begins.
 
-    Raises UsageError for what is not at hand and for a privacy ledger that does not add up, before anything is written.
+    Raises UsageError for what is not at hand and for a privacy ledger that does not add up, before anything is written;
+    ServiceError where a SuperLink (federated.engine=flower) does not answer.
     """
     _require_outer_world(config)
     prepared = Prepared.of(config, overrides, roles)
+    if flower_launch.is_to_be_submitted(config):
+        return _submit(prepared, force, introduce)
     directory = prepared.directory
     if not (directory / "status.json").exists():  # else all answers may be on record, and no key needed
         _require_key(config)
@@ -74,6 +77,17 @@ def start(
         return prepared.create()["restarts"]
 
     return _work_on(directory, make, lambda restarts: introduce(directory, restarts))
+
+
+def _submit(prepared: Prepared, force: bool, introduce: Callable[[Path, int], None]) -> Ended:
+    """Has a network take the run; where its directory is on this machine, one that is done is skipped here."""
+    flower_launch.require()
+    directory = prepared.directory
+    if not force and is_done(directory):
+        return Ended(directory, 0, skipped=True)
+    of_run = prepared.config, prepared.overrides, prepared.roles
+    status = flower_launch.submit(*of_run, force=force, begun=lambda: introduce(directory, 0))
+    return Ended(directory, status, skipped=False)
 
 
 def queue(prepared: Prepared, *, force: bool = False) -> None:

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     ("cli",),
     ("sweeps",),
-    ("launch", "workers", "processes"),
+    ("launch", "flower_launch", "workers", "processes"),
     ("runners",),
     ("fit", "forecast"),
     ("federated",),
@@ -95,8 +95,14 @@ def arrows_up(graph: Graph) -> list[str]:
     return found + [
         f"{module} imports {imported.name}"
         for module, imported in pairs(graph)
-        if imported.name.startswith("privlm.") and floor(imported.name) < FLOOR.get(part(module), -1)
+        if imported.name.startswith("privlm.") and floor(imported.name) < floor_of(module)
     ]
+
+
+def floor_of(module: str) -> int:
+    """Where a module stands. The verbs of a runner are commands."""
+    is_verbs = part(module) == "runners" and module.endswith(".verbs")
+    return FLOOR["cli"] if is_verbs else FLOOR.get(part(module), -1)
 
 
 def floor(name: str) -> int:

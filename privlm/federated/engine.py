@@ -37,24 +37,24 @@ class InProcess:
     def run_round(self, tasks: Sequence[Task]) -> Iterator[Reply | Failure]:
         """See Engine."""
         for task in tasks:
-            yield answer(self.worker, task)
+            yield answer(self.worker, task.client, task.body)
 
     def close(self) -> None:
         """See Engine."""
         self.worker.close()
 
 
-def answer(worker: Worker, task: Task) -> Reply | Failure:
+def answer(worker: Worker, client: str, body: bytes) -> Reply | Failure:
     """The reply of a client, or why there is none. Raises UsageError, which every client would."""
     try:
-        return Reply(task.client, worker.answer(task.body))
+        return Reply(client, worker.answer(body))
     except UsageError:
         raise
     except PrivLMError as error:
-        return Failure(task.client, str(error))
+        return Failure(client, str(error))
     except Exception as error:
-        logger.debug("client %s", task.client, exc_info=True)
-        return Failure(task.client, described(error))
+        logger.debug("client %s", client, exc_info=True)
+        return Failure(client, described(error))
 
 
 def described(error: BaseException) -> str:

@@ -6,7 +6,7 @@ is called `kind:name`; no parameter's name holds a colon.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,11 +20,16 @@ OPTIMIZER = "optimizer"
 
 @dataclass(frozen=True)
 class Task:
-    """A client's work of one round: what it is sent."""
+    """A client's work of one round. pack: makes what it is sent, when it is sent: of many clients not all at once."""
 
     client: str
     round: int
-    body: bytes
+    pack: Callable[[], bytes]
+
+    @property
+    def body(self) -> bytes:
+        """Packed anew each time."""
+        return self.pack()
 
 
 @dataclass(frozen=True)

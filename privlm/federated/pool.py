@@ -94,7 +94,7 @@ class Pool:
                 process.number, process.since = waiting.pop(), time.monotonic()
                 task = tasks[process.number]
                 with contextlib.suppress(OSError):  # it died; `_take` finds the end of the connection
-                    process.connection.send_bytes(f"{task.round} {task.client}".encode())
+                    process.connection.send_bytes(task.client.encode())
                     process.connection.send_bytes(task.body)
 
     def _ready(self) -> list[_Process]:
@@ -160,9 +160,9 @@ def _work(connection: Connection, make: Make, place: Place, threads: int, parent
             return
         _say(connection, READY, b"")
         while True:
-            round_, _, client = connection.recv_bytes().decode().partition(" ")
+            client = connection.recv_bytes().decode()
             try:
-                told = answer(worker, Task(client, int(round_), connection.recv_bytes()))
+                told = answer(worker, client, connection.recv_bytes())
             except UsageError as error:
                 _say(connection, REFUSAL, str(error).encode())
                 return

@@ -19,7 +19,7 @@ import torch
 from omegaconf import OmegaConf
 
 from privlm import registry, reload_proof
-from privlm.errors import PrivLMError, UsageError
+from privlm.errors import PrivLMError
 from privlm.federated.client_state import StoreOnDisk
 from privlm.federated.engine import Engine, InProcess
 from privlm.federated.faults import Faulty, are_wanted
@@ -290,10 +290,9 @@ class _Rounds:
             plain: Any = OmegaConf.to_container(self.stage.config)
             make = make or partial(federation_of, plain)
             return Pool(make, self.place, workers=self.config.workers, timeout=self.config.timeout_s)
-        raise UsageError(
-            "federated.engine=flower: the rounds are taken by Flower's ServerApp; `privlm fedit export-app DIR` writes "
-            "the app, and `flwr run DIR` starts it (README of privlm.federated.flower)"
-        )
+        from privlm.federated.flower.engine import Flower
+
+        return Flower.of_this_process(self.federation, self.place, self.job.note)
 
 
 def _mean(values: list[float]) -> float:

@@ -16,7 +16,14 @@ STRATEGIES = (
 )  # fmt: skip
 """none: the rows of all clients are one data set. The others are the keys of privlm.federated.strategies.STRATEGIES."""
 
+PERSONAL = ("local", "fedavg_ft", "fedbn", "fedrep", "ditto")
+"""Of these, those whose clients end with models of their own."""
+
 SERVER_OPTIMIZERS = ("fedavgm", "fedadagrad", "fedadam", "fedyogi")
+TRAINED_TWICE = ("fedrep", "ditto")
+"""Strategies whose clients train on their rows twice in a round: a common and a personal part."""
+WIRE_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+"""federated.wire -> bytes of a number."""
 PARTITIONS = ("by_column", "iid", "shards", "dirichlet", "explicit")
 LORA = ("separate", "ffa", "stack", "svd", "residual", "zero_pad")
 FOLDED = ("stack", "residual")
@@ -70,7 +77,7 @@ class FederatedConfig:
     lora: str = setting(options=LORA)
     ranks: dict[str, int] = setting(above=0)
     report_lora_error: bool = setting(same_run=True)
-    wire: str = setting(options=("fp32", "fp16", "int8"))
+    wire: str = setting(options=tuple(WIRE_BYTES))
     max_update_mb: float = setting(above=0, same_run=True)
     secure_aggregation: bool = MISSING
     secure_threshold: float = setting(above=0, at_most=1)
@@ -92,7 +99,8 @@ class FederatedConfig:
         """What its fields say together, and with the other groups."""
         if self.name == "none":
             return _without_clients(self, config)
-        return [*_alone(self), *_with_trainer(self, config), *_with_privacy(self, config)]
+        alone = [*_alone(self), *_by_flower(self)]
+        return [*alone, *_with_trainer(self, config), *_with_privacy(self, config)]
 
 
 def is_federated(config: Any) -> bool:
@@ -140,6 +148,23 @@ def _alone(federated: Any) -> list[str]:
         )
     if federated.secure_aggregation and federated.wire != "fp32":
         problems.append("federated.secure_aggregation quantises by itfederated: set federated.wire=fp32")
+    return problems
+
+
+def _by_flower(federated: Any) -> list[str]:
+    if federated.engine != "flower":
+        return []
+    problems = []
+    if federated.timeout_s is None:
+        problems.append(
+            "federated.engine=flower needs federated.timeout_s, the seconds of a round: a node that is gone does not "
+            "say so"
+        )
+    if federated.name in PERSONAL:
+        problems.append(
+            f"federated={federated.name} ends with a model of each client's own, which stays with its node, where "
+            "nobody measures it: use federated.engine=inprocess or pool, or federated=fedavg"
+        )
     return problems
 
 

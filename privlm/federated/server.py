@@ -108,7 +108,8 @@ class Server:
     def _try(self, engine: Engine, number: int) -> RoundTold:
         asked = self._draw(number)
         secure = self._secured(number, asked)
-        tasks = [self._task(client, number, TRAIN, secure) for client in asked]
+        sent: list[int] = []
+        tasks = [self._task(client, number, TRAIN, secure, sent.append) for client in asked]
         inbox = self._inbox(number, asked)
         before = copy.deepcopy(self.state_dict())
         try:
@@ -124,8 +125,7 @@ class Server:
         else:
             self.load_state_dict(before)
         error = self.federation.exchange.error
-        sent = sum(len(task.body) for task in tasks)
-        return RoundTold(tuple(inbox.updates), inbox.failures, inbox.bytes_up, sent, is_kept, error)
+        return RoundTold(tuple(inbox.updates), inbox.failures, inbox.bytes_up, sum(sent), is_kept, error)
 
     def _aggregated(self, number: int, updates: Iterator[Update], secure: Secured | None) -> Tensors:
         self.federation.exchange.round = number
@@ -169,9 +169,19 @@ class Server:
 
     def personalising(self, client: str) -> Task:
         """The message after the last round."""
-        return self._task(client, self.config.rounds + 1, PERSONALISE, None)
+        return self._task(client, self.config.rounds + 1, PERSONALISE, None, lambda num_bytes: None)
 
-    def _task(self, client: str, number: int, work: str, secure: Secured | None) -> Task:
+    def _task(self, client: str, number: int, work: str, secure: Secured | None, sent: Callable[[int], object]) -> Task:
+        """sent: told the bytes of the message when it goes."""
+
+        def pack() -> bytes:
+            body = self._packed(client, number, work, secure)
+            sent(len(body))
+            return body
+
+        return Task(client, number, pack)
+
+    def _packed(self, client: str, number: int, work: str, secure: Secured | None) -> bytes:
         """The model as `client` gets it, and what it has to know."""
         tensors = self.federation.exchange.share_of(client, self.state)
         packed = tensors if self.config.wire == "fp32" else wire.compress(tensors, "fp16")
@@ -190,7 +200,7 @@ class Server:
             meta["plan"] = plan | {"spent": [], "warnings": []}
         if secure is not None:
             meta["secure"] = secure.for_client(self._weight_of(client))
-        return Task(client, number, wire.pack(packed | self.strategy.sent() | self.optimizers, meta))
+        return wire.pack(packed | self.strategy.sent() | self.optimizers, meta)
 
     def _secured(self, number: int, asked: list[str]) -> Secured | None:
         if not self.config.secure_aggregation or not asked:

@@ -71,4 +71,4 @@ def row_losses(
     """The mean negative log-likelihood of the tokens of each of `rows`, in nats, as one batch."""
     batch = split.batch(rows, next(model.parameters()).device)
     with evaluation_mode(model), autocast():
-        return NextToken().losses(model, batch, ExampleRandom(0, 0, np.array(rows))).loss.tolist()
+        return NextToken(only_predicted=True).losses(model, batch, ExampleRandom(0, 0, np.array(rows))).loss.tolist()

@@ -18,7 +18,14 @@ from privlm.training.objective import Batch, ExampleRandom, Objective, PerExampl
 
 
 class NextToken(Objective):
-    """The objective for batches {input_ids, attention_mask, position_ids, labels, token_weights?} of a CausalSplit."""
+    """The objective for batches {input_ids, attention_mask, position_ids, labels, token_weights?} of a CausalSplit.
+
+    only_predicted: the model computes logits of those positions alone that predict something in a row of the batch, as
+        transformers' models can. Which ones depends on all rows, so that it is not for private training.
+    """
+
+    def __init__(self, *, only_predicted: bool = False) -> None:
+        self.only_predicted = only_predicted
 
     def losses(self, model: nn.Module, batch: Batch, rng: ExampleRandom) -> PerExample:
         """Mean cross entropy of the labelled tokens of each example, float32 [B]; draws nothing from `rng`.
@@ -27,23 +34,38 @@ class NextToken(Objective):
         however long or heavy it is. The model returns logits [B, T, V], or an output that holds them.
         """
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
+        follows_BT = batch["attention_mask"][:, :-1].bool()  # a first token behind padding is predicted from nothing
+        labels_BT = batch["labels"][:, 1:].masked_fill(~follows_BT, NOT_PREDICTED)
+        weights_BT = batch["token_weights"][:, 1:] if "token_weights" in batch else None
+        if self.only_predicted and _keeps_logits(model):
+            predict_t = (labels_BT != NOT_PREDICTED).any(0).nonzero().flatten()
+            output = model(**_understood(model, inputs), logits_to_keep=predict_t)
+            weights_Bt = None if weights_BT is None else weights_BT[:, predict_t]
+            return PerExample(_mean_losses(output.logits, labels_BT[:, predict_t], weights_Bt))
         output = model(**_understood(model, inputs))
         logits_BTV = getattr(output, "logits", output)
         logits_BTV = logits_BTV[:, -batch["input_ids"].shape[1] :]  # embedded virtual tokens have some, too
-        follows_BT = batch["attention_mask"][:, :-1].bool()  # a first token behind padding is predicted from nothing
-        labels_BT = batch["labels"][:, 1:].masked_fill(~follows_BT, NOT_PREDICTED)
-        return PerExample(_mean_losses(logits_BTV[:, :-1], labels_BT, batch.get("token_weights")))
+        return PerExample(_mean_losses(logits_BTV[:, :-1], labels_BT, weights_BT))
 
 
 def _mean_losses(logits_BTV: Tensor, labels_BT: Tensor, weights_BT: Tensor | None) -> Tensor:
-    """[B]. logits_BTV and labels_BT: of the same tokens, from the second position on."""
+    """[B]. All of the same tokens: logits_BTV where they are predicted, labels_BT and weights_BT what and how much."""
     loss_BT = nn.functional.cross_entropy(
         logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=NOT_PREDICTED, reduction="none"
     ).view_as(labels_BT)
     counts_BT = (labels_BT != NOT_PREDICTED).float()
     if weights_BT is not None:
-        counts_BT = counts_BT * weights_BT[:, 1:]
+        counts_BT = counts_BT * weights_BT
     return (loss_BT * counts_BT).sum(1) / counts_BT.sum(1)
+
+
+def _keeps_logits(model: nn.Module) -> bool:
+    """Whether its forward function can be told of which positions logits are wanted."""
+    if isinstance(model, PeftModel):
+        if model.active_peft_config.is_prompt_learning:  # positions are counted from the virtual tokens on
+            return False
+        model = model.get_base_model()
+    return isinstance(model, PreTrainedModel) and "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
 def _understood(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Any]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from privlm.data.causal_lm import CausalSplit
 from privlm.data.instructions import Instruction
 from privlm.errors import UsageError
 from privlm.federated.partition import Parts, partition, read_allocation
+
+if TYPE_CHECKING:
+    from privlm.data.causal_lm import CausalSplit
 
 
 def deal(rows: Sequence[Instruction], config: Any) -> Parts:

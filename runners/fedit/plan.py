@@ -9,8 +9,12 @@ from typing import Any
 from privlm import forecast
 from privlm.config import Config
 from privlm.data.instructions import Instruction
+from privlm.federated.forecast import rounds
+from privlm.federated.partition import Parts
+from privlm.federated.schema import is_federated
 from privlm.llm.budget import Spent
 
+from .clients import deal
 from .judge_prompts import PAIRWISE, SINGLE
 from .questions import Question, read_questions
 from .splits import Splits, load
@@ -19,13 +23,14 @@ from .splits import Splits, load
 def plan(config: Config) -> dict[str, Any]:
     """Name -> value, under the names of result.json where there is one."""
     data, task = load(config), config.task
-    training = {} if config.adapter.name == "none" else forecast.training(config, len(data.train))
+    parts = deal(data.train, config) if is_federated(config) else {}
+    training = _training(config, data, parts)
     steps, size = training.get("steps", 0), forecast.size(config)
     questions = read_questions(task.questions).questions if task.questions else []
     return {
         "training_rows": len(data.train),
         "test_rows": len(data.test),
-        "rows_per_client": _rows_per_client(data),
+        "rows_per_client": {client: len(rows) for client, rows in parts.items()} or _rows_per_client(data),
         **training,
         "rows_seen": steps * config.trainer.batch_size,
         "train_on_inputs": task.train_on_inputs,
@@ -36,6 +41,16 @@ def plan(config: Config) -> dict[str, Any]:
         "seconds": _seconds(config, data, steps, len(questions), size["parameters"]),
         **forecast.asking({"judge": _judged(task, questions)}, config.llm),
     }
+
+
+def _training(config: Config, data: Splits, parts: Parts) -> dict[str, Any]:
+    """Of one model, or of all clients in all rounds together."""
+    if config.adapter.name == "none":
+        return {}
+    if not parts:
+        return forecast.training(config, len(data.train))
+    sent = forecast.size(config)["trainable_parameters"] if config.federated.lora != "ffa" else None
+    return rounds(config, {client: len(rows) for client, rows in parts.items()}, num_sent=sent)
 
 
 def _rows_per_client(data: Splits) -> dict[str, int]:

@@ -23,6 +23,7 @@ from privlm.fit import fit, plan_of
 from privlm.job import Job
 from privlm.llm.opening import open_llm
 from privlm.models.loaded import Loaded
+from privlm.privacy.schema import is_private_by_record
 from privlm.training.likelihood import Likelihood
 from privlm.training.next_token import NextToken
 from privlm.training.trainer import Evaluation
@@ -70,7 +71,7 @@ def run(config: Config, job: Job) -> None:
             if is_federated(config):
                 report_rounds(stage, rounds(stage, clients(config, loaded, data.train, train), evaluation=evaluation))
             else:
-                steps = fit(stage, loaded, NextToken(), train, evaluation=evaluation, plan=plan).steps
+                steps = fit(stage, loaded, objective_of(config), train, evaluation=evaluation, plan=plan).steps
                 report_budget(stage, steps=steps, rows_seen=steps * config.trainer.batch_size)
             stage.report(split="train", unit="rows", training_rows=len(train), left_out=train.num_skipped)
             stage.report(unit="parameters", trainable_parameters=trainable, parameters=total)
@@ -97,7 +98,12 @@ def federation(config: Config) -> Federation:
 
 def clients(config: Config, loaded: Loaded, rows: list[Instruction], train: CausalSplit) -> Federation:
     """train: `rows` as tokens."""
-    return Federation(config, loaded, NextToken(), encoded(deal(rows, config), train))
+    return Federation(config, loaded, objective_of(config), encoded(deal(rows, config), train))
+
+
+def objective_of(config: Config) -> NextToken:
+    """Under privacy by record each row is computed as if it were alone."""
+    return NextToken(only_predicted=not is_private_by_record(config))
 
 
 def judge(config: Config, job: Job, questions: list[Question], ours: list[Reply], theirs: list[str] | None) -> None:

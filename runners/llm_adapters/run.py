@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from privlm.adapters.adapter import count_parameters, untrained
 from privlm.adapters.load import load_causal_lm
-from privlm.config import Config
+from privlm.config import Config, is_private
 from privlm.data.causal_lm import CausalSplit
 from privlm.fit import fit, plan_of
 from privlm.job import Job
@@ -62,7 +62,8 @@ def run(config: Config, job: Job) -> None:
         if likelihood and config.trainer.evaluate_every:
             evaluation = Evaluation("held_out", likelihood.loss, metric="loss", higher_is_better=False)
         with job.stage("train") as stage:
-            fit(stage, loaded, NextToken(), train, evaluation=evaluation, plan=plan)
+            objective = NextToken(only_predicted=not is_private(config))
+            fit(stage, loaded, objective, train, evaluation=evaluation, plan=plan)
 
     with job.stage("evaluate") as stage:
         loaded.model.to(job.accelerator.device)

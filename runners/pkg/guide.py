@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from privlm.adapters.load import load_causal_lm
-from privlm.config import Config
+from privlm.config import Config, is_private
 from privlm.data.causal_lm import CausalSplit
 from privlm.llm.local.backend import LocalBackend
 from privlm.llm.types import Backend, GenerateRequest, Norm, Pooling, Reply, Request
@@ -61,7 +61,7 @@ def load_guide(config: Config) -> Guide:
     """Untrained. Raises UsageError as `load_causal_lm` and `add_fusions` do."""
     loaded = load_causal_lm(config.model, config.adapter, config.seed)
     if config.task.vision is None:
-        return Guide(config, loaded, NextToken(), None)
+        return Guide(config, loaded, NextToken(only_predicted=not is_private(config)), None)
     sight = Sight(config.task.vision, image_folder(config.data), config.seed)
     build_text, width = loaded.build, sight.width
 

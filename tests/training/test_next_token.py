@@ -102,6 +102,23 @@ def test_left_padding_changes_no_gradient(family: str, side: str) -> None:
         torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-4 * float(reference.abs().max()))
 
 
+@pytest.mark.parametrize("adapter", ["lora", "prompt"])
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_of_what_is_predicted_alone_give_the_same(family: str, side: str, adapter: str) -> None:
+    model = apply_adapter(model_of(family), defaults(AdapterConfig, "adapter", adapter), seed=0)
+    if adapter == "prompt" and side == "left":
+        return  # refused, whatever is computed
+    batch = split_of(side, weighted=True).batch(np.arange(16))
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    found = []
+    for objective in (NextToken(), NextToken(only_predicted=True)):
+        losses = objective.losses(model, batch, ExampleRandom(0, 1, np.arange(16))).loss
+        found.append([losses.detach(), *torch.autograd.grad(losses.sum(), parameters)])
+    for mine, reference in zip(*found, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-4 * float(reference.abs().max()))
+
+
 @pytest.mark.parametrize("adapter", ["full", "lora"])
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("family", FAMILIES)
