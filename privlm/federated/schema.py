@@ -19,7 +19,6 @@ STRATEGIES = (
 PERSONAL = ("local", "fedavg_ft", "fedbn", "fedrep", "ditto")
 """Of these, those whose clients end with models of their own."""
 
-SERVER_OPTIMIZERS = ("fedavgm", "fedadagrad", "fedadam", "fedyogi")
 TRAINED_TWICE = ("fedrep", "ditto")
 """Strategies whose clients train on their rows twice in a round: a common and a personal part."""
 WIRE_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
