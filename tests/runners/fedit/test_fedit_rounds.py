@@ -110,7 +110,7 @@ def test_a_killed_federation_goes_on_and_ends_equal(
             "per record (the largest of 3 clients, whose records are disjoint)",
         ),
         (
-            ("privacy=dp_fedavg", "privacy.delta=0.05", "federated.lora=ffa", "federated.weights=uniform"),
+            ("privacy=dp_fedavg", "privacy.delta=0.05", "federated.lora=ffa"),
             "client",
             "per client",
         ),
@@ -162,9 +162,12 @@ def test_what_the_rounds_put_into_the_base_is_exported_with_it(rows: Path, zygot
         (("federated.lora=stack", "federated.secure_aggregation=true"), "shows the server a sum alone"),
         (("trainer.evaluate_every=2",), "trainer.evaluate_every has no place in a client's training"),
         (("task.only_client=1",), "task.only_client is of an arm without a server"),
-        (("privacy=dp_fedavg", "privacy.delta=0.01"), "federated.weights=samples lets a client's size set its share"),
         (
-            ("privacy=dp_fedavg", "privacy.delta=0.01", "federated.weights=uniform", "federated.fraction=0.5"),
+            ("privacy=dp_fedavg", "privacy.delta=0.01", "federated.weights=samples"),
+            "federated.weights=samples lets a client's size set its share",
+        ),
+        (
+            ("privacy=dp_fedavg", "privacy.delta=0.01", "federated.fraction=0.5"),
             "federated.sampling=fixed draws a fixed number of clients",
         ),
         (("privacy=dp_sgd", "federated.lora=residual"), "multiplies the noise of both factors"),
