@@ -168,8 +168,8 @@ def _by_flower(federated: Any) -> list[str]:
 def not_on_nodes(name: str) -> str:
     """Why a strategy with own models of clients has no place on other machines."""
     return (
-        f"federated={name} ends with a model of each client's own, which stays with its node, where nobody measures it: "
-        "use federated.engine=inprocess or pool, or federated=fedavg"
+        f"federated={name} ends with a model of each client's own, which stays with its node, where nobody measures "
+        "it: use federated.engine=inprocess or pool, or federated=fedavg"
     )
 
 
