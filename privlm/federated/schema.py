@@ -16,7 +16,7 @@ STRATEGIES = (
 )  # fmt: skip
 """none: the rows of all clients are one data set. The others are the keys of privlm.federated.strategies.STRATEGIES."""
 
-PERSONAL = ("local", "fedavg_ft", "fedbn", "fedrep", "ditto")
+PERSONAL = ("local", "fedavg_ft", "fedbn", "fedrep", "ditto", "pfedme")
 """Of these, those whose clients end with models of their own."""
 
 TRAINED_TWICE = ("fedrep", "ditto")
@@ -160,11 +160,16 @@ def _by_flower(federated: Any) -> list[str]:
             "say so"
         )
     if federated.name in PERSONAL:
-        problems.append(
-            f"federated={federated.name} ends with a model of each client's own, which stays with its node, where "
-            "nobody measures it: use federated.engine=inprocess or pool, or federated=fedavg"
-        )
+        problems.append(not_on_nodes(federated.name))
     return problems
+
+
+def not_on_nodes(name: str) -> str:
+    """Why a strategy with own models of clients has no place on other machines."""
+    return (
+        f"federated={name} ends with a model of each client's own, which stays with its node, where nobody measures "
+        "it: use federated.engine=inprocess or pool, or federated=fedavg"
+    )
 
 
 def _with_trainer(federated: Any, config: Any) -> list[str]:

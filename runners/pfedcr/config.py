@@ -10,7 +10,7 @@ from omegaconf import MISSING
 
 from privlm.content import Content
 from privlm.errors import UsageError
-from privlm.federated.schema import STRATEGIES, FederatedConfig, is_federated
+from privlm.federated.schema import STRATEGIES, FederatedConfig, is_federated, not_on_nodes
 from privlm.privacy.schema import is_private
 from privlm.schema import TaskConfig, all_found, require_packages, setting
 
@@ -195,7 +195,8 @@ class PFedCRConfig(FederatedConfig):
         """What its fields say together, and with the other groups."""
         if self.name == METHOD and config.task.name != "pfedcr":
             return [f"federated={METHOD} tunes and personalises a recogniser of text lines: choose task=pfedcr"]
-        return FederatedConfig.check(self, config)  # composed, `self` is a node of the configuration
+        own = [not_on_nodes(METHOD)] if self.name == METHOD and self.engine == "flower" else []
+        return FederatedConfig.check(self, config) + own  # composed, `self` is a node of the configuration
 
 
 SCHEMAS = {

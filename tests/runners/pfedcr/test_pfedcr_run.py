@@ -201,6 +201,7 @@ def test_the_trained_models_read_are_measured_and_leave(
             ["federated=pfedcr", "federated.partition=iid", "federated.num_clients=2"],
             "each line of task=pfedcr has its",
         ),
+        (["federated=pfedcr", "federated.engine=flower"], "federated=pfedcr ends with a model of each client's own"),
         (["federated=pfedcr", "task.personalise.mix=2"], "task.personalise.mix must be"),
         (["model=minilm"], "model: task=pfedcr trains a recogniser of text lines"),
         (["data=sms_spam"], "task=pfedcr takes text lines"),
