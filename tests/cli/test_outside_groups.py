@@ -32,7 +32,7 @@ def test_a_task_composes_with_a_choice_of_its_own_in_every_group():
     assert run.chosen_by["federated"] == "toy_clients (default)"
     assert {"model.path", "trainer.log_every"} <= set(run.roles.same_run)
     assert {"federated.engine", "trainer.processes"} <= set(run.roles.same_cell)
-    assert identity.run_directory(config, "a" * 64).name == "net-lines-prefix-toy_fedavg-seed0-aaaaaaaa"
+    assert identity.run_directory(config, "a" * 64).name == "net-lines-prefix-clients-toy_fedavg-seed0-aaaaaaaa"
 
 
 def test_their_rules_are_checked_with_all_others():

@@ -30,7 +30,6 @@ QUESTIONS = ("Why do kites fly?", "What is glass?", "Name a tree.", "Count to th
 # --- what a reply says ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.torch_free
 @pytest.mark.parametrize(
     ("text", "read"),
     [
@@ -53,7 +52,6 @@ def test_a_rating_is_one_whole_number_of_1_to_10_in_double_brackets(text: str, r
     assert rating(text) == read
 
 
-@pytest.mark.torch_free
 def test_a_verdict_is_one_letter_and_a_pair_that_does_not_agree_is_a_flip() -> None:
     assert [verdict(text) for text in ("So [[A]]", "[[B]]", "[[C]]", "[[D]]", "[[a]]", "[[A]] [[B]]", "A", "")] == [
         "A", "B", "C", None, None, None, None, None,
@@ -77,7 +75,6 @@ class Reports:
         self.values |= numbers | {result.metric: result for result in results}
 
 
-@pytest.mark.torch_free
 def test_what_is_invalid_is_counted_and_weighs_nothing() -> None:
     line = {"prompt_tokens": 3, "completion_tokens": 1, "usd": None}
     said = [{"said": 8, "status": "ok"}, {"said": None, "status": "ok"}, {"said": None, "status": "refused"}]
@@ -95,7 +92,6 @@ def test_what_is_invalid_is_counted_and_weighs_nothing() -> None:
     assert pairs.values["judge_win"].n == 4
 
 
-@pytest.mark.torch_free
 def test_a_mean_rating_has_an_interval_within_the_scale() -> None:
     ratings = np.random.default_rng(0).integers(1, 11, size=40).tolist()
     found = mean_rating(ratings)

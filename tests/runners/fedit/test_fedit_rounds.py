@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 from support.runs import outcome
 from support.zygote import Finished, Zygote
 
@@ -142,6 +141,8 @@ def test_what_the_rounds_put_into_the_base_is_exported_with_it(rows: Path, zygot
     assert str(table(directory)["perplexity", "test"]["value"])[:8] in measured.output
     exported = zygote.run("export", str(directory), str(tmp_path / "model"))
     assert exported.status == 0, exported.output
+    from safetensors.numpy import load_file
+
     weights = load_file(tmp_path / "model" / "model.safetensors")
     assert not any("lora" in name for name in weights)
     assert all(np.isfinite(value).all() for value in weights.values())

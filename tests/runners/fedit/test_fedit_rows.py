@@ -62,7 +62,6 @@ def row(number: int, **changes: Any) -> dict[str, Any]:
     return {"instruction": f"Say {number}.", "response": f"{number}!", "category": "a", "client": number % 3} | changes
 
 
-@pytest.mark.torch_free
 def test_the_released_rows_are_parted_as_they_were() -> None:
     if not DOLLY.is_dir():
         pytest.skip("needs the allocation of dolly to 10 clients in ../shared/data/dolly")
@@ -77,7 +76,6 @@ def test_the_released_rows_are_parted_as_they_were() -> None:
     assert not any("left out" in note for note in data.notes)
 
 
-@pytest.mark.torch_free
 def test_no_question_is_on_both_sides_and_repeats_are_counted(tmp_path: Path) -> None:
     train = [row(1), row(1), row(2), row(3, instruction="SAY  4"), row(5, response=" ")]
     data = own(tmp_path, train=train, test=[row(4)])
@@ -90,7 +88,6 @@ def test_no_question_is_on_both_sides_and_repeats_are_counted(tmp_path: Path) ->
     assert "Say" not in " ".join(data.notes)
 
 
-@pytest.mark.torch_free
 def test_a_local_arm_has_the_rows_of_its_client_and_all_test_rows(tmp_path: Path) -> None:
     train, test = [row(n, category="ab"[n % 2]) for n in range(12)], [row(n, category="b") for n in range(20, 24)]
     local = own(tmp_path / "rows", "task.only_client='2'", train=train, test=test)
@@ -173,7 +170,6 @@ def test_a_category_in_turn_is_answered_of_the_rows_that_are_read_whole() -> Non
 # --- questions of the judge -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.torch_free
 def test_questions_are_our_own_or_those_of_fastchat(tmp_path: Path) -> None:
     assert len(read_questions(EMBEDDED).questions) == 10
     turns = [{"question_id": n, "category": "generic", "turns": [f" q {n}? ", "and then?"]} for n in range(3)]
@@ -184,7 +180,6 @@ def test_questions_are_our_own_or_those_of_fastchat(tmp_path: Path) -> None:
     assert plain.fingerprint != found.fingerprint
 
 
-@pytest.mark.torch_free
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -199,7 +194,6 @@ def test_questions_that_are_none_are_refused_by_row(rows: Any, message: str, tmp
         read_questions(write(tmp_path / "questions.jsonl", rows))
 
 
-@pytest.mark.torch_free
 def test_the_80_questions_of_vicuna_are_read() -> None:
     if not VICUNA.is_file():
         pytest.skip("needs FastChat's vicuna_question.jsonl in ../shared/data/instruct")

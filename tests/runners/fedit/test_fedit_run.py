@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 from support.composed import composed
 from support.runs import outcome
 from support.zygote import Finished, Zygote
@@ -169,6 +168,8 @@ def test_the_trained_model_answers_is_measured_and_is_exported_for_peft(
     names = {path.name for path in (tmp_path / "adapter").iterdir()}
     assert names == {"README.md", "adapter_config.json", "adapter_model.safetensors", "prompt.txt"}
     assert (tmp_path / "adapter" / "prompt.txt").read_text() == "{instruction}\n\n"
+    from safetensors.numpy import load_file
+
     weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     modules = {name.split(".")[-3] for name in weights}
     assert modules == {"q_proj", "k_proj", "v_proj", "o_proj"}
