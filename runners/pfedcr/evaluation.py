@@ -37,7 +37,7 @@ def evaluate(stage: Stage, model: Recogniser, clients: Clients, trained: Federat
     measured = of_all
     if trained is not None and trained.federation.strategy.is_personal_model:
         measured = Measured(clients, read_with_own(stage, trained, clients, method))
-        if trained.federation.strategy.is_exchanged:
+        if is_whole(trained):
             report(stage, of_all, GLOBAL, task.few_shot)
     report(stage, measured, method, task.few_shot)
     report_clients(stage, measured)
@@ -73,18 +73,24 @@ def read_with_own(stage: Stage, trained: Federated, clients: Clients, method: st
 
 
 def readers(model: Recogniser, clients: Clients, trained: Federated | None) -> ReadingsOf:
-    """A client has the model of all, its own, or both; where nothing is exchanged there is no model of all."""
+    """A client has the model of all, its own, or both."""
 
     def readings_of(client: str, lines: Sequence[Line]) -> list[Readings]:
         data = LineData(lines, clients.alphabet)
         if trained is None or not trained.federation.strategy.is_personal_model:
             return [read(model, data)]
-        of_all = [read(model, data)] if trained.federation.strategy.is_exchanged else []
+        of_all = [read(model, data)] if is_whole(trained) else []
         with trained.model_of(client) as own:
             assert isinstance(own, Recogniser)
             return [read(own, data), *of_all]
 
     return readings_of
+
+
+def is_whole(trained: Federated) -> bool:
+    """Whether the server has a model: by FedBN, FedRep and local training parts of it never reach the server."""
+    exchange = trained.federation.exchange
+    return len(exchange.travelling) == len(exchange.tensors)
 
 
 def quick_look(model: nn.Module, clients: Clients) -> Mapping[str, float]:
