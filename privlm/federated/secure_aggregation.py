@@ -130,21 +130,25 @@ def _unsigned(tensor: Tensor) -> npt.NDArray[np.uint32]:
     return tensor.cpu().contiguous().numpy().view(np.uint32)
 
 
-def _mask(purpose: str, seed: int, like: Words) -> Words:
+def _expanded(rng: np.random.Generator, shape: tuple[int, ...]) -> npt.NDArray[np.uint32]:
+    return np.asarray(rng.integers(0, 2**32, shape, dtype=np.uint32))
+
+
+def _self_mask(seed: int, like: Words) -> Words:
     """What a seed expands to, one stream for each name."""
     return {
-        name: np.asarray(keyed_random.generator(purpose, seed, name).integers(0, 2**32, word.shape, dtype=np.uint32))
+        name: _expanded(keyed_random.generator("secure aggregation, self mask", seed, name), word.shape)
         for name, word in like.items()
     }
 
 
-def _self_mask(seed: int, like: Words) -> Words:
-    return _mask("secure aggregation, self mask", seed, like)
-
-
 def _pair_mask(own_key: int, public_key: int, like: Words) -> Words:
     """The same for both of a pair: g^ab (Diffie and Hellman)."""
-    return _mask("secure aggregation, pair mask", pow(public_key, own_key, PRIME), like)
+    seed = pow(public_key, own_key, PRIME)
+    return {
+        name: _expanded(keyed_random.generator("secure aggregation, pair mask", seed, name), word.shape)
+        for name, word in like.items()
+    }
 
 
 def _plus(words: Words, mask: Words) -> Words:

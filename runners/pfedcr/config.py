@@ -200,7 +200,7 @@ class PFedCRConfig(FederatedConfig):
 
 
 SCHEMAS = {
-    "data": {"lines": LinesConfig},
+    "data": {"text_lines": LinesConfig},
     "model": {"recogniser": RecogniserConfig},
     "strategy": {"pfedcr": PFedCRConfig},  # over the schema that fedavg.yaml names, whose values pfedcr.yaml has
 }

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 from privlm.runners.fedit.answering import answered_rows
-from privlm.runners.fedit.clients import by_column, encoded
+from privlm.runners.fedit.clients import deal, encoded
 from privlm.runners.fedit.config import EMBEDDED
 from privlm.runners.fedit.questions import read_questions
 from privlm.runners.fedit.splits import Splits, load
@@ -58,6 +58,12 @@ def own(folder: Path, *words: str, train: list[dict[str, Any]], test: list[dict[
     return load(config)
 
 
+def by_column() -> Any:
+    """The configuration of a run whose rows name their clients."""
+    words = ("federated=fedavg", "federated.partition=by_column", "federated.num_clients=null")
+    return composed("task=fedit", *words)
+
+
 def row(number: int, **changes: Any) -> dict[str, Any]:
     return {"instruction": f"Say {number}.", "response": f"{number}!", "category": "a", "client": number % 3} | changes
 
@@ -66,8 +72,8 @@ def test_the_released_rows_are_parted_as_they_were() -> None:
     if not DOLLY.is_dir():
         pytest.skip("needs the allocation of dolly to 10 clients in ../shared/data/dolly")
     data = load(composed("task=fedit", "data=dolly", f"data.path={DOLLY}"))
-    shares = by_column(data.train)
-    assert list(shares) == list(ALLOCATION)
+    shares = deal(data.train, by_column())
+    assert set(shares) == set(ALLOCATION)
     found = {client: Counter(data.train[place].category for place in places) for client, places in shares.items()}
     assert found == ALLOCATION
     assert sorted(np.concatenate(list(shares.values())).tolist()) == list(range(14_931))
@@ -110,17 +116,16 @@ def test_a_local_arm_has_the_rows_of_its_client_and_all_test_rows(tmp_path: Path
 
 def test_each_client_has_its_own_rows_and_none_of_what_the_encoder_has_left_out() -> None:
     rows = [Instruction(str(n), "", "a", client=("10", "9", "x")[n % 3]) for n in range(9)]
-    shares = by_column(rows)
+    shares = deal(rows, by_column())
     assert {client: places.tolist() for client, places in shares.items()} == {
         "x": [2, 5, 8], "9": [1, 4, 7], "10": [0, 3, 6],
     }  # fmt: skip
-    assert list(shares)[1:] == ["9", "10"]
     train = causal_split([TokenRow([n + 1] * 4, 4 if n == 4 else 1) for n in range(9)], max_length=8, pad_token_id=0)
     found = encoded(shares, train)
     assert [int(ids[0]) - 1 for ids in found["9"].input_ids] == [1, 7]
     assert sum(map(len, found.values())) == len(train) == 8
     with pytest.raises(UsageError, match="rows without a client"):
-        by_column([*rows, Instruction("a", "", "b")])
+        deal([*rows, Instruction("a", "", "b")], by_column())
     empty = causal_split([TokenRow([1, 1], 2 if n % 3 == 1 else 1) for n in range(9)], max_length=8, pad_token_id=0)
     with pytest.raises(UsageError, match="client 9: no row has a token to learn"):
         encoded(shares, empty)
