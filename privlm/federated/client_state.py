@@ -14,7 +14,7 @@ from typing import Protocol
 
 from privlm import files
 from privlm.federated import wire
-from privlm.federated.aggregate import Tensors
+from privlm.federated.aggregate import Tensors, UnusableReply
 
 KEPT = 2
 """Rounds that a federation may go back to (trainer.keep_checkpoints may say more)."""
@@ -67,8 +67,11 @@ class StoreOnDisk:
         rounds = [round_ for round_ in self._rounds(client) if round_ < before]
         if not rounds:
             return {}
-        tensors, _ = wire.unpack(self.path(client, max(rounds)).read_bytes())
-        return tensors
+        path = self.path(client, max(rounds))
+        try:
+            return wire.unpack(path.read_bytes())[0]
+        except UnusableReply as damage:
+            raise files.DamagedFileError(path, str(damage)) from damage
 
     def write(self, client: str, round_: int, tensors: Tensors) -> None:
         path = self.path(client, round_)

@@ -199,6 +199,12 @@ def _explicit(allocation: Mapping[str, Sequence[int]], num_rows: int) -> Parts:
     return {client: np.array(rows, dtype=np.int64) for client, rows in allocation.items()}
 
 
+def fingerprint(path: Path) -> str:
+    """What names the content of an allocation. Raises UsageError for what `read_allocation` refuses."""
+    plain = json.dumps(read_allocation(path), sort_keys=True)
+    return f"sha256:{hashlib.sha256(plain.encode()).hexdigest()}"
+
+
 def read_allocation(path: Path) -> dict[str, list[int]]:
     """The JSON object client -> row numbers of a file. Raises UsageError where it is something else."""
     try:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
 
 from privlm.content import Content
 from privlm.errors import UsageError
+from privlm.federated.schema import is_federated
 from privlm.models.schema import is_causal_lm
 from privlm.privacy.schema import is_private
 from privlm.schema import TaskConfig, all_found, setting
@@ -68,6 +70,8 @@ def _check_training(task: Any, config: Any) -> list[str]:
     if config.federated is None:
         problems.append("federated: choose federated=none, where one model learns from all rows, or a strategy")
     elif config.federated.name != "none":
+        if config.adapter.name == "none":
+            problems.append(f"federated={config.federated.name}: adapter=none trains nothing that clients could send")
         problems += [
             f"task.{field} is of an arm without a server: set federated=none"
             for field in ("only_client", "only_category")
@@ -84,9 +88,12 @@ def contents(config: Any) -> dict[str, Content]:
     from privlm.llm.local.weights import llm_contents
     from privlm.models import locate
 
+    from .clients import deal
     from .splits import load
 
-    load(config)
+    data = load(config)
+    if is_federated(config):
+        deal(data.train, config)
     found = {"model": locate.content_of(config.model), "data": content_of(config.data)}
     return found | ({} if config.llm is None else llm_contents(config.llm))
 
@@ -105,7 +112,17 @@ def inputs(config: Any) -> dict[str, str]:
         lambda: {"data": locate_instructions(config.data).fingerprint},
         lambda: _questions(config.task),
         lambda: _judge(config),
+        lambda: _manifest(config.federated),
     )
+
+
+def _manifest(federated: Any) -> dict[str, str]:
+    """Whose rows are whose, where a file says so."""
+    if federated.manifest is None:
+        return {}
+    from privlm.federated.partition import fingerprint
+
+    return {"federated.manifest": fingerprint(Path(federated.manifest))}
 
 
 def _questions(task: Any) -> dict[str, str]:

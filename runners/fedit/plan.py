@@ -37,7 +37,7 @@ def plan(config: Config) -> dict[str, Any]:
         "template": config.data.template,
         "questions": len(questions),
         "max_new_tokens": task.max_new_tokens,
-        **size,
+        **size | ({"trainable_parameters": None} if is_federated(config) and config.federated.lora == "ffa" else {}),
         "seconds": _seconds(config, data, steps, len(questions), size["parameters"]),
         **forecast.asking({"judge": _judged(task, questions)}, config.llm),
     }

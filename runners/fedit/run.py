@@ -47,8 +47,9 @@ def run(config: Config, job: Job) -> None:
     questions = read_questions(task.questions).questions if task.questions else []
     theirs = read_answers(config, questions) if task.compare_with else None
     loaded = load_causal_lm(config.model, config.adapter, config.seed)
-    trainable, total = count_parameters(loaded.model)
     train = encode(data.train, data.template, loaded, config, train_on_inputs=task.train_on_inputs)
+    federated = clients(config, loaded, data.train, train) if is_federated(config) else None  # may freeze a part
+    trainable, total = count_parameters(loaded.model)
     test = encode(data.test, data.template, loaded, config, train_on_inputs=False)
     assistant = respondent(loaded, task)
     require_room(config, assistant)
@@ -59,17 +60,17 @@ def run(config: Config, job: Job) -> None:
     before = None
 
     if trainable:
-        plan = None if is_federated(config) else plan_of(config, len(train))
+        plan = None if federated is not None else plan_of(config, len(train))
         with job.stage("base") as stage, untrained(loaded.model):
             loaded.model.to(job.accelerator.device)
             before = likelihood.measure(stage, loaded.model)
 
         evaluation = None
-        if config.trainer.evaluate_every or is_federated(config):
+        if config.trainer.evaluate_every or federated is not None:
             evaluation = Evaluation("test", likelihood.loss)  # of no step the best: these rows test
         with job.stage("train") as stage:
-            if is_federated(config):
-                report_rounds(stage, rounds(stage, clients(config, loaded, data.train, train), evaluation=evaluation))
+            if federated is not None:
+                report_rounds(stage, rounds(stage, federated, evaluation=evaluation))
             else:
                 steps = fit(stage, loaded, objective_of(config), train, evaluation=evaluation, plan=plan).steps
                 report_budget(stage, steps=steps, rows_seen=steps * config.trainer.batch_size)

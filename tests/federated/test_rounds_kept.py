@@ -202,3 +202,13 @@ def test_a_federation_without_clients_or_rows_is_refused() -> None:
     config = config_of()
     with pytest.raises(UsageError, match="the federation has no clients"):
         federation(config, clients=())
+
+
+def test_a_damaged_state_of_a_client_is_refused_by_the_name_of_its_file(tmp_path: Path) -> None:
+    assert forked_status(partial(trained, "scaffold", tmp_path, fault={"kill_at_round": 3})) == -signal.SIGKILL
+    (state_file,) = sorted(tmp_path.glob("stages/train/clients/c1/round-2.safetensors"))
+    content = bytearray(state_file.read_bytes())
+    content[-1] ^= 1
+    state_file.write_bytes(content)
+    with pytest.raises(UsageError, match=r"c1/round-2\.safetensors is damaged"):
+        trained("scaffold", tmp_path)

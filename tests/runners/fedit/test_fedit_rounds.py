@@ -133,6 +133,16 @@ def test_privacy_is_one_switch_by_record_and_by_client(
 
 
 @pytest.mark.medium
+def test_a_part_that_is_fixed_is_not_counted_as_trained(
+    plain: tuple[Path, Finished], rows: Path, zygote: Zygote, tmp_path: Path
+) -> None:
+    finished = run(zygote, tmp_path, rows, "federated.lora=ffa")
+    assert finished.status == 0, finished.output
+    fixed, free = (table(one)["trainable_parameters", None]["value"] for one in (only_run(tmp_path), plain[0]))
+    assert 0 < fixed < free
+
+
+@pytest.mark.medium
 def test_what_the_rounds_put_into_the_base_is_exported_with_it(rows: Path, zygote: Zygote, tmp_path: Path) -> None:
     finished = run(zygote, tmp_path, rows, "federated.lora=stack")
     assert finished.status == 0, finished.output
@@ -162,6 +172,7 @@ def test_what_the_rounds_put_into_the_base_is_exported_with_it(rows: Path, zygot
         (("federated.lora=stack", "adapter=full"), "federated.lora=stack needs adapter=lora, not full"),
         (("federated.lora=stack", "federated.secure_aggregation=true"), "shows the server a sum alone"),
         (("trainer.evaluate_every=2",), "trainer.evaluate_every has no place in a client's training"),
+        (("adapter=none",), "federated=fedavg: adapter=none trains nothing that clients could send"),
         (("task.only_client=1",), "task.only_client is of an arm without a server"),
         (
             ("privacy=dp_fedavg", "privacy.delta=0.01", "federated.weights=samples"),
@@ -179,6 +190,35 @@ def test_settings_that_cannot_be_are_refused_by_name(words: tuple[str, ...], mes
     with pytest.raises(UsageError) as refusal:
         compose(Words(("task=fedit", "federated=fedavg", *words)))
     assert message in str(refusal.value)
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("federated.partition=by_column", "federated.partition=by_column: rows without a client"),
+        ("federated.partition=explicit federated.manifest=none.json", "federated.manifest=none.json: the file cannot"),
+        ("federated.num_clients=300", "300"),
+    ],
+)
+def test_what_cannot_be_dealt_out_leaves_no_run_behind(word: str, message: str, zygote: Zygote, tmp_path: Path) -> None:
+    words = ("federated=fedavg", "federated.num_clients=null", *word.split())
+    refused = zygote.run("run", "task=fedit", "scale=smoke", f"runs={tmp_path}", *words)
+    assert (refused.status, message in refused.output) == (2, True), refused.output
+    assert not list(tmp_path.rglob("status.json"))
+
+
+@pytest.mark.torch_free
+def test_another_allocation_is_another_run(rows: Path, tmp_path: Path) -> None:
+    found = set()
+    for number in range(2):
+        manifest = tmp_path / f"{number}.json"
+        manifest.write_text(json.dumps({"a": [number], "b": [place for place in range(36) if place != number]}))
+        words = ("federated=fedavg", "federated.partition=explicit", "federated.num_clients=null")
+        given = ("task=fedit", "scale=smoke", *words, f"federated.manifest={manifest}")
+        config = compose(Words((*given, "data=instructions", f"data.path={rows}"))).config
+        found.add(registry.entry_of(config).inputs(config)["federated.manifest"])
+    assert len(found) == 2
 
 
 @pytest.mark.torch_free
