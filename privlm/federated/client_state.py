@@ -6,8 +6,6 @@ state of that round and not a later one.
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +13,7 @@ from typing import Protocol
 from privlm import files
 from privlm.federated import wire
 from privlm.federated.aggregate import Tensors, UnusableReply
+from privlm.privacy.ledger_paths import client_name
 
 KEPT = 2
 """Rounds that a federation may go back to (trainer.keep_checkpoints may say more)."""
@@ -90,19 +89,11 @@ class StoreOnDisk:
         return [self.path(client, round_) for client, round_ in last.items()]
 
     def path(self, client: str, round_: int) -> Path:
-        return self.folder / folder_name(client) / f"round-{round_}.safetensors"
+        return self.folder / client_name(client) / f"round-{round_}.safetensors"
 
     def _rounds(self, client: str) -> list[int]:
-        names = [path.stem for path in (self.folder / folder_name(client)).glob("round-*.safetensors")]
+        names = [path.stem for path in (self.folder / client_name(client)).glob("round-*.safetensors")]
         return [int(name.removeprefix("round-")) for name in names]
-
-
-def folder_name(client: str) -> str:
-    """A part of a path that no other client has: its id where that is one, else what can be read of it and a digest."""
-    if re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", client):
-        return client
-    readable = re.sub(r"[^A-Za-z0-9]+", "_", client)[:32]
-    return f"{readable}.{hashlib.sha256(client.encode()).hexdigest()[:16]}"
 
 
 def _superseded(rounds: list[int], newest: int, keep: int) -> list[int]:

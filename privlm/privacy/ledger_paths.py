@@ -34,15 +34,20 @@ def client_ledger(directory: Path, client: str) -> Path:
 
 
 def file_name(client: str) -> str:
-    """Of the ledger of a client: letters, digits, _ and - stand for themselves; a long one ends in a digest after ~,
-    which no other has.
+    """Of the ledger of a client."""
+    return f"{client_name(client)}.jsonl"
+
+
+def client_name(client: str) -> str:
+    """A part of a path that is of this client alone: letters, digits, _ and - stand for themselves; a long one ends in
+    a digest after ~, which no other has.
     """
     content = client.encode("utf-8", "surrogatepass")  # JSON may hold half a character
     name = quote(content, safe="").replace("~", "%7E").replace(".", "%2E")
     if len(name) > _LONGEST:
         digest = hashlib.sha256(content).hexdigest()
         name = f"{name[: _LONGEST - len(digest) - 1]}~{digest}"
-    return f"{name}.jsonl"
+    return name
 
 
 def is_of_client(path: Path) -> bool:
