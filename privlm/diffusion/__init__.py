@@ -1,0 +1,1 @@
+"""Text-to-image: pipelines of diffusers, the denoising objective, rendered scenes and the judges of images."""
