@@ -21,7 +21,7 @@ SDXL_KEYS = {"pooled": "text_embeds", "time_ids": "time_ids"}
 
 
 class Denoising(Objective):
-    """Mean squared error of the prediction, over channels and pixels, at a timestep and with noise of each example's own.
+    """Mean squared error of the prediction, over channels and pixels; each example has a timestep and noise of its own.
 
     Batches have `latents` float32 [B, C, h, w], scaled as the autoencoder says, and `input_ids` int64 [B, L] or
     `text_states` [B, L, d]; for SDXL also `pooled` [B, p] and `time_ids` [B, 6].

@@ -74,7 +74,7 @@ def test_the_loss_is_the_mean_square_of_what_diffusers_schedulers_say_is_to_be_p
 
 @pytest.mark.parametrize(
     ("prediction", "divided_by"),
-    [("epsilon", lambda snr: snr), ("v_prediction", lambda snr: snr + 1), ("sample", lambda snr: torch.ones_like(snr))],
+    [("epsilon", lambda snr: snr), ("v_prediction", lambda snr: snr + 1), ("sample", torch.ones_like)],
 )
 def test_min_snr_weights_are_of_the_prediction(prediction, divided_by):
     schedule = scheduler(prediction)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from itertools import pairwise
 
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
@@ -34,10 +35,10 @@ def _words() -> list[str]:
 
 
 def _merges(words: list[str]) -> list[Pair]:
-    """Byte pair encoding until each word is one token; the most frequent pair first, of equal ones the first by name."""
+    """Byte pair encoding until each word is one token; the most frequent pair first, then the first by name."""
     spelt = [[*word[:-1], word[-1] + END_OF_WORD] for word in words]
     merges: list[Pair] = []
-    while pairs := Counter(pair for word in spelt for pair in zip(word, word[1:], strict=False)):
+    while pairs := Counter(pair for word in spelt for pair in pairwise(word)):
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
         spelt = [_merged(word, best) for word in spelt]
