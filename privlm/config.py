@@ -14,6 +14,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from privlm.adapters.schema import AdapterConfig
 from privlm.data.schema import DataConfig, InstructionData
+from privlm.diffusion.image_schema import ImagesConfig
 from privlm.federated.schema import FederatedConfig
 from privlm.llm.schema import EndpointLLMConfig, LLMBudget, LocalLLMConfig, ReplayLLMConfig
 from privlm.masking import held_in_config
@@ -38,6 +39,7 @@ __all__ = [
     "DataConfig",
     "EndpointLLMConfig",
     "FederatedConfig",
+    "ImagesConfig",
     "InstructionData",
     "LLMBudget",
     "LocalLLMConfig",
@@ -82,7 +84,7 @@ class Config:
 
 SCHEMAS: dict[str, dict[str, type]] = {
     "run": {"run": Config},
-    "data": {"text_classification": DataConfig, "instructions": InstructionData},
+    "data": {"text_classification": DataConfig, "instructions": InstructionData, "images": ImagesConfig},
     "model": {"encoder": ModelConfig, "causal_lm": CausalLMConfig},
     "adapter": {"adapter": AdapterConfig},
     "federated": {"federated": FederatedConfig},
