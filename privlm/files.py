@@ -217,7 +217,7 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_once(path: Path) -> str:
-    """The same, computed once in a process as long as the file stays: weights have gigabytes, and are asked for often."""
+    """The same, computed once in a process while the file stays: weights have gigabytes, and are asked for often."""
     status = os.stat(path)
     return _sha256_of(path, status.st_size, status.st_mtime_ns)
 

@@ -71,7 +71,7 @@ def inputs(config: Any) -> dict[str, str]:
 
 
 def contents(config: Any) -> dict[str, Content]:
-    """What is behind the name of a `model` group, for the `contents` of a runner. With another VAE it is own weights."""
+    """What is behind the name of a `model` group, for a runner's `contents`. With another VAE it is own weights."""
     found = locate_pipeline(config)
     known = is_listed(config, found.fingerprint) and found.vae is None
     digest = found.fingerprint if found.vae is None else f"sha256:{found.digest}"
@@ -163,7 +163,9 @@ def _weight_patterns(variant: str | None) -> list[str]:
 
 
 def _content(directory: Path, config: Any) -> str:
-    return _fingerprint(directory, pipeline_folder.files_of(directory, config.variant, allow_pickle=config.allow_pickle))
+    return _fingerprint(
+        directory, pipeline_folder.files_of(directory, config.variant, allow_pickle=config.allow_pickle)
+    )
 
 
 def _fingerprint(directory: Path, paths: Iterable[Path]) -> str:

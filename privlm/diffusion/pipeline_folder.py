@@ -1,5 +1,7 @@
 """What the folder of a pipeline has to hold, read from its JSON files alone. No torch.
 
+A folder, as save_pretrained of diffusers writes it:
+
     model_index.json                   class of the pipeline, and library and class of each part
     tokenizer/ text_encoder/ unet/ vae/ scheduler/, of SDXL also tokenizer_2/ and text_encoder_2/
     safety_checker/ feature_extractor/ where it has them

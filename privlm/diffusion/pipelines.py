@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
+from privlm.diffusion import text_keys
 from privlm.diffusion.latent_scale import LatentScale
 from privlm.diffusion.locate import PipelineFiles, complete, locate_pipeline
 from privlm.diffusion.pipeline_folder import OWN_LIBRARY, parts_of, read_index, require_complete, weight_files
@@ -137,14 +139,32 @@ def _load(part: str, found: PipelineFiles, config: Any) -> Any:
         if not issubclass(kind, nn.Module):
             return kind.from_pretrained(folder)
         dtype = torch.float32 if part == "vae" else getattr(torch, config.dtype)
-        pickled = weight_files(folder, variant, allow_pickle=config.allow_pickle)[0].suffix == ".bin"
-        model, report = _from_pretrained(kind, folder, dtype, variant, pickled=pickled)
+        paths = weight_files(folder, variant, allow_pickle=config.allow_pickle)
+        if part.startswith("text_encoder"):
+            model, report = _text_encoder(kind, folder, paths, dtype)
+        else:
+            model, report = _from_pretrained(kind, folder, dtype, variant, pickled=paths[0].suffix == ".bin")
     require_fit(report, folder)
     return model.requires_grad_(False).eval()
 
 
+def _text_encoder(kind: Any, folder: Path, paths: list[Path], dtype: torch.dtype) -> Any:
+    """The model, and what did not fit of it. Whatever version of transformers has named the weights."""
+    weights = {name: tensor for path in paths for name, tensor in _weights(path).items()}
+    settings = kind.config_class.from_pretrained(folder, **NO_CODE)
+    named = text_keys.fitted(weights, kind)
+    return kind.from_pretrained(None, config=settings, state_dict=named, dtype=dtype, output_loading_info=True)
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    """Of one file; none of an index."""
+    if path.suffix == ".bin":
+        return torch.load(path, map_location="cpu", weights_only=True)
+    return load_file(path) if path.suffix == ".safetensors" else {}
+
+
 def _from_pretrained(kind: Any, folder: Path, dtype: torch.dtype, variant: str | None, *, pickled: bool) -> Any:
-    """The model, and what did not fit of it."""
+    """The same of the other parts."""
     import diffusers
 
     options = {"variant": variant, "use_safetensors": not pickled, "output_loading_info": True}

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import tempfile
+from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from privlm.config import PipelineConfig, defaults
+from privlm.diffusion.pipelines import OpenedPipeline, open_pipeline
 
 FAMILIES = ("sd1", "sd2", "sdxl")
 HIDDEN, PROJECTION, LENGTH = 16, 12, 24
@@ -109,3 +114,35 @@ def pipeline_folder(folder: Path, family: str = "sd1", seed: int = 0, **options:
 
 def config_of(folder: Path | None, **changes: Any) -> PipelineConfig:
     return defaults(PipelineConfig, "model", "tiny_sd", path=None if folder is None else str(folder), **changes)
+
+
+@cache
+def folder_of(family: str = "sd1") -> Path:
+    """One for all tests, which they only read."""
+    temporary = tempfile.TemporaryDirectory(prefix="tiny-pipeline-")
+    _kept.append(temporary)
+    return pipeline_folder(Path(temporary.name) / family, family)
+
+
+_kept: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def opened(family: str = "sd1") -> OpenedPipeline:
+    """A copy of its own for each test."""
+    first = _opened(family)
+    return replace(first, **{one.name: copy.deepcopy(getattr(first, one.name)) for one in fields(first)})
+
+
+@cache
+def _opened(family: str) -> OpenedPipeline:
+    return open_pipeline(config_of(folder_of(family)))
+
+
+def disturb(part: torch.nn.Module, std: float = 0.3) -> torch.nn.Module:
+    """As after training: all that trains has changed."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in part.parameters():
+            if parameter.requires_grad:
+                parameter.add_(std * torch.randn(parameter.shape, generator=generator))
+    return part
