@@ -53,7 +53,7 @@ def with_lora(base: Any, config: AdapterConfig, seed: int) -> PeftModel:
         use_dora=config.name == "dora",
         fan_in_fan_out=any(isinstance(modules[name], Conv1D) for name in targets),  # Conv1D keeps its weight transposed
     )
-    with _seeded(seed):
+    with seeded(seed):
         adapted = get_peft_model(base, lora)
         for name in fused:
             adapt_thirds(base.get_submodule(name))
@@ -119,12 +119,12 @@ def layers_of(base: nn.Module) -> dict[str, Layer]:
 
 
 def _adapted(base: Any, config: PeftConfig, seed: int) -> PeftModel:
-    with _seeded(seed):
+    with seeded(seed):
         return get_peft_model(base, config)
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """With initial values of this seed, and without what peft would say of no matter."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out")  # of Linear beside Conv1D: peft sets it for each

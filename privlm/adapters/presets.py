@@ -65,6 +65,8 @@ LORA = {
         "in_proj": "deberta",
         "q_proj v_proj": "llama mistral qwen2 qwen3 gemma gemma2 opt phi gptj gpt_neo stablelm starcoder2",
         "qkv_proj": "phi3",
+        "to_q to_k to_v to_out.0": "UNet2DConditionModel",  # all of attention, as in training scripts of diffusers
+        "q_proj k_proj v_proj out_proj": "clip_text_model",
         "c_attn": "gpt2 gpt_bigcode",
         "query_key_value": "gpt_neox bloom falcon",
     }.items()

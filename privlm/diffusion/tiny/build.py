@@ -38,7 +38,9 @@ def build(folder: Path, recipe: Recipe) -> StableDiffusionPipeline:
     return pipeline
 
 
-def assemble(tokenizer: Any, text_encoder: nn.Module | None, unet: nn.Module, vae: nn.Module) -> StableDiffusionPipeline:
+def assemble(
+    tokenizer: Any, text_encoder: nn.Module | None, unet: nn.Module, vae: nn.Module
+) -> StableDiffusionPipeline:
     """Without a safety checker: there are shapes to be seen, and nothing else."""
     return StableDiffusionPipeline(
         tokenizer=tokenizer,

@@ -98,10 +98,10 @@ def train_denoiser(corpus: Corpus, components: Components, tokenizer: Any, recip
     torch.manual_seed(recipe.seed)
     model = Denoiser(modules.make_unet(), modules.make_text_encoder(tokenizer))
     latents = components.encode(corpus.images) / components.deviation
-    objective = Averaged(Denoising(modules.make_scheduler(), DENOISING, empty=corpus.empty), model, DECAY)
+    objective = Averaged(Denoising(modules.make_scheduler(), DENOISING, empty=corpus.empty), decay=DECAY)
     data = Captioned(latents, corpus.input_ids)
     _train("denoiser", model, objective, data, recipe.denoiser_steps, recipe.seed, 1.5e-3)
-    objective.put_into(model)
+    objective.copy_to(model)
     return model.eval()
 
 

@@ -29,7 +29,7 @@ def test_synonyms_are_spelt_and_fit(tokenizer):
             assert f"{captions.SYNONYMS[scene.color]}</w>" not in tokenizer.get_vocab()
 
 
-@pytest.mark.parametrize("text", ["naïve", "漢字", "🙂", "a​b", "مرحبا", "x" * 9])
+@pytest.mark.parametrize("text", ["naïve", "漢字", "🙂", "a\u200bb", "مرحبا", "x" * 9])
 def test_any_text_comes_back(tokenizer, text):
     ids = tokenizer(text, add_special_tokens=False).input_ids
     assert tokenizer.unk_token_id not in ids
