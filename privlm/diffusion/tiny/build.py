@@ -71,7 +71,7 @@ def measure(pipeline: StableDiffusionPipeline, folder: Path) -> str:
 
 
 def save(pipeline: StableDiffusionPipeline, folder: Path) -> None:
-    """The ordinary layout of diffusers; the tokenizer also as the two files that older versions of transformers read."""
+    """The ordinary layout of diffusers; the tokenizer also as the two files that older transformers read."""
     pipeline.save_pretrained(folder, safe_serialization=True)
     model = pipeline.tokenizer.backend_tokenizer
     merges = files.read_json(folder / "tokenizer" / "tokenizer.json")["model"]["merges"]
