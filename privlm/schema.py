@@ -215,6 +215,20 @@ def defaults(schema: type, group: str, name: str, **changes: Any) -> Any:
         raise UsageError(f"{group}: {str(error).splitlines()[0]}") from error
 
 
+def of_words(schema: type, name: str, words: Sequence[str]) -> Any:
+    """The dataclass with the values of words `field=value`; its defaults count for the others.
+
+    name: of what they configure, for the messages. Raises UsageError for an unknown field or a value that it may not have.
+    """
+    try:
+        config = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.from_dotlist(list(words)))
+    except OmegaConfBaseException as error:
+        raise UsageError(f"{name}: {str(error).splitlines()[0]}") from error
+    if found := problems(config, None):
+        raise UsageError("\n".join(found))
+    return OmegaConf.to_object(config)
+
+
 def _chain(group: str, name: str) -> list[Any]:
     """A YAML and the ones of its own group that it starts from, the most special first."""
     content: Any = OmegaConf.load(configs_dir() / group / f"{name}.yaml")

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-from privlm.errors import UsageError
-from privlm.schema import problems, require_packages, setting
+from privlm.schema import of_words, require_packages, setting
 
 SCALES = ("smoke", "small")
 
@@ -32,7 +29,7 @@ def tiny_sd(folder: Path, words: Sequence[str]) -> str:
 
     Returns what it can do, in a sentence. Raises UsageError for an unknown field or value.
     """
-    config = _config(words)
+    config = of_words(TinySDConfig, "tiny_sd", words)
     require_packages("privlm build tiny_sd", "diffusers", "PIL", extra="diffusion")
     from privlm.diffusion.tiny.build import build, measure
     from privlm.diffusion.tiny.recipe import RECIPES
@@ -40,20 +37,3 @@ def tiny_sd(folder: Path, words: Sequence[str]) -> str:
     given = {name: value for name, value in vars(config).items() if name != "scale" and value is not None}
     pipeline = build(folder, replace(RECIPES[config.scale], **given))
     return measure(pipeline, folder)
-
-
-def _config(words: Sequence[str]) -> Any:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        config = OmegaConf.merge(OmegaConf.structured(TinySDConfig), OmegaConf.from_dotlist(list(words)))
-    except OmegaConfBaseException as error:
-        raise UsageError(f"tiny_sd: {str(error).splitlines()[0]}") from error
-    found = problems(config, None)
-    if found:
-        raise UsageError("\n".join(found))
-    return OmegaConf.to_object(config)
-
-
-BUILDERS = {"tiny_sd": tiny_sd}
