@@ -218,7 +218,7 @@ def defaults(schema: type, group: str, name: str, **changes: Any) -> Any:
 def of_words(schema: type, name: str, words: Sequence[str]) -> Any:
     """The dataclass with the values of words `field=value`; its defaults count for the others.
 
-    name: of what they configure, for the messages. Raises UsageError for an unknown field or a value that it may not have.
+    name: of what they configure, for the messages. Raises UsageError for an unknown field and a wrong value.
     """
     try:
         config = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.from_dotlist(list(words)))

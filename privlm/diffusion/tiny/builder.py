@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
 from privlm.schema import of_words, require_packages, setting
 
 SCALES = ("smoke", "small")
