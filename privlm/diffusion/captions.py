@@ -1,4 +1,4 @@
-"""What scenes are called: by keywords, as a base model is taught, and in sentences, in words it knows or has never seen."""
+"""What scenes are called: by keywords, as a base model is taught, and in sentences, in its words or in others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rendered scenes of a few coloured shapes: what a small text-to-image model can learn, and what can be judged without one.
+"""Rendered scenes of a few coloured shapes: what a small text-to-image model can learn, and a rule can judge.
 
 A scene says what is to be seen, a layout seed where. Shapes are drawn at four times the size and averaged, so that
 edges are smooth; boxes lie on whole pixels, which makes a scene easy to learn and to judge.

@@ -1,0 +1,1 @@
+"""A small real text-to-image pipeline of stock diffusers classes, trained here on rendered scenes."""
