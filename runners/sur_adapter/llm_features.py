@@ -99,7 +99,7 @@ def _kept(stage: Stage, about: dict[str, Any], give: Give, prompts: Sequence[str
     shared = stage.config.task.features.cache_dir
     folder = stage.folder if shared is None else Path(shared).expanduser() / key_of(about, "")[:16]
     cache = VectorCache(folder, about)
-    if stage.job.is_main:
+    if stage.job.is_main and stage.needed:
         unique = len(dict.fromkeys(prompts))
         with stage.job.progress("features of the prompts", unique, interruptible=True) as tick:
             cache.fill(prompts, give, tick=tick)

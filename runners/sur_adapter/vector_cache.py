@@ -48,8 +48,11 @@ class VectorCache:
         self.about = dict(about)
         kept = files.read_json(folder / ABOUT)
         if kept is not None and kept != self.about:
-            other = ", ".join(f"{name}={kept.get(name)}, not {value}" for name, value in about.items() if kept.get(name) != value)
-            raise UsageError(f"{folder} holds vectors of another giver ({other}): give another task.features.cache_dir")
+            differing = [name for name in self.about if kept.get(name) != self.about[name]]
+            other = ", ".join(f"{name}={kept.get(name)}, not {self.about[name]}" for name in differing)
+            raise UsageError(
+                f"{folder} holds vectors of another giver ({other}): give another task.features.cache_dir"
+            )
         self._found: dict[str, Tensor] | None = None
 
     @property

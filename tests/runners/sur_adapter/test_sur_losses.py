@@ -163,10 +163,10 @@ def test_what_stands_at_padding_counts_only_where_it_is_asked_to(rows, part):
     other = dict(data)
     if part == "loss_align":
         padding = ~(data["text_mask"] | data["keyword_mask"])
-        other["keyword_states"] = data["keyword_states"] + 5 * padding[:, :, None]
+        other["keyword_states"] = data["keyword_states"] * torch.where(padding, -2, 1)[:, :, None]
     elif rows == MANY_ROWS:
         padding = data["vector_mask"] & ~data["text_mask"]
-        other["vectors"] = data["vectors"] + 5 * padding[:, :, None]
+        other["vectors"] = data["vectors"] * torch.where(padding, -2, 1)[:, :, None]
     else:  # a row for all positions: what is compared with padding is the adapter's side
         other["text_mask"] = torch.ones_like(data["text_mask"])
     for is_masked in (True, False):
