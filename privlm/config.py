@@ -14,6 +14,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from privlm.adapters.schema import AdapterConfig
 from privlm.data.schema import DataConfig, InstructionData
+from privlm.diffusion.schema import PipelineConfig
 from privlm.federated.schema import FederatedConfig
 from privlm.llm.schema import EndpointLLMConfig, LLMBudget, LocalLLMConfig, ReplayLLMConfig
 from privlm.masking import held_in_config
@@ -42,6 +43,7 @@ __all__ = [
     "LLMBudget",
     "LocalLLMConfig",
     "ModelConfig",
+    "PipelineConfig",
     "PrivacyConfig",
     "ReplayLLMConfig",
     "TrackerConfig",
@@ -83,7 +85,7 @@ class Config:
 SCHEMAS: dict[str, dict[str, type]] = {
     "run": {"run": Config},
     "data": {"text_classification": DataConfig, "instructions": InstructionData},
-    "model": {"encoder": ModelConfig, "causal_lm": CausalLMConfig},
+    "model": {"encoder": ModelConfig, "causal_lm": CausalLMConfig, "pipeline": PipelineConfig},
     "adapter": {"adapter": AdapterConfig},
     "federated": {"federated": FederatedConfig},
     "privacy": {"privacy": PrivacyConfig},

@@ -15,6 +15,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,17 @@ def finite(value: Any) -> Any:
 def sha256_file(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_once(path: Path) -> str:
+    """The same, computed once in a process as long as the file stays: weights have gigabytes, and are asked for often."""
+    status = os.stat(path)
+    return _sha256_of(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache
+def _sha256_of(path: Path, size: int, mtime_ns: int) -> str:
+    return sha256_file(path)
 
 
 def digests_of(folder: Path) -> dict[str, str]:

@@ -17,23 +17,33 @@ class NotAtHandError(Exception):
     """Neither cached nor obtainable now; the message is the reason, a clause."""
 
 
-def find_snapshot(repo_id: str, repo_type: str, is_complete: Callable[[Path], bool]) -> Path:
+def find_snapshot(
+    repo_id: str,
+    repo_type: str,
+    is_complete: Callable[[Path], bool],
+    *,
+    probe: str | None = None,
+    revision: str | None = None,
+) -> Path:
     """Folder `snapshots/<revision>` of a repository; its name is the commit.
 
     A cached snapshot for which `is_complete` holds is taken without asking the network. Otherwise the hub is asked once
     and the folder of its newest revision, holding at least the probe file, is returned: `download` fetches the rest.
 
+    probe: a file that every repository of this kind has; None: that of PROBE_FILE.
+    revision: branch, tag or commit; None: the default branch.
+
     Raises:
         NotAtHandError: within about two seconds, when neither the cache nor the hub has it. HF_HUB_OFFLINE is honoured.
     """
-    probe = PROBE_FILE[repo_type]
-    cached = huggingface_hub.try_to_load_from_cache(repo_id, probe, repo_type=repo_type)
+    probe = probe or PROBE_FILE[repo_type]
+    cached = huggingface_hub.try_to_load_from_cache(repo_id, probe, repo_type=repo_type, revision=revision)
     if isinstance(cached, str) and is_complete(Path(cached).parent):
         return Path(cached).parent
     if constants.HF_HUB_OFFLINE:
         raise NotAtHandError("HF_HUB_OFFLINE is set")
-    revision = _newest_revision(repo_id, repo_type)
-    return Path(huggingface_hub.hf_hub_download(repo_id, probe, repo_type=repo_type, revision=revision)).parent
+    commit = _commit(repo_id, repo_type, probe, revision)
+    return Path(huggingface_hub.hf_hub_download(repo_id, probe, repo_type=repo_type, revision=commit)).parent
 
 
 def is_cached(repo_id: str, repo_type: str) -> bool:
@@ -46,12 +56,12 @@ def download(directory: Path, repo_id: str, repo_type: str, patterns: list[str])
     huggingface_hub.snapshot_download(repo_id, repo_type=repo_type, revision=directory.name, allow_patterns=patterns)
 
 
-def _newest_revision(repo_id: str, repo_type: str) -> str:
-    """Commit at the head of the repository's default branch.
+def _commit(repo_id: str, repo_type: str, probe: str, revision: str | None) -> str:
+    """Commit of a revision, or at the head of the repository's default branch.
 
     Asked in a daemon thread, since a resolver without network may block for far longer than any HTTP timeout.
     """
-    url = huggingface_hub.hf_hub_url(repo_id, PROBE_FILE[repo_type], repo_type=repo_type)
+    url = huggingface_hub.hf_hub_url(repo_id, probe, repo_type=repo_type, revision=revision)
     answers: list[str | None] = []
     failures: list[str] = []
 
@@ -64,8 +74,8 @@ def _newest_revision(repo_id: str, repo_type: str) -> str:
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(HUB_TIMEOUT)
-    revision = answers[0] if answers else None
-    if revision is None:
+    commit = answers[0] if answers else None
+    if commit is None:
         reason = failures[0] if failures else f"no answer within {HUB_TIMEOUT} s"
         raise NotAtHandError(f"the hub cannot be asked ({reason})")
-    return revision
+    return commit

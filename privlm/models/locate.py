@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 from privlm import hub
 from privlm.content import Content, is_listed, known_of, repository_name, source_name
 from privlm.errors import UsageError
-from privlm.files import sha256_file
+from privlm.files import sha256_once
 from privlm.models.schema import Weights, is_causal_lm, shadowed
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -131,7 +129,7 @@ def missing_files(directory: Path) -> list[str]:
 
 def _check_pinned(directory: Path, pinned: dict[str, str], group: str) -> None:
     for name, digest in pinned.items():
-        if not (directory / name).is_file() or _sha256(directory / name) != digest:
+        if not (directory / name).is_file() or sha256_once(directory / name) != digest:
             raise UsageError(
                 f"{directory / name} is absent or not the file this model was pinned to ({group}.sha256): "
                 f"reinstall the package, or give {group}.path"
@@ -145,7 +143,7 @@ def _gguf_files(kind: Literal["path", "package"], directory: Path, gguf_file: st
             f"gguf`), or give {group}.path=DIRECTORY holding config.json, model.safetensors and tokenizer files"
         )
     source = source_name(directory / gguf_file)
-    return ModelFiles(kind, directory, f"sha256:{_sha256(directory / gguf_file)}", gguf_file, source)
+    return ModelFiles(kind, directory, f"sha256:{sha256_once(directory / gguf_file)}", gguf_file, source)
 
 
 def _hub_files(config: Weights, group: str) -> ModelFiles:
@@ -188,16 +186,5 @@ def _has_any(directory: Path, names: tuple[str, ...]) -> bool:
 def _content_fingerprint(directory: Path) -> str:
     names = {"config.json", "merges.txt", *TOKENIZERS, *(path.name for path in directory.glob("*model*.safetensors"))}
     names |= {path.name for path in directory.glob("pytorch_model*.bin")}
-    digests = "".join(_sha256(directory / name) for name in sorted(names) if (directory / name).is_file())
+    digests = "".join(sha256_once(directory / name) for name in sorted(names) if (directory / name).is_file())
     return f"sha256:{hashlib.sha256(digests.encode()).hexdigest()}"
-
-
-def _sha256(path: Path) -> str:
-    """Hashed once in a process: weights may have many gigabytes, and are located more than once."""
-    status = os.stat(path)
-    return _sha256_of(path, status.st_size, status.st_mtime_ns)
-
-
-@lru_cache
-def _sha256_of(path: Path, size: int, mtime_ns: int) -> str:
-    return sha256_file(path)
