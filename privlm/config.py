@@ -14,6 +14,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from privlm.adapters.schema import AdapterConfig
 from privlm.data.schema import DataConfig, InstructionData
+from privlm.diffusion.image_schema import ImagesConfig
 from privlm.diffusion.schema import PipelineConfig
 from privlm.federated.schema import FederatedConfig
 from privlm.llm.schema import EndpointLLMConfig, LLMBudget, LocalLLMConfig, ReplayLLMConfig
@@ -39,6 +40,7 @@ __all__ = [
     "DataConfig",
     "EndpointLLMConfig",
     "FederatedConfig",
+    "ImagesConfig",
     "InstructionData",
     "LLMBudget",
     "LocalLLMConfig",
@@ -84,7 +86,7 @@ class Config:
 
 SCHEMAS: dict[str, dict[str, type]] = {
     "run": {"run": Config},
-    "data": {"text_classification": DataConfig, "instructions": InstructionData},
+    "data": {"text_classification": DataConfig, "instructions": InstructionData, "images": ImagesConfig},
     "model": {"encoder": ModelConfig, "causal_lm": CausalLMConfig, "pipeline": PipelineConfig},
     "adapter": {"adapter": AdapterConfig},
     "federated": {"federated": FederatedConfig},

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import tempfile
 from pathlib import Path
 
+import privlm
 from privlm import registry
 from privlm.cli.arguments import ArgumentParser
 from privlm.errors import UsageError
@@ -14,7 +16,7 @@ from privlm.report.store import nearest
 
 def main(argv: list[str]) -> int:
     """Raises UsageError for an unknown name, a folder that holds something, or what the builder refuses."""
-    builders = {name: builder for task in registry.tasks().values() for name, builder in task.builders().items()}
+    builders = _builders()
     parser = ArgumentParser(prog="privlm build", description=__doc__, epilog=_listed(builders))
     parser.add_argument("name", help="what to make")
     parser.add_argument("folder", type=Path, help="where; a new or an empty folder")
@@ -37,6 +39,14 @@ def main(argv: list[str]) -> int:
         os.replace(made, folder)
     print(f"{folder}: {said}")
     return 0
+
+
+def _builders() -> dict[str, registry.Builder]:
+    """By name: those of the tasks, and those of the parts of privlm that have a builders.py. The latter win."""
+    found = {name: builder for task in registry.tasks().values() for name, builder in task.builders().items()}
+    for path in sorted(Path(privlm.__file__).parent.glob("*/builders.py")):
+        found |= importlib.import_module(f"privlm.{path.parent.name}.builders").BUILDERS
+    return dict(sorted(found.items()))
 
 
 def _listed(builders: dict[str, registry.Builder]) -> str:
