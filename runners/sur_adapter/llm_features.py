@@ -13,7 +13,7 @@ from torch import Tensor
 
 from privlm.config import Config
 from privlm.errors import UsageError
-from privlm.files import read_json
+from privlm.files import read_json, write_json
 from privlm.job import Job, Stage
 from privlm.llm.client import LanguageModel
 from privlm.llm.opening import open_llm
@@ -22,6 +22,9 @@ from .vector_cache import ABOUT, VectorCache, key_of
 from .vectors import Vectors, read_dictionary
 
 ROLE = "features"
+
+PLACE = "place.json"
+"""In the folder of the stage: where its vectors lie."""
 
 Give = Callable[[Sequence[str]], list[Tensor]]
 """Prompts -> rows [R, h] of each."""
@@ -32,16 +35,46 @@ def features(config: Config, job: Job, prompts: Sequence[str]) -> Vectors:
 
     Raises UsageError for a layer that the model does not have, and for prompts that a file of vectors lacks.
     """
+    settings = config.task.features
     with job.stage("features", temporary=True) as stage:
-        if config.task.features.backend == "precomputed":
-            return precomputed(config.task.features.path, prompts)
-        if config.task.features.backend == "hash":
-            width = config.task.features.width
-            return _kept(stage, {"backend": "hash", "width": width}, lambda texts: hashed(texts, width), prompts)
-        with open_llm(config.llm, job, role=ROLE) as model:
-            model.require("hidden_states", by="task.losses.w_llm")
-            about, give = of_llm(model, config.task.features)
-            return _kept(stage, about, give, prompts)
+        if settings.backend == "precomputed":
+            return precomputed(settings.path, prompts)
+        if stage.needed and job.is_main:
+            _compute(stage, prompts)
+        job.wait_for_everyone()
+        folder = stage.folder / read_json(stage.folder / PLACE)["folder"]
+        found = _of_folder(folder, prompts)
+        found.require(prompts, folder)
+        return found
+
+
+def _compute(stage: Stage, prompts: Sequence[str]) -> None:
+    """Fills the cache of the stage, or the one that runs share."""
+    config = stage.config
+    if config.task.features.backend == "hash":
+        width = config.task.features.width
+        _fill(stage, {"backend": "hash", "width": width}, lambda texts: hashed(texts, width), prompts)
+        return
+    with open_llm(config.llm, stage.job, role=ROLE) as model:
+        model.require("hidden_states", by="task.losses.w_llm")
+        about, give = of_llm(model, config.task.features)
+        _fill(stage, about, give, prompts)
+
+
+def _fill(stage: Stage, about: dict[str, Any], give: Give, prompts: Sequence[str]) -> None:
+    shared = stage.config.task.features.cache_dir
+    folder = stage.folder / "vectors" if shared is None else Path(shared).expanduser().absolute() / _name(about)
+    with stage.job.progress("features of the prompts", len(set(prompts)), interruptible=True) as tick:
+        VectorCache(folder, about).fill(prompts, give, tick=tick)
+    write_json(stage.folder / PLACE, {"folder": str(folder) if shared else folder.name})
+    stage.output(stage.folder / PLACE)
+    if shared is None:
+        stage.output(*sorted(path for path in folder.iterdir() if path.is_file()))
+
+
+def _name(about: dict[str, Any]) -> str:
+    """Of the folder of a giver among those that a cache holds."""
+    return key_of(about, "")[:16]
 
 
 def of_llm(model: LanguageModel, settings: Any) -> tuple[dict[str, Any], Give]:
@@ -92,18 +125,3 @@ def _of_folder(folder: Path, prompts: Sequence[str]) -> Vectors:
     kept = VectorCache(folder, about).found
     keys = {prompt: key_of(about, prompt) for prompt in prompts}
     return Vectors({prompt: kept[key] for prompt, key in keys.items() if key in kept}, about)
-
-
-def _kept(stage: Stage, about: dict[str, Any], give: Give, prompts: Sequence[str]) -> Vectors:
-    """From the cache of the stage, or from task.features.cache_dir, which runs share."""
-    shared = stage.config.task.features.cache_dir
-    folder = stage.folder if shared is None else Path(shared).expanduser() / key_of(about, "")[:16]
-    cache = VectorCache(folder, about)
-    if stage.job.is_main and stage.needed:
-        unique = len(dict.fromkeys(prompts))
-        with stage.job.progress("features of the prompts", unique, interruptible=True) as tick:
-            cache.fill(prompts, give, tick=tick)
-        if shared is None:
-            stage.output(*sorted(path for path in folder.iterdir() if path.is_file()))
-    stage.job.wait_for_everyone()
-    return Vectors(VectorCache(folder, about).fill(prompts, give), about)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from privlm.diffusion.denoiser import Denoiser
 from privlm.diffusion.denoising import Denoising, added_of
+from privlm.diffusion.latent_data import one_view
 from privlm.training.objective import Batch, ExampleRandom, Objective, PerExample
 
 from .adapter import SurAdapter
@@ -81,8 +82,9 @@ class SurObjective(Objective):
     """Denoising told the adapted narrative prompt; w_align times the distance of the adapted states from those of the
     prompt by keywords; w_llm times that of the adapter's encoder from the projected language model (section 2.2).
 
-    Batches have, beside what Denoising reads: text_states [B, L, d] and text_mask bool [B, L] of the narrative prompt,
-    with w_align keyword_states and keyword_mask alike, with w_llm vectors [B, R, h] and vector_mask bool [B, R].
+    Batches have, beside what Denoising reads of the narrative prompt: its text_mask bool [B, L], with w_align
+    keyword_mask alike and keyword_ids int64 [B, L] or keyword_states [B, L, d], with w_llm vectors [B, R, h] and
+    vector_mask bool [B, R].
 
     losses: a LossesConfig. is_released: the adapted states are cut from the graph before the UNet, as in the released
     code, so that nothing is learnt by denoising.
@@ -96,13 +98,14 @@ class SurObjective(Objective):
     def losses(self, model: nn.Module, batch: Batch, rng: ExampleRandom) -> PerExample:
         """Parts: loss_diff, loss_align, loss_llm, without their weights."""
         assert isinstance(model, SurModel)
-        adapted = model.adapter(self.denoising.states(model.denoiser, batch, rng))
+        batch = one_view(batch, rng)
+        adapted = model.adapter(self.denoising.states(model.denoiser, batch, rng).float())
         states = adapted.states.detach() if self.is_released else adapted.states
         told = {"latents": batch["latents"], "states": states, "rng": rng, "added": added_of(batch)}
         parts = {"loss_diff": self.denoising.loss_of(model.denoiser, **told)}
         loss = parts["loss_diff"]
         if self.settings.w_align:
-            parts["loss_align"] = self._align(adapted.states, batch)
+            parts["loss_align"] = self._align(adapted.states, _keywords(model, batch), batch)
             loss = loss + self.settings.w_align * parts["loss_align"]
         if self.settings.w_llm:
             assert model.projection is not None
@@ -110,10 +113,10 @@ class SurObjective(Objective):
             loss = loss + self.settings.w_llm * parts["loss_llm"]
         return PerExample(loss, parts=parts)
 
-    def _align(self, states: Tensor, batch: Batch) -> Tensor:
+    def _align(self, states: Tensor, keywords: Tensor, batch: Batch) -> Tensor:
         """A position is padding where it is so in both prompts."""
         words_BL = batch["text_mask"] | batch["keyword_mask"]
-        return self._distance(self.settings.align, states, batch["keyword_states"], words_BL)
+        return self._distance(self.settings.align, states, keywords, words_BL)
 
     def _llm(self, encoded: Tensor, projected: Tensor, batch: Batch) -> Tensor:
         """One row is compared with all positions, several with one each."""
@@ -127,3 +130,15 @@ class SurObjective(Objective):
         counted = words if self.settings.mask_padding else torch.ones_like(words)
         summed = kind == "kl_feature" and self.settings.kl_reduction == "batch"
         return over_positions(DISTANCES[kind](trained, target), counted & present, summed=summed)
+
+
+class Finetuning(Denoising):
+    """Denoising told the sentence as it is, of images that are cut and mirrored at random."""
+
+    def losses(self, model: nn.Module, batch: Batch, rng: ExampleRandom) -> PerExample:
+        return super().losses(model, one_view(batch, rng), rng)
+
+
+def _keywords(model: SurModel, batch: Batch) -> Tensor:
+    """States of the prompts by keywords, [B, L, d]."""
+    return batch["keyword_states"] if "keyword_states" in batch else model.denoiser.states(batch["keyword_ids"])

@@ -50,9 +50,7 @@ class VectorCache:
         if kept is not None and kept != self.about:
             differing = [name for name in self.about if kept.get(name) != self.about[name]]
             other = ", ".join(f"{name}={kept.get(name)}, not {self.about[name]}" for name in differing)
-            raise UsageError(
-                f"{folder} holds vectors of another giver ({other}): give another task.features.cache_dir"
-            )
+            raise UsageError(f"{folder} holds vectors of another giver ({other}): give another task.features.cache_dir")
         self._found: dict[str, Tensor] | None = None
 
     @property
