@@ -104,18 +104,18 @@ def encode_images(
 
     data: an ImagesConfig, of which resolution, crop, flip, num_views and seed count. folder: where they are kept, by
     all of these, the autoencoder and the images; a later call reads them, a killed one is gone on with. augment: with
-    the random views of training, else the centre alone. batch_size: images at once; memory only. progress: is called
-    with the number of images done.
+    the random views of training, else the centre alone. batch_size: images at once, each with its views; memory only.
+    progress: is called with the number of images done.
 
     Raises UsageError: no images, a resolution that the autoencoder cannot halve so often, or latents not finite.
     """
     if not rows:
         raise UsageError("data: there are no images to encode")
     if data.resolution % autoencoder.factor:
-        fits = data.resolution // autoencoder.factor * autoencoder.factor
+        next_one = (data.resolution // autoencoder.factor + 1) * autoencoder.factor
         raise UsageError(
             f"data.resolution={data.resolution} is no multiple of {autoencoder.factor}, by which the model's "
-            f"autoencoder makes images smaller: choose {fits or autoencoder.factor} or {fits + autoencoder.factor}"
+            f"autoencoder makes images smaller: choose one, e.g. {next_one}"
         )
     pieces = []
     for start in range(0, len(rows), SHARD):
@@ -177,8 +177,8 @@ def _require_finite(latents: Tensor, rows: Sequence[ImageRow], autoencoder: Auto
     bad = [row.where for row, latent in zip(rows, latents, strict=True) if not latent.isfinite().all()]
     if bad:
         raise UsageError(
-            f"the model's autoencoder gives numbers that are not finite for {bad[0]} ({autoencoder.kind}): use one that "
-            "works in this precision, or float32 (trainer.precision=fp32)"
+            f"the model's autoencoder gives numbers that are not finite for {bad[0]} ({autoencoder.kind}): use one "
+            "that works in this precision, or float32 (trainer.precision=fp32)"
         )
 
 
@@ -222,7 +222,5 @@ def _states(texts: Sequence[str], encode: Encode, batch_size: int) -> dict[str, 
         named = {"text_states": states} if isinstance(states, Tensor) else states
         parts.append({name: tensor.cpu() for name, tensor in named.items()})
         if not all(tensor.isfinite().all() for tensor in named.values()):
-            raise UsageError(
-                "the text encoder of the model gives numbers that are not finite: use float32 (trainer.precision=fp32)"
-            )
+            raise UsageError("the model's text encoder gives numbers that are not finite: use trainer.precision=fp32")
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
