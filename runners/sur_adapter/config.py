@@ -173,7 +173,7 @@ class SurAdapterConfig:
     was drawn.
     """
 
-    name: str = setting(options=(SUR,))
+    name: str = MISSING
     depth: int = setting(above=0)
     heads: int = setting(above=0)
     feedforward: int = setting(above=0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,12 @@ class Artist:
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], eta: float | None = None) -> np.ndarray:
         """uint8 [N, H, W, 3], the i-th of prompt i and seed i. eta: in place of the adapter's own."""
-        if self.adapter is None:
-            return self.sampler.generate(self.pipe, prompts, seeds)
-        negative = encode_negative(self.pipe, self.sampler.negative_prompt).states.expand(len(prompts), -1, -1)
-        states, negative = self._steered(encode(self.pipe, prompts).states, negative, eta)
-        return self.sampler.generate(self.pipe, Conditioning(states), seeds, Conditioning(negative))
+        with _without_words():
+            if self.adapter is None:
+                return self.sampler.generate(self.pipe, prompts, seeds)
+            negative = encode_negative(self.pipe, self.sampler.negative_prompt).states.expand(len(prompts), -1, -1)
+            states, negative = self._steered(encode(self.pipe, prompts).states, negative, eta)
+            return self.sampler.generate(self.pipe, Conditioning(states), seeds, Conditioning(negative))
 
     @torch.no_grad()
     def _steered(self, states: Tensor, negative: Tensor, eta: float | None) -> tuple[Tensor, ...]:
@@ -47,6 +49,19 @@ class Artist:
             for one, other in zip(states.float().split(size), negative.float().split(size), strict=True):
                 pieces.append(self.adapter.steer(one, other, eta=eta, both=self.both))
         return tuple(torch.cat(side).to(dtype) for side in zip(*pieces, strict=True))
+
+
+@contextmanager
+def _without_words() -> Iterator[None]:
+    """diffusers writes out what it cuts of prompts, which are data; how many are cut is told in numbers (.told)."""
+    from diffusers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def seed_of(seed: int, place: int) -> int:

@@ -67,7 +67,7 @@ class Illustrator:
         numbered = enumerate(rows)
         while batch := list(islice(numbered, self.config.task.sampling.batch_size)):
             prompts = [_prompt(row, place + 1) for place, row in batch]
-            seeds = [int(row.get("seed", seed_of(self.config.seed, place))) for place, row in batch]
+            seeds = [_seed(row, place, self.config.seed) for place, row in batch]
             for image, seed in zip(self.artist.draw(prompts, seeds), seeds, strict=True):
                 yield {"image": _data_url(image), "seed": seed}
 
@@ -133,10 +133,20 @@ def _with_data(config: Config, data: Any) -> Any:
 
 
 def _prompt(row: Row, number: int) -> str:
-    prompt = row.get("prompt", row.get("text"))
+    prompt = row.get("prompt") or row.get("text")
     if not isinstance(prompt, str) or not prompt.strip():
         raise UsageError(f"row {number}: no prompt in column 'prompt' or 'text'; the columns are {', '.join(row)}")
     return prompt
+
+
+def _seed(row: Row, place: int, of_run: int) -> int:
+    """A table has an empty cell where a row names none. Raises UsageError for what is no whole number from 0 on."""
+    given = row.get("seed")
+    if given is None or given == "":
+        return seed_of(of_run, place)
+    if isinstance(given, bool) or not str(given).isdecimal():
+        raise UsageError(f"row {place + 1}: seed '{given}' is no whole number from 0 on")
+    return int(given)
 
 
 def _data_url(image: Any) -> str:

@@ -38,7 +38,7 @@ def run(config: Config, job: Job) -> None:
 
     with job.stage("base") as stage:
         base = draw(stage, test, base_artist(config, opened))
-        job.note(*report_base(stage, test, base))
+        absent = report_base(stage, test, base)
 
     vectors = None
     if weights_of(config.task)[1]:
@@ -55,7 +55,7 @@ def run(config: Config, job: Job) -> None:
 
     with job.stage("evaluate") as stage:
         trained = draw(stage, test, system.artist())
-        job.note(*report_trained(stage, test, trained, base))
+        job.note(*dict.fromkeys([*absent, *report_trained(stage, test, trained, base)]))
         trainable, total = count_parameters(system.loaded.model)
         stage.report(unit="parameters", trainable_parameters=trainable, parameters=total)
         stage.report(unit="steps", steps=outcome.steps)

@@ -108,6 +108,18 @@ def test_the_adapter_is_of_this_task_alone():
     assert "adapter=sur_adapter stands before the UNet of task=sur_adapter alone" in found
 
 
+def test_options_are_the_keys_of_their_tables():
+    from typing import get_args
+
+    from privlm.runners.sur_adapter import config, losses
+
+    from privlm.llm.types import Norm, Pooling
+
+    assert list(losses.DISTANCES) == list(config.DISTANCES)
+    assert set(config.POOLINGS) == set(get_args(Pooling))
+    assert set(config.NORMS) == set(get_args(Norm))
+
+
 @pytest.mark.parametrize(
     ("method", "w_align", "w_llm"),
     [("sur", 0.1, 1e-3), ("align_only", 0.1, 0.0), ("llm_only", 0.0, 1e-3), ("finetune", 0.0, 0.0)],

@@ -199,6 +199,21 @@ def test_an_example_hears_nothing_of_its_neighbours():
         torch.testing.assert_close(alone[0], together[i])
 
 
+@pytest.mark.parametrize(("prediction", "is_wrong"), [("epsilon", False), ("v_prediction", True)])
+def test_timesteps_weigh_as_the_prediction_asks(prediction, is_wrong):
+    """D11: the released code divides by the SNR, which is right for noise alone."""
+    weighted, plain = (objective(prediction=prediction) for _ in range(2))
+    weighted.denoising.settings = SimpleNamespace(snr_gamma=2.0, noise_offset=0.0, caption_dropout=0.0)
+    with torch.no_grad():
+        found, unweighted = (one.losses(model().eval(), batch(), rng()).parts["loss_diff"] for one in (weighted, plain))
+    signal = plain.denoising.signal[rng().integers(0, 10, stream="timestep")]
+    snr = signal / (1 - signal)
+    by_noise = snr.clamp(max=2.0) / snr
+    right = by_noise if prediction == "epsilon" else snr.clamp(max=2.0) / (snr + 1)
+    torch.testing.assert_close(found / unweighted, right)
+    assert torch.allclose(right, by_noise) != is_wrong
+
+
 def after_a_step(*, is_released: bool = False) -> SurModel:
     """While the last weight is zero nothing before it learns by denoising."""
     trained = model(is_released=is_released)

@@ -80,6 +80,12 @@ def test_a_run_goes_from_the_base_to_the_adapter(whole: tuple[Finished, Path]) -
     assert not (directory / "stages" / "features").exists()
 
 
+def test_what_is_cut_of_prompts_is_counted_and_not_written_out(whole: tuple[Finished, Path]) -> None:
+    finished, runs = whole
+    assert "22 of 22 prompts by keywords cut to 24 tokens" in result(runs)["notes"]
+    assert "best quality" not in finished.output
+
+
 def test_the_parts_of_the_loss_are_logged_apart(whole: tuple[Finished, Path]) -> None:
     logged = files.read_json_lines(only_run(whole[1]) / "metrics.jsonl")
     parts = {"loss", "loss_diff", "loss_align", "loss_llm"}
@@ -87,7 +93,7 @@ def test_the_parts_of_the_loss_are_logged_apart(whole: tuple[Finished, Path]) ->
         assert parts <= {row["name"] for row in logged if row["split"] == split and row["stage"] == "train"}
 
 
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("share", [0.4, 0.8])
 def test_a_run_killed_anywhere_ends_equal(
     share: float, whole: tuple[Finished, Path], zygote: Zygote, base: Path, tmp_path: Path
 ) -> None:
@@ -122,11 +128,8 @@ def test_two_processes_learn_what_one_does(
 @pytest.mark.parametrize(
     "words",
     [
-        ("task.method=align_only",),
-        ("task.method=llm_only", "task.features.backend=hash"),
-        ("adapter.compat=released",),
-        ("task.method=finetune", "adapter=lora"),
-        ("privacy=dp_sgd", "privacy.delta=1e-2"),
+        ("task.method=llm_only", "task.features.backend=hash", "adapter.compat=released"),
+        ("task.method=align_only", "privacy=dp_sgd", "privacy.delta=1e-2"),
         ("task.method=finetune", "adapter=lora", "privacy=dp_sgd", "privacy.delta=1e-2"),
     ],
     ids=" ".join,
@@ -160,7 +163,8 @@ def test_without_eta_the_images_are_those_of_the_base(
     assert [row["seed"] for row in told["images"]] == [5, 6, 5, 6]
     assert told["eta"] == 0.0
     drawn = by_hand(base, ["pair navy disc"] * 2, [5, 6])
-    assert all(np.array_equal(*pair) for pair in zip(pixels["plain"][:2], drawn, strict=True))
+    for found, expected in zip(pixels["plain"][:2], drawn, strict=True):  # drawn in batches of another size
+        assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
 
 
 def by_hand(base: Path, prompts: list[str], seeds: list[int]) -> list[np.ndarray]:
