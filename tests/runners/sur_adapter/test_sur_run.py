@@ -216,4 +216,6 @@ def test_a_finished_run_draws_is_measured_and_exported(
     image = Image.open(io.BytesIO(base64.b64decode(answers[1]["image"].partition(",")[2])))
     assert image.size == (32, 32)
     assert main(["export", directory, str(tmp_path / "exported")]) == 0
-    assert sorted(path.name for path in (tmp_path / "exported").iterdir()) == ["adapter.json", "adapter.pt2"]
+    assert sorted(path.name for path in (tmp_path / "exported").iterdir()) == [
+        "README.md", "adapter.json", "adapter.pt2",
+    ]  # fmt: skip
