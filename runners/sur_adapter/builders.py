@@ -55,15 +55,18 @@ def surd(folder: Path, words: Sequence[str]) -> str:
     else:
         rows, without = _rephrased(rows, asked)
         notes += [f"{without} without a sentence of the model"] if without else []
-    _write(folder, rows, Path(asked.data.path).expanduser())
+    _write(folder, rows, asked.root)
     return "; ".join([f"{len(rows):,} images with keywords and a sentence each", *notes])
 
 
 @dataclass(frozen=True)
 class _Words:
-    """data: of the images. captions: the column of sentences, or None. llm: whoever is asked, or None."""
+    """data: of the images. root: their folder. captions: the column of sentences, or None. llm: whoever is asked, or
+    None.
+    """
 
     data: ImagesConfig
+    root: Path
     captions: str | None
     llm: Any
 
@@ -86,7 +89,12 @@ class _Words:
         if captions is None:
             data = replace(data, text_column=data.prompt_column)
         _refuse(problems(OmegaConf.structured(data), None))
-        return cls(data, captions, None if llm is None else _llm(str(llm), OmegaConf.from_dotlist(of_llm)))
+        return cls(
+            data,
+            Path(str(path)).expanduser(),
+            captions,
+            None if llm is None else _llm(str(llm), OmegaConf.from_dotlist(of_llm)),
+        )
 
 
 def _refuse(found: list[str]) -> None:

@@ -43,7 +43,7 @@ class Recipe:
     seed: int = 0
 
 
-RECIPES = {"smoke": Recipe(40, 200, 400), "small": Recipe(450, 4000, 8000)}
+RECIPES = {"smoke": Recipe(40, 200, 400), "small": Recipe(450, 3000, 8000)}
 
 
 @dataclass(frozen=True)
