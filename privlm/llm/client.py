@@ -111,6 +111,8 @@ class LanguageModel:
         for capability in capabilities:
             if capability not in self.capabilities:
                 remedy = "use a local model" + (" or a server with prompt logprobs" if capability == "score" else "")
+                if self.backend.name == "local":  # an encoder
+                    remedy = "use one that continues texts, such as llm=smollm2"
                 raise UsageError(f"{self._label} cannot {DOINGS[capability]} (needed by {by}); {remedy}")
 
     def generate(

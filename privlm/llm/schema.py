@@ -44,10 +44,16 @@ class LLMConfig:
         return ["llm.budget.usd needs llm.price.input and llm.price.output of a server: without them no cost is known"]
 
 
+ENCODER = "encoder"
+
+
 @dataclass
 class LocalLLMConfig(LLMConfig, Weights):
-    """A causal language model of transformers in this process."""
+    """A language model of transformers in this process. family: null, it continues texts; encoder: it gives features of
+    them alone.
+    """
 
+    family: str | None = setting(options=(ENCODER,), default=None)
     adapter: str | None = setting(same_run=True)  # its fingerprint stands for it
     gguf_file: str | None = setting(instead_of=("path", "random"))
     dtype: str = setting(options=DTYPES)
@@ -56,7 +62,11 @@ class LocalLLMConfig(LLMConfig, Weights):
 
     def check(self, config: Any) -> list[str]:
         """What its fields say together."""
-        return LLMConfig.check(self, config) + shadowed(self, "llm")
+        problems = LLMConfig.check(self, config) + shadowed(self, "llm")
+        for field in ("adapter", "random", "gguf_file") if self.family == ENCODER else ():
+            if getattr(self, field) is not None:
+                problems.append(f"llm.{field} is of causal language models: set it to null with llm.family={ENCODER}")
+        return problems
 
 
 @dataclass

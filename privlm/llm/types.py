@@ -199,8 +199,8 @@ class Backend(Protocol):
         layer: 0 is the embedding, 1 the first layer, -1 the last.
         pooling: last (token) or mean (over the tokens of a text): [num_texts, width]; tokens: a list with
             [num_tokens, width] of each text, BOS included where the tokenizer begins a text with it.
-        norm: final applies the model's final norm to an inner layer, as its output layer would see it; raw leaves it.
-            The last layer has passed that norm in both.
+        norm: final applies the model's final norm, as its output layer would see the layer; raw is what the layer
+            itself gives, of the last one too, which transformers lists with that norm applied.
         """
 
     def close(self) -> None: ...

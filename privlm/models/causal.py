@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from privlm.errors import UsageError
 from privlm.models.byte_level import byte_tokenizer
@@ -70,6 +77,17 @@ def build_causal_lm(
         model, report = auto.from_pretrained(directory, dtype=dtype, output_loading_info=True, **placement, **NO_PICKLE)
     require_fit(report, directory)
     return (model if placement else _move(model, device)).eval()
+
+
+def build_encoder(files: ModelFiles, dtype: torch.dtype, device: str = "cpu") -> PreTrainedModel:
+    """An encoder for its hidden states alone, in evaluation mode; arguments and errors as of `build_causal_lm`."""
+    directory = model_directory(files)
+    require_files(directory, "llm")
+    with readable(directory), quiet():
+        options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True}
+        model, report = AutoModel.from_pretrained(directory, **options, **NO_PICKLE)
+    require_fit(report, directory, left_out="pooler.")
+    return _move(model, device).eval()
 
 
 def random_causal_lm(shape: Mapping[str, Any], seed: int = 0, field: str = "model.random") -> PreTrainedModel:

@@ -1,4 +1,4 @@
-"""Local weights: a causal language model of transformers in this process.
+"""Local weights: a causal language model of transformers in this process, or an encoder, which gives features alone.
 
 Weights of files are loaded when they are first needed: a run whose answers are all in the call record loads none.
 """
@@ -28,6 +28,11 @@ CPU_TEXT_TOKENS = 512  # of given texts read at once: a CPU gains nothing by mor
 CPU_PROMPT_TOKENS = 2048  # of prompts, since decoding is quicker in company
 
 
+OF_A_CAUSAL_LM = frozenset({"generate", "logprobs", "beams", "top_k", "score", "hidden_states"})
+OF_AN_ENCODER = frozenset({"hidden_states"})
+"""Capabilities."""
+
+
 class LocalBackend:
     """Implements privlm.llm.types.Backend.
 
@@ -36,11 +41,11 @@ class LocalBackend:
     """
 
     name = "local"
-    capabilities = frozenset({"generate", "logprobs", "beams", "top_k", "score", "hidden_states"})
     parallel = 1
 
     def __init__(self, source: Source, batch_tokens: int) -> None:
         self.model = source.identity
+        self.capabilities: frozenset[str] = OF_AN_ENCODER if source.is_encoder else OF_A_CAUSAL_LM
         self._source = source
         self._batch_tokens = batch_tokens
 
@@ -135,7 +140,7 @@ class LocalBackend:
 
         from privlm.llm.local.hidden import hidden_states
 
-        ids = [self._encoder.begin(text)[: self._source.window] for text in texts]
+        ids = [self._text_tokens(text) for text in texts]
         if not all(ids):
             raise UsageError("an empty text has no hidden states: the tokenizer begins no text with BOS")
         with self._source.asked():
@@ -181,6 +186,13 @@ class LocalBackend:
         if not tokens:
             raise UsageError("an empty prompt cannot be continued: the tokenizer begins no text with BOS")
         return tokens
+
+    def _text_tokens(self, text: str) -> list[int]:
+        """Cut to the context length; an encoder's texts keep the mark at their end."""
+        window = self._source.window
+        if self._source.is_encoder:
+            return self._tokenizer(text, truncation=window is not None, max_length=window)["input_ids"]
+        return self._encoder.begin(text)[:window]
 
     def _fits(self, prompt: Prompt) -> bool:
         return (

@@ -5,7 +5,8 @@ Shapes: B texts of a batch, T tokens with padding, d the model's width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import get_args
 
 import torch
@@ -25,8 +26,8 @@ def hidden_states(
 
     texts: token ids, one at least of each. layer, pooling, norm: see privlm.llm.types.Backend.
 
-    Raises UsageError: no such pooling or norm, the model does not have this layer, or norm=final and no final norm is
-    found.
+    Raises UsageError: no such pooling or norm, the model does not have this layer, or norm=final asks an inner layer
+    and no final norm is found.
     """
     for option, value, kind in (("pooling", pooling, Pooling), ("norm", norm, Norm)):
         if value not in get_args(kind):
@@ -35,29 +36,49 @@ def hidden_states(
     if not -num_layers - 1 <= layer <= num_layers:
         raise UsageError(f"layer {layer}: the model has layers 0 (the embedding) to {num_layers}")
     is_inner = layer % (num_layers + 1) != num_layers
-    normalise = _final_norm(model) if norm == "final" and is_inner else nn.Identity()
+    normalise = _require_final_norm(model) if norm == "final" and is_inner else nn.Identity()
+    last_norm = _final_norm(model) if norm == "raw" and not is_inner else None
     lengths = [len(text) for text in texts]
     together = reads_together(model)
     found: dict[int, Tensor] = {}
     for batch in batches(limits, lengths, lengths) if together else ([i] for i in range(len(texts))):
-        states_BTd = _read(model, [texts[i] for i in batch], layer, together=together)
+        states_BTd = _read(model, [texts[i] for i in batch], layer, last_norm, together=together)
         hidden_BTd = normalise(states_BTd).float()
         found |= {i: _pool(hidden_BTd[row, : lengths[i]], pooling).cpu() for row, i in enumerate(batch)}
     return [found[i] for i in range(len(texts))]
 
 
-def _read(model: Model, texts: Sequence[Sequence[int]], layer: int, *, together: bool) -> Tensor:
+def _read(
+    model: Model, texts: Sequence[Sequence[int]], layer: int, last_norm: nn.Module | None, *, together: bool
+) -> Tensor:
     """What a layer holds [B, T, d]: of texts that are padded on the right, which no token sees in a causal model; or of
     one text alone. Virtual tokens that peft has tuned come before them, and are left out.
+
+    last_norm: what it is given is wanted, not what transformers calls the last hidden states.
     """
     if not together:
-        output = read_alone(model, texts[0], output_hidden_states=True)
-        return output.hidden_states[layer][:, -len(texts[0]) :]
+        with _given_to(last_norm) as given:
+            output = read_alone(model, texts[0], output_hidden_states=True)
+        return (given or [output.hidden_states[layer]])[0][:, -len(texts[0]) :]
     nowhere = torch.empty(0, dtype=torch.long)
     ids_BT = pad_right(texts, model)
-    with output_layer_sees(model, nowhere, nowhere):
+    with output_layer_sees(model, nowhere, nowhere), _given_to(last_norm) as given:
         output = model(input_ids=ids_BT, output_hidden_states=True, use_cache=False)
-    return output.hidden_states[layer][:, -ids_BT.shape[1] :]
+    return (given or [output.hidden_states[layer]])[0][:, -ids_BT.shape[1] :]
+
+
+@contextmanager
+def _given_to(module: nn.Module | None) -> Iterator[list[Tensor]]:
+    """Takes the inputs of a module while it is open; none of no module."""
+    given: list[Tensor] = []
+    if module is None:
+        yield given
+        return
+    handle = module.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0]))
+    try:
+        yield given
+    finally:
+        handle.remove()
 
 
 def _pool(hidden_Td: Tensor, pooling: Pooling) -> Tensor:
@@ -66,9 +87,16 @@ def _pool(hidden_Td: Tensor, pooling: Pooling) -> Tensor:
     return hidden_Td[-1].clone() if pooling == "last" else hidden_Td.mean(0)
 
 
-def _final_norm(model: Model) -> nn.Module:
-    """The norm, of none of the layers, whose output are the last hidden states. It is looked for by what it does, since
-    its name is another one in each architecture.
+def _require_final_norm(model: Model) -> nn.Module:
+    norm = _final_norm(model)
+    if norm is None:
+        raise UsageError(f"norm=final: no norm gives the last hidden states of {type(model).__name__}; use norm=raw")
+    return norm
+
+
+def _final_norm(model: Model) -> nn.Module | None:
+    """The norm, of none of the layers, whose output are the last hidden states; None where the last layer gives them,
+    as in BERT. It is looked for by what it does, since its name is another one in each architecture.
     """
     outputs: dict[nn.Module, Tensor] = {}
     handles = [
@@ -85,4 +113,4 @@ def _final_norm(model: Model) -> nn.Module:
     for module, output in outputs.items():
         if output.data_ptr() == last.data_ptr():  # the same, or a view of it
             return module
-    raise UsageError(f"norm=final: no norm gives the last hidden states of {type(model).__name__}; use norm=raw")
+    return None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from privlm.errors import UsageError
 from privlm.llm.local.weights import locate_llm
-from privlm.llm.schema import LocalLLMConfig
+from privlm.llm.schema import ENCODER, LocalLLMConfig
 from privlm.models.locate import download_weights
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from privlm.llm.local.architectures import Model
-    from privlm.models.causal import CausalLM
 
 
 Precision = Literal["bfloat16", "float16"]
@@ -43,10 +42,11 @@ class Loaded(Protocol):
 
 
 class Source(Protocol):
-    """name: for messages. identity: of who answers, part of the call record's key."""
+    """name: for messages. identity: of who answers, part of the call record's key. is_encoder: it continues no text."""
 
     name: str
     identity: str
+    is_encoder: bool
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase: ...
@@ -76,6 +76,7 @@ class FromFiles:
     def __init__(self, config: LocalLLMConfig) -> None:
         self.config = config
         self.name = config.name
+        self.is_encoder = config.family == ENCODER
         self.files = locate_llm(config)
         digest = hashlib.sha256(self.files.fingerprint.encode()).hexdigest()
         self.identity = _identity(config.name, digest, config.dtype, config.context_length)
@@ -88,13 +89,15 @@ class FromFiles:
         return load_tokenizer(self.files.weights)
 
     @cached_property
-    def model(self) -> CausalLM:
+    def model(self) -> Model:
         import torch
 
-        from privlm.models.causal import apply_peft, build_causal_lm
+        from privlm.models.causal import apply_peft, build_causal_lm, build_encoder
 
         download_weights(self.files.weights, self.config.hub_id)
         dtype = getattr(torch, self.config.dtype)
+        if self.is_encoder:
+            return build_encoder(self.files.weights, dtype, _device(self.config.device))
         model = build_causal_lm(self.files.weights, self.config.random, dtype, _device(self.config.device))
         if self.files.adapter is None:
             return model
@@ -127,6 +130,7 @@ class InMemory:
 
     def __init__(self, loaded: Loaded, name: str, dtype: Precision | None, context_length: int | None) -> None:
         self.name = name
+        self.is_encoder = False
         self.identity = _identity(name, digest_of_weights(loaded), dtype, context_length)
         self.model = loaded.model
         self.tokenizer = loaded.tokenizer

@@ -44,12 +44,15 @@ def asked(model) -> LanguageModel:
 
 def by_hand(model, text, layer, norm):
     """[num_tokens, width]"""
+    given = []
+    base = model.base_model
+    final_norm = base.norm if hasattr(base, "norm") else base.ln_f
+    handle = final_norm.register_forward_pre_hook(lambda module, arguments: given.append(arguments[0]))
     with torch.no_grad():
         states = model(torch.tensor([TOKENIZER(text)["input_ids"]]), output_hidden_states=True).hidden_states
-        if norm == "raw" or layer in (-1, len(states) - 1):
-            return states[layer][0]
-        base = model.base_model
-        return (base.norm if hasattr(base, "norm") else base.ln_f)(states[layer])[0]
+    handle.remove()
+    raw = given[0] if layer in (-1, len(states) - 1) else states[layer]
+    return raw[0] if norm == "raw" else final_norm(raw)[0].detach()
 
 
 @pytest.mark.parametrize("norm", ["raw", "final"])
@@ -63,6 +66,11 @@ def test_every_pooling_is_that_of_the_text_alone(model, asked, layer, norm):
         torch.testing.assert_close(tokens_Td, expected_Td, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(last_d, expected_Td[-1], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(mean_d, expected_Td.mean(0), atol=1e-5, rtol=1e-5)
+
+
+def test_the_last_layer_is_raw_before_the_norm_that_transformers_lists_it_with(asked):
+    raw, final = (asked.hidden_states(TEXTS, -1, "last", norm) for norm in ("raw", "final"))
+    assert not torch.allclose(raw, final, atol=0.1)
 
 
 def test_the_final_norm_of_the_last_but_one_layer_is_not_that_of_the_last(asked):
@@ -107,7 +115,8 @@ def test_a_model_that_ends_without_a_norm_is_named():
     asked = LanguageModel(LocalBackend.of(SimpleNamespace(model=bare, tokenizer=TOKENIZER, digest="d")))
     with pytest.raises(UsageError, match=r"norm=final: .* GPT2LMHeadModel; use norm=raw"):
         asked.hidden_states(["a"], 1, norm="final")
-    assert asked.hidden_states(["a"], -1, norm="final").shape == (1, WIDTH)
+    final, raw = (asked.hidden_states(["a"], -1, norm=norm) for norm in ("final", "raw"))
+    assert torch.equal(final, raw)
 
 
 def test_who_has_none_is_refused():

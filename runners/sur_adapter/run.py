@@ -1,0 +1,61 @@
+"""The experiment of SUR-adapter: sentences that draw like keywords, by an adapter before a frozen UNet.
+
+1. base: the pipeline draws the test prompts as sentences and as keywords; what lies between is to be closed.
+2. features: a language model reads every sentence (.llm_features).
+3. train: the adapter learns by denoising, by the states of the keywords and by the language model (.losses); or the
+   UNet learns the sentences itself (task.method=finetune).
+4. evaluate: the trained system draws the same prompts from the same noise. Two judges, distances from real images and
+   pairs of images say what has changed (.measure), on scenes and templates that no step has seen.
+"""
+
+from __future__ import annotations
+
+from privlm.adapters.adapter import count_parameters
+from privlm.config import Config
+from privlm.diffusion.images import load_images
+from privlm.diffusion.pipelines import open_pipeline
+from privlm.fit import fit, plan_of
+from privlm.job import Job
+from privlm.training.trainer import Evaluation
+
+from .config import weights_of
+from .evaluation import draw, report_base, report_trained
+from .llm_features import features
+from .predictor import predictor
+from .system import System, base_artist, test_of
+from .told import notes
+
+__all__ = ["predictor", "run"]
+
+
+def run(config: Config, job: Job) -> None:
+    images = load_images(config.data)
+    opened = open_pipeline(config.model)
+    opened.unet.to(job.accelerator.device)
+    plan = plan_of(config, len(images.train))
+    test = test_of(config, images)
+    job.note(*images.notes, *opened.notes, *notes(config, opened, images))
+
+    with job.stage("base") as stage:
+        base = draw(stage, test, base_artist(config, opened))
+        absent = report_base(stage, test, base)
+
+    vectors = None
+    if weights_of(config.task)[1]:
+        vectors = features(config, job, [row.text for row in (*images.train, *images.validation)])
+
+    system = System.of(config, opened, vectors)
+    with job.stage("train") as stage:
+        data = system.data(stage, images.train, augment=True)
+        evaluation = None
+        if images.validation:
+            validation = system.data(stage, images.validation, augment=False)
+            evaluation = Evaluation("validation", system.losses(stage, validation), "loss", higher_is_better=False)
+        outcome = fit(stage, system.loaded, system.objective, data, evaluation=evaluation, plan=plan)
+
+    with job.stage("evaluate") as stage:
+        trained = draw(stage, test, system.artist())
+        job.note(*dict.fromkeys([*absent, *report_trained(stage, test, trained, base)]))
+        trainable, total = count_parameters(system.loaded.model)
+        stage.report(unit="parameters", trainable_parameters=trainable, parameters=total)
+        stage.report(unit="steps", steps=outcome.steps)
