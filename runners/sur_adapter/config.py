@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import MISSING
 
@@ -40,10 +40,13 @@ class LossesConfig:
     """Beside the denoising loss: align, of the adapted states from those of the keywords; llm, of the adapter's encoder
     from the projected language model. kl_reduction: of kl_feature, summed over the tokens (batch, as the paper) or
     their mean. mask_padding: positions of padding count nothing in both.
+    keep, which the paper does not have: of the adapted states of the keywords from what they were, by the distance of
+    align, so that prompts which draw well already go on to.
     """
 
     w_align: float = setting(at_least=0)
     w_llm: float = setting(at_least=0)
+    w_keep: float = setting(at_least=0)
     align: str = setting(options=DISTANCES)
     llm: str = setting(options=DISTANCES)
     kl_reduction: str = setting(options=REDUCTIONS)
@@ -152,16 +155,27 @@ def _check_features(task: Any, config: Any) -> list[str]:
     return problems
 
 
-def weights_of(task: Any) -> tuple[float, float]:
-    """(w_align, w_llm) as the method leaves them."""
-    w_align = 0.0 if task.method in ("llm_only", "finetune") else task.losses.w_align
-    w_llm = 0.0 if task.method in ("align_only", "finetune") else task.losses.w_llm
-    return w_align, w_llm
+class LossWeights(NamedTuple):
+    """Of the losses beside denoising."""
+
+    w_align: float
+    w_llm: float
+    w_keep: float
+
+
+def weights_of(task: Any) -> LossWeights:
+    """As the method leaves them."""
+    reads_keywords, losses = task.method in ("sur", "align_only"), task.losses
+    return LossWeights(
+        w_align=losses.w_align if reads_keywords else 0.0,
+        w_llm=losses.w_llm if task.method in ("sur", "llm_only") else 0.0,
+        w_keep=losses.w_keep if reads_keywords else 0.0,
+    )
 
 
 def asks_llm(task: Any) -> bool:
     """Whether vectors of prompts come from llm=."""
-    return weights_of(task)[1] > 0 and task.features.backend == "hf"
+    return weights_of(task).w_llm > 0 and task.features.backend == "hf"
 
 
 @dataclass

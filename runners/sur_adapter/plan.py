@@ -16,7 +16,6 @@ def plan(config: Config) -> dict[str, Any]:
     """Name -> value, under the names of result.json where there is one."""
     images, task, trainer = load_images(config.data), config.task, config.trainer
     steps = num_steps(trainer, len(images.train))
-    w_align, w_llm = weights_of(task)
     num_drawn = min(task.judging.num_images, len(images.test))
     names = ("batch_size", "micro_batch_size", "learning_rate", "schedule", "warmup_steps", "max_grad_norm")
     passes = 4 * num_drawn * task.sampling.steps * (2 if task.sampling.guidance_scale > 1 else 1)
@@ -24,8 +23,7 @@ def plan(config: Config) -> dict[str, Any]:
         "training_examples": len(images.train),
         "steps": steps,
         **{name: trainer[name] for name in (*names, "precision")},
-        "w_align": w_align,
-        "w_llm": w_llm,
+        **weights_of(task)._asdict(),
         "sentences read by the language model": _num_read(images) if asks_llm(task) else 0,
         "images drawn": 4 * num_drawn,
         "passes of the UNet for them": passes,

@@ -137,9 +137,8 @@ def load_finetuned(config: Config, opened: OpenedPipeline) -> Loaded:
 
 def loss_settings(config: Config) -> Any:
     """task.losses with the weights that the method leaves."""
-    w_align, w_llm = weights_of(config.task)
     plain: Any = OmegaConf.to_container(config.task.losses)
-    return OmegaConf.create(plain | {"w_align": w_align, "w_llm": w_llm})
+    return OmegaConf.create(plain | weights_of(config.task)._asdict())
 
 
 @torch.no_grad()

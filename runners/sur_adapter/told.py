@@ -22,9 +22,11 @@ def _method(config: Config) -> str:
     task, adapter = config.task, config.adapter
     if task.method == "finetune":
         return f"finetune: the UNet learns the sentences, adapter={adapter.name}"
-    w_align, w_llm = weights_of(task)
-    said = f"{task.method}: denoising, {w_align:g} x {task.losses.align} of the keywords"
-    said += f", {w_llm:g} x {task.losses.llm} of {_giver(config)}" if w_llm else ", no language model"
+    weights = weights_of(task)
+    said = f"{task.method}: denoising, {weights.w_align:g} x {task.losses.align} of the keywords"
+    said += f", {weights.w_llm:g} x {task.losses.llm} of {_giver(config)}" if weights.w_llm else ", no language model"
+    if weights.w_keep:
+        said += f", {weights.w_keep:g} x {task.losses.align} that keeps the keywords, which the paper does not have"
     if adapter.compat == "released":
         said += (
             "; compat=released: the denoising loss does not reach the adapter, and prompts of a micro-batch hear each "

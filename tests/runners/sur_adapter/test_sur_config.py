@@ -119,13 +119,13 @@ def test_options_are_the_keys_of_their_tables():
 
 
 @pytest.mark.parametrize(
-    ("method", "w_align", "w_llm"),
-    [("sur", 0.1, 1e-3), ("align_only", 0.1, 0.0), ("llm_only", 0.0, 1e-3), ("finetune", 0.0, 0.0)],
+    ("method", "w_align", "w_llm", "w_keep"),
+    [("sur", 0.1, 1e-3, 0.1), ("align_only", 0.1, 0.0, 0.1), ("llm_only", 0.0, 1e-3, 0.0), ("finetune", 0.0, 0.0, 0.0)],
 )
-def test_a_method_leaves_out_what_its_name_says(method, w_align, w_llm):
+def test_a_method_leaves_out_what_its_name_says(method, w_align, w_llm, w_keep):
     adapter = ("adapter=lora",) if method == "finetune" else ()
     task = composed("task=sur_adapter", f"task.method={method}", *adapter).task
-    assert weights_of(task) == (w_align, w_llm)
+    assert weights_of(task) == (w_align, w_llm, w_keep)
     assert asks_llm(task) == (w_llm > 0)
 
 

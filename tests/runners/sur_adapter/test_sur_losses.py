@@ -41,7 +41,7 @@ class Unet(nn.Module):
 
 def settings(**changes) -> SimpleNamespace:
     found = {
-        "w_align": 0.3, "w_llm": 0.2, "align": "kl_feature", "llm": "kl_feature", "kl_reduction": "batch",
+        "w_align": 0.3, "w_llm": 0.2, "w_keep": 0.0, "align": "kl_feature", "llm": "kl_feature", "kl_reduction": "batch",
         "mask_padding": True,
     }  # fmt: skip
     return SimpleNamespace(**found | changes)
@@ -145,6 +145,19 @@ def test_the_loss_is_the_weighted_sum_of_its_parts():
     assert set(found.parts) == {"loss_diff", "loss_align", "loss_llm"}
     parts = found.parts
     torch.testing.assert_close(found.loss, parts["loss_diff"] + 0.3 * parts["loss_align"] + 0.2 * parts["loss_llm"])
+
+
+def test_keywords_are_kept_where_the_adapter_leaves_their_states_as_they_are():
+    kept, data = objective(w_keep=0.5, align="mse"), batch()
+    adapted, untouched = model(), model()
+    untouched.adapter.eta = 0.0
+    assert (kept.losses(untouched, data, rng()).parts["loss_keep"] == 0).all()
+    found = kept.losses(adapted, data, rng())
+    moved = (adapted.adapter(data["keyword_states"]).states - data["keyword_states"]).square().mean(-1)
+    words = data["keyword_mask"]
+    torch.testing.assert_close(found.parts["loss_keep"], (moved * words).sum(1) / words.sum(1))
+    without = objective(align="mse").losses(adapted, data, rng()).loss
+    torch.testing.assert_close(found.loss, without + 0.5 * found.parts["loss_keep"])
 
 
 @pytest.mark.parametrize(("off", "absent"), [("w_align", "loss_align"), ("w_llm", "loss_llm")])
