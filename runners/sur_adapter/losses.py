@@ -80,8 +80,8 @@ class SurModel(nn.Module):
 
 class SurObjective(Objective):
     """Denoising told the adapted narrative prompt; w_align times the distance of the adapted states from those of the
-    prompt by keywords; w_llm times that of the adapter's encoder from the projected language model; w_keep times that of the adapted
-    states of the keywords from the states that they were.
+    prompt by keywords; w_llm times that of the adapter's encoder from the projected language model; w_keep times that
+    of the adapted states of the keywords from the states that they were.
 
     Batches have, beside what Denoising reads of the narrative prompt: its text_mask bool [B, L], with w_align or w_keep
     keyword_mask alike and keyword_ids int64 [B, L] or keyword_states [B, L, d], with w_llm vectors [B, R, h] and

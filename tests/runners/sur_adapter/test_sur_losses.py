@@ -41,8 +41,8 @@ class Unet(nn.Module):
 
 def settings(**changes) -> SimpleNamespace:
     found = {
-        "w_align": 0.3, "w_llm": 0.2, "w_keep": 0.0, "align": "kl_feature", "llm": "kl_feature", "kl_reduction": "batch",
-        "mask_padding": True,
+        "w_align": 0.3, "w_llm": 0.2, "w_keep": 0.0, "align": "kl_feature", "llm": "kl_feature",
+        "kl_reduction": "batch", "mask_padding": True,
     }  # fmt: skip
     return SimpleNamespace(**found | changes)
 
