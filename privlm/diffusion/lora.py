@@ -127,7 +127,7 @@ def load_lora(pipe: Any, source: Path | str) -> None:
         weights, alphas, _ = pipe.lora_state_dict(weights, unet_config=pipe.unet.config, return_lora_metadata=True)
     by_part = {name: _of_part(name, weights) for name in PARTS}
     _require_layers(pipe, {name: _peft_names(name, found) for name, found in by_part.items()}, set(weights), path)
-    with readable(path), quiet():
+    with readable(path), quiet(), seeded(0):  # what is drawn is overwritten
         for name, found in by_part.items():
             if found:
                 _put(pipe, name, found, _of_part(name, settings) or None, alphas)

@@ -107,7 +107,8 @@ class OpenedPipeline:
 
 
 def open_pipeline(config: Any) -> OpenedPipeline:
-    """Loads a PipelineConfig's pipeline; a hub's is downloaded where that is possible.
+    """Loads a PipelineConfig's pipeline; a hub's is downloaded where that is possible. torch's global generator is not
+    moved.
 
     Raises UsageError as `locate_pipeline`, and for weights that do not fit their settings, a tokenizer with tokens that
     are not embedded, and parts that do not fit each other.
@@ -115,7 +116,7 @@ def open_pipeline(config: Any) -> OpenedPipeline:
     found = locate_pipeline(config)
     complete(found, config)
     family = require_complete(found.directory, config.family, config.variant, allow_pickle=config.allow_pickle)
-    with quiet(), _quiet_diffusers():
+    with quiet(), _quiet_diffusers(), torch.random.fork_rng(devices=[]):
         parts = {part: _load(part, found, config) for part in parts_of(found.directory)}
     parts["sampler"] = parts.pop("scheduler")
     parts["scheduler"] = _training_noise(parts["sampler"])
