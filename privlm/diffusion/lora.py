@@ -7,7 +7,7 @@ it as it is. Hu et al., arXiv 2106.09685.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -210,7 +210,7 @@ def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> 
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata=metadata)
 
 
-def _switch(layers: list[BaseTunerLayer], out: list[bool]) -> None:
+def _switch(layers: Sequence[BaseTunerLayer], out: Sequence[bool]) -> None:
     for layer, is_out in zip(layers, out, strict=True):
         layer.enable_adapters(not is_out)
 

@@ -86,8 +86,6 @@ class OpenedPipeline:
 
     def pipe(self, *, unet: Any = None, text_encoder: Any = None, scheduler: Any = None) -> Any:
         """The stock pipeline of diffusers with these parts in place of its own, on the device of its UNet."""
-        import diffusers
-
         parts = {
             "vae": self.vae,
             "text_encoder": text_encoder or self.text_encoder,
@@ -95,15 +93,19 @@ class OpenedPipeline:
             "unet": unet or self.unet,
             "scheduler": scheduler or type(self.sampler).from_config(self.sampler.config),
         }
-        if self.family == "sdxl":
-            second = {"text_encoder_2": self.text_encoder_2, "tokenizer_2": self.tokenizer_2}
-            made = diffusers.StableDiffusionXLPipeline(**parts, **second, add_watermarker=False)
-        else:
-            safety = {"safety_checker": self.safety_checker, "feature_extractor": self.feature_extractor}
-            has_checker = self.safety_checker is not None
-            made = diffusers.StableDiffusionPipeline(**parts, **safety, requires_safety_checker=has_checker)
+        made = self._stock(parts)
         made.set_progress_bar_config(disable=True)
         return made.to(next(parts["unet"].parameters()).device)
+
+    def _stock(self, parts: dict[str, Any]) -> Any:
+        import diffusers
+
+        if self.family == "sdxl":
+            second = {"text_encoder_2": self.text_encoder_2, "tokenizer_2": self.tokenizer_2}
+            return diffusers.StableDiffusionXLPipeline(**parts, **second, add_watermarker=False)
+        safety = {"safety_checker": self.safety_checker, "feature_extractor": self.feature_extractor}
+        has_checker = self.safety_checker is not None
+        return diffusers.StableDiffusionPipeline(**parts, **safety, requires_safety_checker=has_checker)
 
 
 def open_pipeline(config: Any) -> OpenedPipeline:
