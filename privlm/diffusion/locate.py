@@ -171,3 +171,8 @@ def _content(directory: Path, config: Any) -> str:
 def _fingerprint(directory: Path, paths: Iterable[Path]) -> str:
     named = "".join(f"{path.relative_to(directory).as_posix()} {sha256_once(path)}\n" for path in paths)
     return f"sha256:{hashlib.sha256(named.encode()).hexdigest()}"
+
+
+def pins(directory: Path) -> dict[str, str]:
+    """Path within a pipeline's folder -> sha256 of each file that is read: what model.sha256 of a package lists."""
+    return {path.relative_to(directory).as_posix(): sha256_once(path) for path in pipeline_folder.files_of(directory)}

@@ -7,7 +7,7 @@ it as it is. Hu et al., arXiv 2106.09685.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,7 @@ def load_lora(pipe: Any, source: Path | str) -> None:
         weights, alphas, _ = pipe.lora_state_dict(weights, unet_config=pipe.unet.config, return_lora_metadata=True)
     by_part = {name: _of_part(name, weights) for name in PARTS}
     _require_layers(pipe, {name: _peft_names(name, found) for name, found in by_part.items()}, set(weights), path)
-    with readable(path), quiet():
+    with readable(path), quiet(), seeded(0):  # what is drawn is overwritten
         for name, found in by_part.items():
             if found:
                 _put(pipe, name, found, _of_part(name, settings) or None, alphas)
@@ -210,7 +210,7 @@ def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> 
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata=metadata)
 
 
-def _switch(layers: list[BaseTunerLayer], out: list[bool]) -> None:
+def _switch(layers: Sequence[BaseTunerLayer], out: Sequence[bool]) -> None:
     for layer, is_out in zip(layers, out, strict=True):
         layer.enable_adapters(not is_out)
 

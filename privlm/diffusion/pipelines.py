@@ -86,8 +86,6 @@ class OpenedPipeline:
 
     def pipe(self, *, unet: Any = None, text_encoder: Any = None, scheduler: Any = None) -> Any:
         """The stock pipeline of diffusers with these parts in place of its own, on the device of its UNet."""
-        import diffusers
-
         parts = {
             "vae": self.vae,
             "text_encoder": text_encoder or self.text_encoder,
@@ -95,19 +93,24 @@ class OpenedPipeline:
             "unet": unet or self.unet,
             "scheduler": scheduler or type(self.sampler).from_config(self.sampler.config),
         }
-        if self.family == "sdxl":
-            second = {"text_encoder_2": self.text_encoder_2, "tokenizer_2": self.tokenizer_2}
-            made = diffusers.StableDiffusionXLPipeline(**parts, **second, add_watermarker=False)
-        else:
-            safety = {"safety_checker": self.safety_checker, "feature_extractor": self.feature_extractor}
-            has_checker = self.safety_checker is not None
-            made = diffusers.StableDiffusionPipeline(**parts, **safety, requires_safety_checker=has_checker)
+        made = self._stock(parts)
         made.set_progress_bar_config(disable=True)
         return made.to(next(parts["unet"].parameters()).device)
 
+    def _stock(self, parts: dict[str, Any]) -> Any:
+        import diffusers
+
+        if self.family == "sdxl":
+            second = {"text_encoder_2": self.text_encoder_2, "tokenizer_2": self.tokenizer_2}
+            return diffusers.StableDiffusionXLPipeline(**parts, **second, add_watermarker=False)
+        safety = {"safety_checker": self.safety_checker, "feature_extractor": self.feature_extractor}
+        has_checker = self.safety_checker is not None
+        return diffusers.StableDiffusionPipeline(**parts, **safety, requires_safety_checker=has_checker)
+
 
 def open_pipeline(config: Any) -> OpenedPipeline:
-    """Loads a PipelineConfig's pipeline; a hub's is downloaded where that is possible.
+    """Loads a PipelineConfig's pipeline; a hub's is downloaded where that is possible. torch's global generator is not
+    moved.
 
     Raises UsageError as `locate_pipeline`, and for weights that do not fit their settings, a tokenizer with tokens that
     are not embedded, and parts that do not fit each other.
@@ -115,7 +118,7 @@ def open_pipeline(config: Any) -> OpenedPipeline:
     found = locate_pipeline(config)
     complete(found, config)
     family = require_complete(found.directory, config.family, config.variant, allow_pickle=config.allow_pickle)
-    with quiet(), _quiet_diffusers():
+    with quiet(), _quiet_diffusers(), torch.random.fork_rng(devices=[]):
         parts = {part: _load(part, found, config) for part in parts_of(found.directory)}
     parts["sampler"] = parts.pop("scheduler")
     parts["scheduler"] = _training_noise(parts["sampler"])

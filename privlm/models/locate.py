@@ -56,6 +56,8 @@ def locate_model(config: Weights, group: Literal["model", "llm"] = "model") -> M
         UsageError: nothing is at hand (says what to do), a file is missing, a packaged file was changed, or the package
             and the repository are not the same weights.
     """
+    if not hasattr(config, "random"):  # a recogniser of lines, a text-to-image pipeline
+        raise UsageError(f"{group}: '{config.name}' is no text model: choose {group}={_offline(config, group)[0]}")
     if config.package and (problems := shadowed(config, group)):
         raise UsageError(problems[0])
     gguf_file = getattr(config, "gguf_file", None)

@@ -240,6 +240,16 @@ def test_a_changed_file_of_a_package_is_refused(package: Path) -> None:
         locate_pipeline(model)
 
 
+def test_pins_of_a_folder_are_of_all_that_is_read_and_hold(package: Path) -> None:
+    pinned = locate.pins(package)
+    assert {"model_index.json", "unet/config.json", "vae/diffusion_pytorch_model.safetensors"} <= set(pinned)
+    model = config(name="tiny_sd", package="pipeline_of_somebody", package_folder="embedded", sha256=pinned)
+    assert locate_pipeline(model).kind == "package"
+    (package / "scheduler" / "scheduler_config.json").write_text("{ }")
+    with pytest.raises(UsageError, match=r"scheduler_config\.json .*model\.sha256"):
+        locate_pipeline(model)
+
+
 def test_a_package_that_is_absent_is_named() -> None:
     with pytest.raises(UsageError, match="package no_such_package is not installed"):
         locate_pipeline(config(name="tiny_sd", package="no_such_package"))
@@ -303,6 +313,7 @@ def test_a_download_takes_one_form_of_the_weights(cache: Path, monkeypatch: pyte
     assert not [pattern for pattern in asked if "bin" in pattern or pattern.endswith("_model.safetensors")]
 
 
+@pytest.mark.medium
 def test_finding_imports_no_torch() -> None:
     code = "import sys, privlm.config, privlm.diffusion.locate; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

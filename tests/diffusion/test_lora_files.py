@@ -118,8 +118,9 @@ def test_the_file_is_read_back_frozen_and_with_its_settings(tmp_path: Path) -> N
     with safe_open(path, "pt") as file:
         settings = json.loads(file.metadata()[METADATA])
     assert (settings["unet.r"], settings["unet.lora_alpha"]) == (2, 6.0)
-    ours = opened()
+    ours, state = opened(), torch.random.get_rng_state()
     load_lora(ours.pipe(), tmp_path)
+    assert torch.equal(torch.random.get_rng_state(), state)
     assert np.abs(images(ours.pipe()) - expected).max() <= 1
     assert not trainable(ours.unet)
 

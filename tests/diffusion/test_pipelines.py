@@ -77,7 +77,9 @@ def test_what_a_pipeline_is_made_for_is_read_from_its_settings(family: str, pred
 
 
 def test_nothing_trains_and_all_is_in_evaluation_mode() -> None:
-    ours = opened("sdxl")
+    state = torch.random.get_rng_state()
+    ours = open_pipeline(config_of(folder_of("sdxl")))
+    assert torch.equal(torch.random.get_rng_state(), state)
     for part in (ours.unet, ours.vae, ours.text_encoder, ours.text_encoder_2):
         assert not part.training
         assert not any(parameter.requires_grad for parameter in part.parameters())

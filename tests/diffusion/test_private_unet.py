@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from privlm.config import AdapterConfig, defaults
 from privlm.diffusion.lora import adapt, teacher
 
+pytestmark = pytest.mark.medium
+
 NUM_RECORDS = 4
 
 

@@ -74,6 +74,7 @@ def with_pairs(family: str) -> Any:
     return ours
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("with_settings", [True, False])

@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from privlm import hub
-from privlm.config import LocalLLMConfig, ModelConfig, defaults
+from privlm.config import LocalLLMConfig, ModelConfig, PipelineConfig, defaults
 from privlm.errors import UsageError
 from privlm.models.locate import BIN_PATTERNS, HUB_PATTERNS, ModelFiles, download_weights, locate_model
 from privlm.models.schema import CausalLMConfig
@@ -72,6 +72,11 @@ def test_changed_package_is_refused(package, tmp_path):
     (tmp_path / "weights_of_somebody" / "model" / "model.safetensors").write_text("other weights")
     with pytest.raises(UsageError, match=r"model\.safetensors .*model\.sha256"):
         locate_model(package)
+
+
+def test_model_without_text_is_refused():
+    with pytest.raises(UsageError, match="model: 'tiny_sd' is no text model: choose model=minilm"):
+        locate_model(defaults(PipelineConfig, "model", "tiny_sd"))
 
 
 @pytest.mark.parametrize("absent", MODEL_FILES)
