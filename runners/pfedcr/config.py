@@ -61,11 +61,15 @@ class ServerSide:
 
 @dataclass
 class Personalise:
-    """What a client does after the last round: a local epoch, an average with the global model, its gates alone."""
+    """What a client does after the last round: a local epoch, an average with the global model, its gates alone.
+
+    attention_learning_rate: of the gates alone; null for that of the rounds.
+    """
 
     epochs: float = setting(at_least=0)
     mix: float = setting(at_least=0, at_most=1)
     attention_epochs: float = setting(at_least=0)
+    attention_learning_rate: float | None = setting(above=0, default=None)
 
 
 @dataclass
