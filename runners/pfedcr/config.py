@@ -95,11 +95,7 @@ class Task(TaskConfig):
             problems.append("llm: task=pfedcr asks nobody; leave it out")
         if config.adapter is not None:
             problems.append("adapter: task=pfedcr trains all of its recogniser; leave it out")
-        if is_federated(config) and config.federated.partition != "by_column":
-            problems.append(
-                f"federated.partition={config.federated.partition} deals rows out, and each line of task=pfedcr "
-                "has its client (data.clients): leave it at by_column"
-            )
+        problems += _deals_out(config.federated) if is_federated(config) else []
         family = getattr(config.model, "family", None)
         if family not in FAMILIES:
             return [*problems, "model: task=pfedcr trains a recogniser of text lines: model=crnn_small or model=crnn"]
@@ -114,6 +110,17 @@ class Task(TaskConfig):
                 "a longer task.warm_start)"
             )
         return problems
+
+
+def _deals_out(federated: Any) -> list[str]:
+    """Of keys that would give rows to clients, where each line has its client."""
+    asked = {"partition": "by_column", "num_clients": None, "manifest": None}
+    return [
+        f"federated.{key}={federated[key]} deals rows out, and each line of task=pfedcr has its client (data.clients): "
+        f"leave it at {'null' if left is None else left}"
+        for key, left in asked.items()
+        if federated[key] != left
+    ]
 
 
 @dataclass

@@ -202,6 +202,13 @@ def test_the_trained_models_read_are_measured_and_leave(
             ["federated=pfedcr", "federated.partition=iid", "federated.num_clients=2"],
             "each line of task=pfedcr has its",
         ),
+        (["federated=local", "federated.num_clients=2"], "federated.num_clients=2 deals rows out"),
+        (["federated=fedavg", "federated.partition=explicit", "federated.manifest=a.json"], "federated.manifest=a"),
+        (
+            ["federated=fedavg", "federated.secure_aggregation=true", "federated.wire=int8"],
+            "quantises by itself: set federated.wire=fp32",
+        ),
+        (["federated=pfedcr", "task.personalise.attention_learning_rate=0"], "attention_learning_rate must be"),
         (["federated=pfedcr", "federated.engine=flower"], "federated=pfedcr ends with a model of each client's own"),
         (["federated=pfedcr", "task.personalise.mix=2"], "task.personalise.mix must be"),
         (["model=minilm"], "model: task=pfedcr trains a recogniser of text lines"),
