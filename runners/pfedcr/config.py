@@ -233,7 +233,7 @@ def inputs(config: Any) -> dict[str, str]:
         lambda: _outside_reader(config.task),
         lambda: _data(config),
         lambda: _server(config),
-        lambda: _start_run(config.task),
+        lambda: _start_run(config),
     )
 
 
@@ -282,12 +282,12 @@ def is_pfedcr(config: Any) -> bool:
     return config.federated is not None and config.federated.name == METHOD
 
 
-def _start_run(task: Any) -> dict[str, str]:
-    if task.start_run is None:
+def _start_run(config: Any) -> dict[str, str]:
+    if config.task.start_run is None:
         return {}
     from .start_run import fingerprint
 
-    return {"task.start_run": fingerprint(task.start_run, task)}
+    return {"task.start_run": fingerprint(config)}
 
 
 def _digest(paths: Any) -> str:
