@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +30,7 @@ from privlm.models.loaded import Loaded
 CLIENTS = {"a": 12, "b": 7}
 """Client -> lines."""
 
-NOTHING = {"epochs": 0, "mix": 0.5, "attention_epochs": 0, "attention_learning_rate": None}
+NOTHING: dict[str, float | None] = {"epochs": 0, "mix": 0.5, "attention_epochs": 0, "attention_learning_rate": None}
 """task.personalise of a run whose clients take the server's model."""
 
 
@@ -72,7 +72,7 @@ def build() -> Recogniser:
 
 
 def trained(
-    own: dict[str, float | None], *, virtual_epochs: int = 1, kind: type[PFedCR] = Seen, folder: Path | None = None,
+    own: Mapping[str, float | None], *, virtual_epochs: int = 1, kind: type[PFedCR] = Seen, folder: Path | None = None,
     seed: int = 0, num_rounds: int = 2,
 ) -> Federated:  # fmt: skip
     """own: of task.personalise."""
@@ -82,7 +82,7 @@ def trained(
         seed,
         SimpleNamespace(
             server=SimpleNamespace(virtual_epochs=virtual_epochs, learning_rate=1e-2),
-            personalise=SimpleNamespace(**(NOTHING | own)),
+            personalise=SimpleNamespace(**{**NOTHING, **own}),
         ),
     )
     data = {name: LineData(striped_lines(number, seed=number, longest=2), ALPHABET) for name, number in CLIENTS.items()}
