@@ -101,6 +101,7 @@ class LocalWork:
         *,
         steps: int | None = None,
         only: Callable[[str], bool] | None = None,
+        learning_rate: float | None = None,
         purpose: str = "train",
     ) -> float:
         """See Local."""
@@ -108,10 +109,11 @@ class LocalWork:
         private = None if self._private is None else self._private(self.steps_taken)
         with _only(self.model, only):
             config = self._config if only is None else self._config.of_part(self.model)
+            config = config if learning_rate is None else config.at_one_rate(learning_rate)
             taken = self._train(objective or self.objective, config, steps, private, purpose)
         self.steps_taken += taken
-        rates = (learning_rate_factor(self._config, step, steps) for step in range(1, taken + 1))
-        return self._config.learning_rate * sum(rates)
+        rates = (learning_rate_factor(config, step, steps) for step in range(1, taken + 1))
+        return config.learning_rate * sum(rates)
 
     def _train(
         self, objective: Objective, config: _LocalConfig, steps: int, private: Private | None, purpose: str
@@ -174,6 +176,12 @@ class _LocalConfig:
         part = _LocalConfig(self._config, self._rate)
         part.learning_rates = rates_of(self.learning_rates, training)
         return part
+
+    def at_one_rate(self, learning_rate: float) -> _LocalConfig:
+        """With this rate for all that trains."""
+        same = _LocalConfig(self._config, self._rate)
+        same.learning_rate, same.learning_rates = learning_rate * self._rate, {}
+        return same
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._config, name)

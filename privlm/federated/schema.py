@@ -146,7 +146,7 @@ def _alone(federated: Any) -> list[str]:
             f"federated.optimizer_state={federated.optimizer_state}"
         )
     if federated.secure_aggregation and federated.wire != "fp32":
-        problems.append("federated.secure_aggregation quantises by itfederated: set federated.wire=fp32")
+        problems.append("federated.secure_aggregation quantises by itself: set federated.wire=fp32")
     return problems
 
 

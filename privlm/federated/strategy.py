@@ -42,12 +42,14 @@ class Local(Protocol):
         *,
         steps: int | None = None,
         only: Callable[[str], bool] | None = None,
+        learning_rate: float | None = None,
         purpose: str = "train",
     ) -> float:
         """Trains on the client's rows; returns the sum of the learning rates of the steps taken.
 
         steps: of a round where None. only: names of the parameters that train; running statistics of modules of which
-        nothing does stay as they are. purpose: of several trainings in a round each has its own, so that they draw
+        nothing does stay as they are. learning_rate: of all that trains, in place of the trainer's and of
+        trainer.learning_rates. purpose: of several trainings in a round each has its own, so that they draw
         other batches and dropout.
         """
         ...

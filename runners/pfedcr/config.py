@@ -61,11 +61,15 @@ class ServerSide:
 
 @dataclass
 class Personalise:
-    """What a client does after the last round: a local epoch, an average with the global model, its gates alone."""
+    """What a client does after the last round: a local epoch, an average with the global model, its gates alone.
+
+    attention_learning_rate: of the gates alone; null for that of the rounds.
+    """
 
     epochs: float = setting(at_least=0)
     mix: float = setting(at_least=0, at_most=1)
     attention_epochs: float = setting(at_least=0)
+    attention_learning_rate: float | None = setting(above=0, default=None)
 
 
 @dataclass
@@ -91,11 +95,7 @@ class Task(TaskConfig):
             problems.append("llm: task=pfedcr asks nobody; leave it out")
         if config.adapter is not None:
             problems.append("adapter: task=pfedcr trains all of its recogniser; leave it out")
-        if is_federated(config) and config.federated.partition != "by_column":
-            problems.append(
-                f"federated.partition={config.federated.partition} deals rows out, and each line of task=pfedcr "
-                "has its client (data.clients): leave it at by_column"
-            )
+        problems += _deals_out(config.federated) if is_federated(config) else []
         family = getattr(config.model, "family", None)
         if family not in FAMILIES:
             return [*problems, "model: task=pfedcr trains a recogniser of text lines: model=crnn_small or model=crnn"]
@@ -110,6 +110,17 @@ class Task(TaskConfig):
                 "a longer task.warm_start)"
             )
         return problems
+
+
+def _deals_out(federated: Any) -> list[str]:
+    """Of keys that would give rows to clients, where each line has its client."""
+    asked = {"partition": "by_column", "num_clients": None, "manifest": None}
+    return [
+        f"federated.{key}={federated[key]} deals rows out, and each line of task=pfedcr has its client (data.clients): "
+        f"leave it at {'null' if left is None else left}"
+        for key, left in asked.items()
+        if federated[key] != left
+    ]
 
 
 @dataclass
@@ -222,7 +233,7 @@ def inputs(config: Any) -> dict[str, str]:
         lambda: _outside_reader(config.task),
         lambda: _data(config),
         lambda: _server(config),
-        lambda: _start_run(config.task),
+        lambda: _start_run(config),
     )
 
 
@@ -271,12 +282,12 @@ def is_pfedcr(config: Any) -> bool:
     return config.federated is not None and config.federated.name == METHOD
 
 
-def _start_run(task: Any) -> dict[str, str]:
-    if task.start_run is None:
+def _start_run(config: Any) -> dict[str, str]:
+    if config.task.start_run is None:
         return {}
     from .start_run import fingerprint
 
-    return {"task.start_run": fingerprint(task.start_run, task)}
+    return {"task.start_run": fingerprint(config)}
 
 
 def _digest(paths: Any) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
+from privlm.adapters.adapter import count_parameters
 from privlm.config import is_private
 from privlm.federated.outcome import Federated
 from privlm.job import Stage
@@ -44,9 +45,8 @@ def evaluate(stage: Stage, model: Recogniser, clients: Clients, trained: Federat
     report_matrix(stage, measured, method)
     show_lines(stage, measured)
     if task.outside_reader == OUTSIDE:
-        reader = OutsideReader()
-        found = Measured.of_one(clients, [reader.read(client.test) for client in clients.clients])
-        report(stage, found, OUTSIDE, task.few_shot)
+        report_outside(stage, clients)
+        stage.report(split=method, unit="parameters", reader_parameters=count_parameters(model).total)
     report_doubts(stage, clients, readers(model, clients, trained))
 
 
@@ -100,6 +100,16 @@ def quick_look(model: nn.Module, clients: Clients) -> Mapping[str, float]:
     texts = read(model, LineData(lines, clients.alphabet)).texts
     scores = Scores.of(texts, [line.text for line in lines])
     return {"char": scores.character_accuracy().value, "line": scores.line_accuracy().value}
+
+
+def report_outside(stage: Stage, clients: Clients) -> None:
+    """What a recogniser of others reads of the test lines: over all clients, of each one's, and how large it is."""
+    reader = OutsideReader()
+    found = Measured.of_one(clients, [reader.read(client.test) for client in clients.clients])
+    report(stage, found, OUTSIDE, stage.config.task.few_shot)
+    for client, scores in zip(clients.clients, found.own, strict=True):
+        stage.report(split=f"{OUTSIDE} on {client.name}", matrix_char=scores.character_accuracy())
+    stage.report(split=OUTSIDE, unit="parameters", reader_parameters=reader.num_parameters())
 
 
 def show_lines(stage: Stage, measured: Measured) -> None:

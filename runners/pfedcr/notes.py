@@ -28,10 +28,12 @@ def _arm(config: Config) -> str:
     if not is_pfedcr(config):
         return said
     own, server = task.personalise, task.server
+    rate = own.attention_learning_rate
+    at_a_rate = "" if rate is None else f" at a rate of {rate:g}"
     return (
         f"{said}; after each the server tunes the output layer, {server.virtual_epochs} epochs of "
         f"{server.virtual_lines} virtual lines; in the end {own.epochs:g} local epochs, an average with {own.mix:g} of "
-        f"that and the rest of the global model, {own.attention_epochs:g} epochs of the gates alone"
+        f"that and the rest of the global model, {own.attention_epochs:g} epochs of the gates alone{at_a_rate}"
     )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .alphabet import normalised
 from .line import Line
+from .onnx_size import num_parameters
 
 OPTIONS: dict[str, Any] = {
     "Global.log_level": "error",
@@ -29,6 +31,10 @@ class OutsideReader:
     def read(self, lines: Sequence[Line]) -> list[str]:
         """Normalised texts; empty where it reads nothing."""
         return [self._text(line.image) for line in lines]
+
+    def num_parameters(self) -> int:
+        """Of the recogniser that reads lines; what looks for lines in a page is not counted. After a first `read`."""
+        return num_parameters(Path(self._engine.text_rec.session.session._model_path))
 
     def _text(self, image: np.ndarray) -> str:
         found = self._engine(np.repeat(image[:, :, None], 3, axis=2), **STEPS)

@@ -15,6 +15,9 @@ from privlm.rundir import MODEL
 STAGES = ("warm_start_short", "warm_start_lines")
 """Stages of the warm start; the last one that a run has holds its model."""
 
+SAME = ("seed", "model.family", "model.height", "model.norm", "model.attention", "task.server.fonts")
+"""What must be the same in the run that begins with it, beside task.warm_start."""
+
 
 def start_folder(path: str) -> Path:
     """Where a finished run keeps the model of its warm start. Raises UsageError for what is no such run."""
@@ -30,20 +33,20 @@ def start_folder(path: str) -> Path:
     return found[-1]
 
 
-def fingerprint(path: str, task: Any) -> str:
-    """Of the model. task: of the run that begins with it.
+def fingerprint(config: Any) -> str:
+    """Of the model that a run of this configuration begins with.
 
-    Raises UsageError as `start_folder`, and where the warm start was another than the one that `task` describes: the
+    Raises UsageError as `start_folder`, and where the warm start was another than the one that `config` describes: the
     run would then stand in tables for what it is not.
     """
+    path = config.task.start_run
     folder = start_folder(path)
-    theirs = OmegaConf.load(Path(path).expanduser() / "config.yaml").task
-    differing = [key for key in task.warm_start if task.warm_start[key] != theirs.warm_start[key]]
-    if theirs.server.fonts != task.server.fonts or differing:
-        what = f"warm_start.{differing[0]}" if differing else "server.fonts"
-        there, here = (OmegaConf.select(one, what) for one in (theirs, task))
-        raise UsageError(
-            f"task.start_run: {path} has task.{what}={there}, and here it is {here}: set it so, or give another run"
-        )
+    theirs = OmegaConf.load(Path(path).expanduser() / "config.yaml")
+    for key in (*SAME, *(f"task.warm_start.{key}" for key in config.task.warm_start)):
+        there, here = (OmegaConf.select(one, key) for one in (theirs, config))
+        if there != here:
+            raise UsageError(
+                f"task.start_run: {path} has {key}={there}, and here it is {here}: set it so, or give another run"
+            )
     digests = "".join(files.sha256_file(file) for file in sorted(folder.glob("*.safetensors")))
     return f"sha256:{hashlib.sha256(digests.encode()).hexdigest()}"

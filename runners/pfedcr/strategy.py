@@ -46,7 +46,8 @@ class PFedCR(Strategy):
             local.fit(steps=steps, purpose="personalise")
         local.put(mixed(local.tensors(), local.received, own.mix))
         if steps := steps_of(self.trainer, own.attention_epochs, local.num_rows):
-            local.fit(steps=steps, only=is_attention, purpose="attention")
+            rate = own.attention_learning_rate
+            local.fit(steps=steps, only=is_attention, learning_rate=rate, purpose="attention")
         local.keep_model()
 
     def steps_of_personalising(self, num_steps: int, num_rows: int) -> int:

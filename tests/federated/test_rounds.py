@@ -215,6 +215,32 @@ def test_rates_of_what_is_frozen_are_left_out_and_wrong_names_refused() -> None:
         trained(config_of(rounds=1, trainer_learning_rates={"bdy": 0.1}), build=network)
 
 
+class AtARate(Strategy):
+    """All trains at the rate `config.server_learning_rate`."""
+
+    def train(self, local: Any) -> None:
+        moved = local.fit(learning_rate=self.config.server_learning_rate)
+        assert moved == pytest.approx(local.num_steps * self.config.server_learning_rate)
+
+
+def test_a_strategy_may_train_at_a_rate_of_its_own_and_then_no_other_counts() -> None:
+    """Neither trainer.learning_rate nor trainer.learning_rates is heard."""
+    found = []
+    for own, everyone, rates in ((0.05, 0.01, {}), (0.05, 0.02, {"weight": 0.3}), (0.01, 0.01, {})):
+        config = config_of(rounds=1, server_learning_rate=own, trainer_learning_rate=everyone)
+        config.trainer.learning_rates = rates
+        with Stage.in_memory(trainer=config.trainer) as stage:
+            given = federation(config)
+            strategy = AtARate(config.federated)
+            found.append(
+                weights(rounds(stage, Federation(config, given.loaded, given.objective, given.data, strategy)))
+            )
+    as_usual = weights(trained(config_of(rounds=1, trainer_learning_rate=0.05)))
+    np.testing.assert_array_equal(found[0], as_usual)
+    np.testing.assert_array_equal(found[1], as_usual)
+    assert np.abs(found[2] - as_usual).max() > 0.1
+
+
 class Spy(InProcess):
     """Sees the names of all tensors on the wire, both ways."""
 

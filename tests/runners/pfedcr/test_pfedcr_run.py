@@ -126,12 +126,24 @@ def test_the_central_arm_may_begin_with_the_warm_start_of_another(
     assert found["own_ned", "warm_start"] == rows(whole[1])["own_ned", "warm_start"]
     assert ("own_char", "central") in found
     assert ("matrix_char", "express on bank") not in found
-    other = run(zygote, tmp_path, start_of(whole), "seed=1")
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("seed=1", "has seed=0, and here it is 1: set it so"),
+        ("model.attention=se", "has model.attention=cbam, and here it is se"),
+        ("task.warm_start.line_steps=3", "has task.warm_start.line_steps=2, and here it is 3"),
+        ("task.server.fonts=disjoint", "has task.server.fonts=shared, and here it is disjoint"),
+    ],
+)
+def test_the_warm_start_of_a_run_that_made_another_is_refused_before_anything_is_written(
+    word: str, message: str, whole: tuple[Finished, Path], zygote: Zygote, tmp_path: Path
+) -> None:
+    other = run(zygote, tmp_path / "runs", start_of(whole), word)
     assert other.status == 2, other.output
-    assert "was trained from other weights" in other.output
-    other = run(zygote, tmp_path, start_of(whole), "task.warm_start.line_steps=3")
-    assert other.status == 2, other.output
-    assert "has task.warm_start.line_steps=2, and here it is 3: set it so" in other.output
+    assert message in other.output
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_that_made_no_warm_start_gives_none(zygote: Zygote, tmp_path: Path) -> None:
@@ -202,6 +214,13 @@ def test_the_trained_models_read_are_measured_and_leave(
             ["federated=pfedcr", "federated.partition=iid", "federated.num_clients=2"],
             "each line of task=pfedcr has its",
         ),
+        (["federated=local", "federated.num_clients=2"], "federated.num_clients=2 deals rows out"),
+        (["federated=fedavg", "federated.partition=explicit", "federated.manifest=a.json"], "federated.manifest=a"),
+        (
+            ["federated=fedavg", "federated.secure_aggregation=true", "federated.wire=int8"],
+            "quantises by itself: set federated.wire=fp32",
+        ),
+        (["federated=pfedcr", "task.personalise.attention_learning_rate=0"], "attention_learning_rate must be"),
         (["federated=pfedcr", "federated.engine=flower"], "federated=pfedcr ends with a model of each client's own"),
         (["federated=pfedcr", "task.personalise.mix=2"], "task.personalise.mix must be"),
         (["model=minilm"], "model: task=pfedcr trains a recogniser of text lines"),

@@ -152,8 +152,10 @@ def test_an_outside_reader_reads_what_the_labels_say() -> None:
     pytest.importorskip("rapidocr", reason="pip install 'privlm[ocr]'")
     pytest.importorskip("onnxruntime", reason="pip install 'privlm[ocr]'")
     lines = rendered("data.contents=own").train
-    scores = Scores.of(OutsideReader().read(lines), [line.text for line in lines])
+    reader = OutsideReader()
+    scores = Scores.of(reader.read(lines), [line.text for line in lines])
     assert scores.character_accuracy().value >= 0.99
+    assert 10**6 < reader.num_parameters() < 10**8
 
 
 @needs_fonts

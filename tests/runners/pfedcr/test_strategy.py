@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +29,9 @@ from privlm.models.loaded import Loaded
 
 CLIENTS = {"a": 12, "b": 7}
 """Client -> lines."""
+
+NOTHING: dict[str, float | None] = {"epochs": 0, "mix": 0.5, "attention_epochs": 0, "attention_learning_rate": None}
+"""task.personalise of a run whose clients take the server's model."""
 
 
 class Seen(PFedCR):
@@ -69,7 +72,7 @@ def build() -> Recogniser:
 
 
 def trained(
-    own: dict[str, float], *, virtual_epochs: int = 1, kind: type[PFedCR] = Seen, folder: Path | None = None,
+    own: Mapping[str, float | None], *, virtual_epochs: int = 1, kind: type[PFedCR] = Seen, folder: Path | None = None,
     seed: int = 0, num_rounds: int = 2,
 ) -> Federated:  # fmt: skip
     """own: of task.personalise."""
@@ -79,7 +82,7 @@ def trained(
         seed,
         SimpleNamespace(
             server=SimpleNamespace(virtual_epochs=virtual_epochs, learning_rate=1e-2),
-            personalise=SimpleNamespace(**({"epochs": 0, "mix": 0.5, "attention_epochs": 0} | own)),
+            personalise=SimpleNamespace(**{**NOTHING, **own}),
         ),
     )
     data = {name: LineData(striped_lines(number, seed=number, longest=2), ALPHABET) for name, number in CLIENTS.items()}
@@ -120,6 +123,16 @@ def test_in_the_last_stage_of_a_client_gates_alone_change() -> None:
     for model in own:
         assert changed(model, server)
         assert all(map(is_attention, changed(model, server)))
+
+
+def test_gates_alone_may_have_a_rate_of_their_own_and_without_one_have_that_of_the_rounds() -> None:
+    found = [
+        models(trained({"attention_epochs": 1, "attention_learning_rate": rate}))[1] for rate in (None, 1e-2, 2e-2)
+    ]
+    for as_in_rounds, same, other in zip(*found, strict=True):
+        assert changed(same, as_in_rounds) == set()
+        assert changed(other, as_in_rounds)
+        assert all(map(is_attention, changed(other, as_in_rounds)))
 
 
 def test_the_own_model_is_the_average_of_the_local_epoch_and_what_was_received() -> None:
