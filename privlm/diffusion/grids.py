@@ -26,7 +26,7 @@ def draw_grid(
     prompts: Sequence[str],
     *,
     columns: int = COLUMNS,
-    rights: Sequence[bool] | None = None,
+    rights: Sequence[bool | None] | None = None,
     title: str | None = None,
 ) -> Figure:
     """A figure for `Stage.picture` of images uint8, or floating point of [0, 1], [N, H, W, 3].

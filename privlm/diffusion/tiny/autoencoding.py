@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from privlm.diffusion.tiny.components import Components
@@ -25,7 +26,7 @@ class Autoencoding(Objective):
 
     def losses(self, model: nn.Module, batch: Batch, rng: ExampleRandom) -> PerExample:
         """Batches have `images` float32 [B, 3, H, W] in [-1, 1]; model: an AutoencoderKL."""
-        assert hasattr(model, "encode")
+        assert isinstance(model, AutoencoderKL)
         images = batch["images"]
         true = self.components.encode(images)
         posterior = model.encode(images).latent_dist
