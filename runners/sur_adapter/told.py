@@ -25,6 +25,7 @@ def _method(config: Config) -> str:
     w_align, w_llm = weights_of(task)
     said = f"{task.method}: denoising, {w_align:g} x {task.losses.align} of the keywords"
     said += f", {w_llm:g} x {task.losses.llm} of {_giver(config)}" if w_llm else ", no language model"
+    said += f", {task.losses.w_keep:g} x {task.losses.align} of keywords from themselves" if task.losses.w_keep else ""
     if adapter.compat == "released":
         said += (
             "; compat=released: the denoising loss does not reach the adapter, and prompts of a micro-batch hear each "
