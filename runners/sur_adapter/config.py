@@ -39,9 +39,10 @@ FINETUNED = ("lora", "full")
 class LossesConfig:
     """Beside the denoising loss: align, of the adapted states from those of the keywords; llm, of the adapter's encoder
     from the projected language model. kl_reduction: of kl_feature, summed over the tokens (batch, as the paper) or
-    their mean. mask_padding: positions of padding count nothing in both.
-    keep, which the paper does not have: of the adapted states of the keywords from what they were, by the distance of
-    align, so that prompts which draw well already go on to.
+    their mean. mask_padding: positions of padding count nothing in all of them.
+
+    w_keep: of the distance (by align) of the keywords' states from themselves behind the adapter. It is ours: without
+    it an adapter that has seen sentences alone spoils prompts that were right.
     """
 
     w_align: float = setting(at_least=0)

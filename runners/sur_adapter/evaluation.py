@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from privlm.config import Config
 from privlm.diffusion.clip import open_clip
 from privlm.diffusion.extractors import open_extractor
 from privlm.diffusion.grids import draw_grid
@@ -67,33 +68,28 @@ def _judged(images: np.ndarray, prompts: Sequence[str], test: Test) -> Drawn:
     return Drawn(images, prompts, test.units, held_out, judgement)
 
 
-def measures_of(stage: Stage, test: Test) -> Measures:
+def measures_of(config: Config, test: Test) -> Measures:
     """As task.judging says. Raises UsageError for an extractor or a CLIP model that cannot be opened."""
-    judging = stage.config.task.judging
+    judging = config.task.judging
     extractor = open_extractor(judging.extractor, judging.extractor_path)
     clip = None if judging.clip is None else open_clip(judging.clip)
-    return Measures(stage, test.real, extractor, judging.allow_small, clip)
+    return Measures(test.real, extractor, judging.allow_small, clip)
 
 
-def report_base(stage: Stage, test: Test, base: Mapping[str, Drawn]) -> list[str]:
-    """Of both styles; returns notes of what is not there."""
-    measures = measures_of(stage, test)
+def report_base(stage: Stage, measures: Measures, base: Mapping[str, Drawn]) -> None:
+    """Of both styles."""
     for style in STYLES:
-        measures.system(BASE + style, base[style])
-    measures.pair(BASE + "narrative", "over_keyword", base["narrative"], base["keyword"])
-    return measures.notes()
+        measures.system(stage, BASE + style, base[style])
+    measures.pair(stage, BASE + "narrative", "over_keyword", base["narrative"], base["keyword"])
 
 
-def report_trained(stage: Stage, test: Test, trained: Mapping[str, Drawn], base: Mapping[str, Drawn]) -> list[str]:
-    """Of both styles, beside the base; returns notes of what is not there."""
-    measures = measures_of(stage, test)
+def report_trained(stage: Stage, measures: Measures, trained: Mapping[str, Drawn], base: Mapping[str, Drawn]) -> None:
+    """Of both styles, beside the base."""
     for style in STYLES:
-        measures.system(style, trained[style])
-        measures.pair(style, "over_base", trained[style], base[style])
-    measures.pair("narrative", "over_keyword", trained["narrative"], base["keyword"])
-    measures.gap("narrative", trained["narrative"], base["narrative"], base["keyword"])
-    show(stage, test, trained["narrative"], base, stage.config.task.judging.grid)
-    return measures.notes()
+        measures.system(stage, style, trained[style])
+        measures.pair(stage, style, "over_base", trained[style], base[style])
+    measures.pair(stage, "narrative", "over_keyword", trained["narrative"], base["keyword"])
+    measures.gap(stage, "narrative", trained["narrative"], base["narrative"], base["keyword"])
 
 
 def show(stage: Stage, test: Test, trained: Drawn, base: Mapping[str, Drawn], number: int) -> None:

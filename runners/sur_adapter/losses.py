@@ -80,8 +80,8 @@ class SurModel(nn.Module):
 
 class SurObjective(Objective):
     """Denoising told the adapted narrative prompt; w_align times the distance of the adapted states from those of the
-    prompt by keywords; w_llm times that of the adapter's encoder from the projected language model; w_keep times that
-    of the adapted states of the keywords from the states that they were.
+    prompt by keywords; w_llm times that of the adapter's encoder from the projected language model (section 2.2); and
+    w_keep times the distance of the keywords' states behind the adapter from what they were.
 
     Batches have, beside what Denoising reads of the narrative prompt: its text_mask bool [B, L], with w_align or w_keep
     keyword_mask alike and keyword_ids int64 [B, L] or keyword_states [B, L, d], with w_llm vectors [B, R, h] and
@@ -113,12 +113,13 @@ class SurObjective(Objective):
             parts["loss_llm"] = self._llm(adapted.encoded, model.projection(batch["vectors"]), batch)
             loss = loss + self.settings.w_llm * parts["loss_llm"]
         if self.settings.w_keep:
-            parts["loss_keep"] = self._keep(model.adapter, _keywords(model, batch), batch["keyword_mask"])
+            parts["loss_keep"] = self._keep(model.adapter, _keywords(model, batch), batch)
             loss = loss + self.settings.w_keep * parts["loss_keep"]
         return PerExample(loss, parts=parts)
 
-    def _keep(self, adapter: SurAdapter, keywords: Tensor, words: Tensor) -> Tensor:
-        return self._distance(self.settings.align, adapter(keywords.float()).states, keywords, words)
+    def _keep(self, adapter: SurAdapter, keywords: Tensor, batch: Batch) -> Tensor:
+        kept = adapter(keywords.float()).states
+        return self._distance(self.settings.align, kept, keywords, batch["keyword_mask"])
 
     def _align(self, states: Tensor, keywords: Tensor, batch: Batch) -> Tensor:
         """A position is padding where it is so in both prompts."""

@@ -56,34 +56,33 @@ class Drawn:
 class Measures:
     """What systems are measured by. absent: why figures are not there, by their names."""
 
-    stage: Stage
     real: np.ndarray
     extractor: Extractor | None
     allow_small: bool = False
     clip: Any = None
     absent: dict[str, str] = field(default_factory=dict)
 
-    def system(self, split: str, drawn: Drawn) -> None:
+    def system(self, stage: Stage, split: str, drawn: Drawn) -> None:
         """Reports accuracies, of held-out scenes apart, distances and the CLIP score under the name of a system."""
-        self.stage.report(split=split, unit="images", images=len(drawn.images))
+        stage.report(split=split, unit="images", images=len(drawn.images))
         if drawn.judgement is None:
             self.absent["accuracies"] = "the data name no scenes"
         else:
-            self.stage.report(split=split, **drawn.judgement.estimates())
-            self._held_out(split, drawn)
+            stage.report(split=split, **drawn.judgement.estimates())
+            self._held_out(stage, split, drawn)
         for distance in self._distances(drawn.images):
-            self.stage.report(split=split, unit="distance", **{distance.name: _with_error(distance)})
-        self._clip_score(split, drawn)
+            stage.report(split=split, unit="distance", **{distance.name: _with_error(distance)})
+        self._clip_score(stage, split, drawn)
 
-    def pair(self, split: str, name: str, one: Drawn, other: Drawn) -> None:
+    def pair(self, stage: Stage, split: str, name: str, one: Drawn, other: Drawn) -> None:
         """Reports how often `one` is better than `other` on the same prompt, a tie counting half, and by how much."""
         if one.judgement is None or other.judgement is None:
             return
         won = (np.sign(one.merit - other.merit) + 1) / 2
         gain = paired_difference(one.right(), other.right(), one.units)
-        self.stage.report(split=split, **{f"win_rate_{name}": share(won, one.units), f"gain_{name}": gain})
+        stage.report(split=split, **{f"win_rate_{name}": share(won, one.units), f"gain_{name}": gain})
 
-    def gap(self, split: str, adapted: Drawn, narrative: Drawn, keyword: Drawn) -> None:
+    def gap(self, stage: Stage, split: str, adapted: Drawn, narrative: Drawn, keyword: Drawn) -> None:
         """Reports gap_closed, or says why there is none. narrative, keyword: of the base."""
         if adapted.judgement is None:
             self.absent["gap_closed"] = "the data name no scenes"
@@ -92,19 +91,19 @@ class Measures:
         if isinstance(found, str):
             self.absent["gap_closed"] = found
         else:
-            self.stage.report(split=split, gap_closed=found)
+            stage.report(split=split, gap_closed=found)
 
     def notes(self) -> list[str]:
         return [f"{name}: n/a ({reason})" for name, reason in self.absent.items()]
 
-    def _held_out(self, split: str, drawn: Drawn) -> None:
+    def _held_out(self, stage: Stage, split: str, drawn: Drawn) -> None:
         if not drawn.held_out.any() or drawn.held_out.all():
             return
         assert drawn.judgement is not None
         units = np.asarray(drawn.units)[drawn.held_out]
         names = ("color", "shape", "count", "all")
         found = {f"acc_{name}": share(drawn.right(name)[drawn.held_out], units) for name in names}
-        self.stage.report(split=split + HELD_OUT, **found)
+        stage.report(split=split + HELD_OUT, **found)
 
     def _distances(self, images: np.ndarray) -> list[Distance]:
         if self.extractor is None:
@@ -120,12 +119,12 @@ class Measures:
                 self.absent[f"{name}[{self.extractor.name}]"] = str(error)
         return found
 
-    def _clip_score(self, split: str, drawn: Drawn) -> None:
+    def _clip_score(self, stage: Stage, split: str, drawn: Drawn) -> None:
         found: ClipScore = clip_score(drawn.images, drawn.prompts, self.clip, drawn.units)
         if found.estimate is None:
             self.absent[found.column] = found.absent or ""
         else:
-            self.stage.report(split=split, unit="points", **{found.column: found.estimate})
+            stage.report(split=split, unit="points", **{found.column: found.estimate})
 
 
 def gap_closed(adapted: Drawn, narrative: Drawn, keyword: Drawn) -> Estimate | str:

@@ -19,7 +19,7 @@ from privlm.job import Job
 from privlm.training.trainer import Evaluation
 
 from .config import weights_of
-from .evaluation import draw, report_base, report_trained
+from .evaluation import draw, measures_of, report_base, report_trained, show
 from .llm_features import features
 from .predictor import predictor
 from .system import System, base_artist, test_of
@@ -34,11 +34,12 @@ def run(config: Config, job: Job) -> None:
     opened.unet.to(job.accelerator.device)
     plan = plan_of(config, len(images.train))
     test = test_of(config, images)
+    measures = measures_of(config, test)
     job.note(*images.notes, *opened.notes, *notes(config, opened, images))
 
     with job.stage("base") as stage:
         base = draw(stage, test, base_artist(config, opened))
-        absent = report_base(stage, test, base)
+        report_base(stage, measures, base)
 
     vectors = None
     if weights_of(config.task)[1]:
@@ -55,7 +56,9 @@ def run(config: Config, job: Job) -> None:
 
     with job.stage("evaluate") as stage:
         trained = draw(stage, test, system.artist())
-        job.note(*dict.fromkeys([*absent, *report_trained(stage, test, trained, base)]))
+        report_trained(stage, measures, trained, base)
+        show(stage, test, trained["narrative"], base, config.task.judging.grid)
         trainable, total = count_parameters(system.loaded.model)
         stage.report(unit="parameters", trainable_parameters=trainable, parameters=total)
         stage.report(unit="steps", steps=outcome.steps)
+    job.note(*measures.notes())

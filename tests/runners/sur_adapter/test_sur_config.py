@@ -120,7 +120,7 @@ def test_options_are_the_keys_of_their_tables():
 
 @pytest.mark.parametrize(
     ("method", "w_align", "w_llm", "w_keep"),
-    [("sur", 0.1, 1e-3, 0.1), ("align_only", 0.1, 0.0, 0.1), ("llm_only", 0.0, 1e-3, 0.0), ("finetune", 0.0, 0.0, 0.0)],
+    [("sur", 0.1, 1e-3, 1.0), ("align_only", 0.1, 0.0, 1.0), ("llm_only", 0.0, 1e-3, 0.0), ("finetune", 0.0, 0.0, 0.0)],
 )
 def test_a_method_leaves_out_what_its_name_says(method, w_align, w_llm, w_keep):
     adapter = ("adapter=lora",) if method == "finetune" else ()

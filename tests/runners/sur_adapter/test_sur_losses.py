@@ -41,7 +41,7 @@ class Unet(nn.Module):
 
 def settings(**changes) -> SimpleNamespace:
     found = {
-        "w_align": 0.3, "w_llm": 0.2, "w_keep": 0.0, "align": "kl_feature", "llm": "kl_feature",
+        "w_align": 0.3, "w_llm": 0.2, "w_keep": 0.1, "align": "kl_feature", "llm": "kl_feature",
         "kl_reduction": "batch", "mask_padding": True,
     }  # fmt: skip
     return SimpleNamespace(**found | changes)
@@ -142,30 +142,35 @@ def test_the_reduction_is_the_setting(reduction, is_equal):
 
 def test_the_loss_is_the_weighted_sum_of_its_parts():
     found = objective().losses(model(), batch(), rng())
-    assert set(found.parts) == {"loss_diff", "loss_align", "loss_llm"}
-    parts = found.parts
-    torch.testing.assert_close(found.loss, parts["loss_diff"] + 0.3 * parts["loss_align"] + 0.2 * parts["loss_llm"])
+    weights = {"loss_diff": 1.0, "loss_align": 0.3, "loss_llm": 0.2, "loss_keep": 0.1}
+    assert set(found.parts) == set(weights)
+    torch.testing.assert_close(found.loss, sum(weights[name] * part for name, part in found.parts.items()))
 
 
-def test_keywords_are_kept_where_the_adapter_leaves_their_states_as_they_are():
-    kept, data = objective(w_keep=0.5, align="mse"), batch()
-    adapted, untouched = model(), model()
-    untouched.adapter.eta = 0.0
-    assert (kept.losses(untouched, data, rng()).parts["loss_keep"] == 0).all()
-    found = kept.losses(adapted, data, rng())
-    moved = (adapted.adapter(data["keyword_states"]).states - data["keyword_states"]).square().mean(-1)
-    words = data["keyword_mask"]
-    torch.testing.assert_close(found.parts["loss_keep"], (moved * words).sum(1) / words.sum(1))
-    without = objective(align="mse").losses(adapted, data, rng()).loss
-    torch.testing.assert_close(found.loss, without + 0.5 * found.parts["loss_keep"])
+@pytest.mark.parametrize(
+    ("off", "unread", "left"),
+    [
+        (("w_align", "w_keep"), ("keyword_states", "keyword_mask"), {"loss_diff", "loss_llm"}),
+        (("w_llm",), ("vectors", "vector_mask"), {"loss_diff", "loss_align", "loss_keep"}),
+    ],
+)
+def test_a_part_without_weight_is_not_computed(off, unread, left):
+    data = {name: tensor for name, tensor in batch().items() if name not in unread}
+    assert set(objective(**dict.fromkeys(off, 0.0)).losses(model(), data, rng()).parts) == left
 
 
-@pytest.mark.parametrize(("off", "absent"), [("w_align", "loss_align"), ("w_llm", "loss_llm")])
-def test_a_part_without_weight_is_not_computed(off, absent):
-    data = batch()
-    for name in ("keyword_states",) if off == "w_align" else ("vectors",):
-        del data[name]
-    assert absent not in objective(**{off: 0.0}).losses(model(), data, rng()).parts
+def test_keywords_are_kept_by_what_the_adapter_changes_of_them():
+    """Nothing, where it begins as the identity; and then what the adapter makes of keywords, not of the sentence."""
+    kept, data = objective(align="mse"), batch()
+    begun, changed = model().eval(), after_a_step().eval()
+    begun.adapter.mix = changed.adapter.mix = "residual"
+    with torch.no_grad():
+        assert not kept.losses(begun, data, rng()).parts["loss_keep"].any()
+        found = kept.losses(changed, data, rng()).parts["loss_keep"]
+        change_BLd = changed.adapter(data["keyword_states"]).states - data["keyword_states"]
+    expected = over_positions(change_BLd.square().mean(-1), data["keyword_mask"], summed=False)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+    assert (found > 0).all()
 
 
 @pytest.mark.parametrize("rows", [ONE_ROW, MANY_ROWS])

@@ -39,9 +39,9 @@ def stage():
         yield stage
 
 
-def measures(stage: Stage) -> Measures:
+def measures() -> Measures:
     real = np.stack([render(scene, 100 + place).image for place, scene in enumerate(SCENES)])
-    return Measures(stage, real, Extractor())
+    return Measures(real, Extractor())
 
 
 def reported(stage: Stage) -> dict[tuple[str, str], dict]:
@@ -49,8 +49,8 @@ def reported(stage: Stage) -> dict[tuple[str, str], dict]:
 
 
 def test_a_system_is_told_by_accuracies_and_distances_and_what_is_held_out_apart(stage):
-    found = measures(stage)
-    found.system("narrative", drawn(27))
+    found = measures()
+    found.system(stage, "narrative", drawn(27))
     rows = reported(stage)
     assert rows["narrative", "acc_all"]["value"] == 0.5
     assert rows["narrative", "acc_all"]["ci_low"] < 0.5 < rows["narrative", "acc_all"]["ci_high"]
@@ -62,32 +62,32 @@ def test_a_system_is_told_by_accuracies_and_distances_and_what_is_held_out_apart
 
 
 def test_images_of_nobodys_scene_have_no_accuracy_and_it_is_said(stage):
-    found = measures(stage)
-    found.system("narrative", drawn(54, judged=False))
-    found.pair("narrative", "over_base", drawn(54, judged=False), drawn(54, judged=False))
-    found.gap("narrative", drawn(54, judged=False), drawn(3), drawn(54))
+    found = measures()
+    found.system(stage, "narrative", drawn(54, judged=False))
+    found.pair(stage, "narrative", "over_base", drawn(54, judged=False), drawn(54, judged=False))
+    found.gap(stage, "narrative", drawn(54, judged=False), drawn(3), drawn(54))
     assert not [name for _, name in reported(stage) if name.startswith(("acc", "win", "gap"))]
     assert "accuracies: n/a (the data name no scenes)" in found.notes()
     assert "gap_closed: n/a (the data name no scenes)" in found.notes()
 
 
 def test_too_few_images_give_no_distance_and_it_is_said(stage):
-    found = measures(stage)
+    found = measures()
     few = Drawn(drawn(54).images[:2], NAMES[:2], NAMES[:2], np.zeros(2, bool))
-    found.system("narrative", few)
+    found.system(stage, "narrative", few)
     assert not [name for _, name in reported(stage) if "id[" in name]
     assert {note.partition(":")[0] for note in found.notes()} >= {"kid[colours]", "fid[colours]"}
 
 
 def test_pairs_are_won_lost_and_tied(stage):
-    measures(stage).pair("narrative", "over_base", drawn(40), drawn(20))
+    measures().pair(stage, "narrative", "over_base", drawn(40), drawn(20))
     rows = reported(stage)
     assert rows["narrative", "gain_over_base"]["value"] == pytest.approx(20 / 54)
     assert rows["narrative", "win_rate_over_base"]["value"] == pytest.approx((20 + 34 / 2) / 54)
 
 
 def test_a_system_is_as_good_as_itself(stage):
-    measures(stage).pair("narrative", "over_base", drawn(20), drawn(20))
+    measures().pair(stage, "narrative", "over_base", drawn(20), drawn(20))
     assert reported(stage)["narrative", "win_rate_over_base"]["value"] == 0.5
 
 
@@ -100,8 +100,8 @@ def test_the_gap_that_is_closed_is_a_ratio_with_an_interval():
 
 @pytest.mark.parametrize("keyword", [12, 10, 5])
 def test_a_gap_of_noise_is_none(stage, keyword):
-    found = measures(stage)
-    found.gap("narrative", drawn(30), drawn(10), drawn(keyword))
+    found = measures()
+    found.gap(stage, "narrative", drawn(30), drawn(10), drawn(keyword))
     assert not reported(stage)
     (note,) = found.notes()
     assert note.startswith("gap_closed: n/a (keywords are right")
