@@ -4,7 +4,7 @@ images that two systems have drawn of the same prompts from the same noise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,10 +68,10 @@ class Measures:
         if drawn.judgement is None:
             self.absent["accuracies"] = "the data name no scenes"
         else:
-            stage.report(split=split, **drawn.judgement.estimates())
+            _report(stage, split, drawn.judgement.estimates())
             self._held_out(stage, split, drawn)
         for distance in self._distances(drawn.images):
-            stage.report(split=split, unit="distance", **{distance.name: _with_error(distance)})
+            _report(stage, split, {distance.name: _with_error(distance)}, unit="distance")
         self._clip_score(stage, split, drawn)
 
     def pair(self, stage: Stage, split: str, name: str, one: Drawn, other: Drawn) -> None:
@@ -80,7 +80,7 @@ class Measures:
             return
         won = (np.sign(one.merit - other.merit) + 1) / 2
         gain = paired_difference(one.right(), other.right(), one.units)
-        stage.report(split=split, **{f"win_rate_{name}": share(won, one.units), f"gain_{name}": gain})
+        _report(stage, split, {f"win_rate_{name}": share(won, one.units), f"gain_{name}": gain})
 
     def gap(self, stage: Stage, split: str, adapted: Drawn, narrative: Drawn, keyword: Drawn) -> None:
         """Reports gap_closed, or says why there is none. narrative, keyword: of the base."""
@@ -103,7 +103,7 @@ class Measures:
         units = np.asarray(drawn.units)[drawn.held_out]
         names = ("color", "shape", "count", "all")
         found = {f"acc_{name}": share(drawn.right(name)[drawn.held_out], units) for name in names}
-        stage.report(split=split + HELD_OUT, **found)
+        _report(stage, split + HELD_OUT, found)
 
     def _distances(self, images: np.ndarray) -> list[Distance]:
         if self.extractor is None:
@@ -124,7 +124,12 @@ class Measures:
         if found.estimate is None:
             self.absent[found.column] = found.absent or ""
         else:
-            stage.report(split=split, unit="points", **{found.column: found.estimate})
+            _report(stage, split, {found.column: found.estimate}, unit="points")
+
+
+def _report(stage: Stage, split: str, found: Mapping[str, Any], **told: Any) -> None:
+    """Under names that are computed."""
+    stage.report(split=split, **told, **found)
 
 
 def gap_closed(adapted: Drawn, narrative: Drawn, keyword: Drawn) -> Estimate | str:

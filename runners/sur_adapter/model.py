@@ -63,7 +63,9 @@ def parts_of(model: nn.Module) -> dict[str, nn.Module]:
 
 def about_of(config: Config, opened: Any, vectors: Vectors | None) -> dict[str, Any]:
     """adapter_config.json, but for digests of the weights."""
-    plain: Any = OmegaConf.to_container(OmegaConf.create({"model": config.model, "adapter": config.adapter}))
+    task = config.task
+    groups = {"model": config.model, "adapter": config.adapter, "losses": task.losses, "sampling": task.sampling}
+    plain: Any = OmegaConf.to_container(OmegaConf.create(groups))
     return {
         "adapter": plain["adapter"],
         "base": {
@@ -74,9 +76,9 @@ def about_of(config: Config, opened: Any, vectors: Vectors | None) -> dict[str, 
             "model": {name: value for name, value in plain["model"].items() if name != "sha256"},  # see digest
         },
         "llm": None if vectors is None else {**vectors.about, "width": vectors.width},
-        "method": config.task.method,
-        "losses": OmegaConf.to_container(OmegaConf.create({"losses": config.task.losses}))["losses"],
-        "sampling": OmegaConf.to_container(OmegaConf.create({"sampling": config.task.sampling}))["sampling"],
+        "method": task.method,
+        "losses": plain["losses"],
+        "sampling": plain["sampling"],
     }
 
 

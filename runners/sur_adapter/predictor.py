@@ -97,7 +97,8 @@ class Illustrator:
         elif self.config.adapter.name == "lora":
             save_lora(folder, unet=model.unet)
         else:
-            model.get_submodule("unet").save_pretrained(folder / "unet")
+            unet: Any = model.get_submodule("unet")
+            unet.save_pretrained(folder / "unet")
 
 
 def _export_adapter(adapter: SurAdapter, folder: Path) -> None:

@@ -25,8 +25,8 @@ FIRST_SEED = 10_000
 SAMPLER = Sampler(steps=20, guidance_scale=2.5, batch_size=54)
 
 
-def build(folder: Path, recipe: Recipe) -> StableDiffusionPipeline:
-    """All of it from nothing: minutes at small, on two cores."""
+def build(folder: Path, recipe: Recipe) -> Any:
+    """A StableDiffusionPipeline from nothing."""
     tokenizer = make_tokenizer()
     corpus = render_corpus(recipe, tokenizer)
     images = with_variants(corpus.images, recipe.seed)
@@ -38,10 +38,8 @@ def build(folder: Path, recipe: Recipe) -> StableDiffusionPipeline:
     return pipeline
 
 
-def assemble(
-    tokenizer: Any, text_encoder: nn.Module | None, unet: nn.Module, vae: nn.Module
-) -> StableDiffusionPipeline:
-    """Without a safety checker: there are shapes to be seen, and nothing else."""
+def assemble(tokenizer: Any, text_encoder: nn.Module | None, unet: nn.Module, vae: nn.Module) -> Any:
+    """A StableDiffusionPipeline without a safety checker: there are shapes to be seen, and nothing else."""
     return StableDiffusionPipeline(
         tokenizer=tokenizer,
         text_encoder=text_encoder,
@@ -54,7 +52,7 @@ def assemble(
     )
 
 
-def measure(pipeline: StableDiffusionPipeline, folder: Path) -> str:
+def measure(pipeline: Any, folder: Path) -> str:
     """Draws each scene NUM_LAYOUTS times and lets the rule judge; figures.json, grid.png, and a sentence of them."""
     scenes = [scene for _ in range(NUM_LAYOUTS) for scene in every_scene()]
     prompts = [keyword(scene) for scene in scenes]
@@ -70,7 +68,7 @@ def measure(pipeline: StableDiffusionPipeline, folder: Path) -> str:
     return f"a pipeline of diffusers; of {len(images)} images by keywords are right: {rates}"
 
 
-def save(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+def save(pipeline: Any, folder: Path) -> None:
     """The ordinary layout of diffusers; the tokenizer also as the two files that older transformers read."""
     pipeline.save_pretrained(folder, safe_serialization=True)
     model = pipeline.tokenizer.backend_tokenizer

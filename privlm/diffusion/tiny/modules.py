@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from privlm.diffusion.scenes import SIZE
@@ -35,14 +38,15 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    torch.nn.init.normal_(model.get_input_embeddings().weight, std=TOKEN_DEVIATION)
+    embedding: Any = model.get_input_embeddings()
+    torch.nn.init.normal_(embedding.weight, std=TOKEN_DEVIATION)
     return model
 
 
 @torch.no_grad()
-def make_unet() -> UNet2DConditionModel:
+def make_unet() -> nn.Module:
     """Two resolutions, 8 x 8 and 4 x 4; captions are attended to at the lower one and in the middle."""
-    unet = UNet2DConditionModel(
+    unet: Any = UNet2DConditionModel(
         sample_size=LATENT_SIZE,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
@@ -60,8 +64,8 @@ def make_unet() -> UNet2DConditionModel:
     return unet
 
 
-def make_autoencoder(scaling_factor: float) -> AutoencoderKL:
-    """Images of 32 x 32 <-> latents [16, 8, 8]."""
+def make_autoencoder(scaling_factor: float) -> Any:
+    """An AutoencoderKL: images of 32 x 32 <-> latents [16, 8, 8]."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,

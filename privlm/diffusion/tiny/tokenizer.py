@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from itertools import pairwise
+from typing import Any
 
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
@@ -25,7 +26,8 @@ def make_tokenizer() -> CLIPTokenizer:
     merges = _merges(_words())
     entries = [*letters, *(letter + END_OF_WORD for letter in letters), *(a + b for a, b in merges), START, END]
     vocab = {entry: number for number, entry in enumerate(entries)}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_LENGTH)
+    pairs: Any = merges  # which transformers takes as well as lines of text
+    return CLIPTokenizer(vocab=vocab, merges=pairs, model_max_length=MAX_LENGTH)
 
 
 def _words() -> list[str]:
