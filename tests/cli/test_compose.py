@@ -80,11 +80,12 @@ SCHEMAS = [
 @pytest.mark.parametrize(("group", "schema"), SCHEMAS, ids=lambda value: getattr(value, "__name__", value))
 def test_every_field_has_its_value_in_a_file(group, schema):
     """No default hides in a dataclass, but where a task stops, nowhere, and what a user's own file need not say: what a
-    name is known by, what is null because it is a setting of another adapter, and that weights are not packed.
+    name is known by, what is null because it is a setting of another adapter, that weights are not packed, and that a
+    model which is asked continues texts.
     """
     names = {field.name for field in dataclasses.fields(schema)} - ({"until"} if group == "task" else set())
     assert names <= written_keys(group)
-    may_be_left_out = {"known", "quantization"} | {
+    may_be_left_out = {"known", "quantization"} | ({"family"} if group == "llm" else set()) | {
         field.name for field in dataclasses.fields(schema) if group == "adapter" and field.default is None
     }
     assert OmegaConf.missing_keys(OmegaConf.structured(schema)) == names - may_be_left_out
