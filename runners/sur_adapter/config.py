@@ -231,7 +231,7 @@ def inputs(config: Any) -> dict[str, str]:
         lambda: _pipeline(config.model),
         lambda: images.image_inputs(config.data),
         lambda: llm_inputs(config.llm) if asks_llm(config.task) else {},
-        lambda: _file("task.features.path", config.task.features.path if weights_of(config.task)[1] else None),
+        lambda: _file("task.features.path", config.task.features.path if weights_of(config.task).w_llm else None),
         lambda: _file("task.judging.clip", config.task.judging.clip),
         lambda: _file("task.judging.extractor_path", config.task.judging.extractor_path),
     )

@@ -42,7 +42,7 @@ def run(config: Config, job: Job) -> None:
         report_base(stage, measures, base)
 
     vectors = None
-    if weights_of(config.task)[1]:
+    if weights_of(config.task).w_llm:
         vectors = features(config, job, [row.text for row in (*images.train, *images.validation)])
 
     system = System.of(config, opened, vectors)
