@@ -87,7 +87,7 @@ def spoiled(images: Tensor, rng: ExampleRandom) -> Tensor:
 
 
 def train(seed: int = 0, steps: int = STEPS, monitor: Monitor | None = None) -> ShapesCnn:
-    """A network trained from its first weights on, about 2 minutes on one core with the usual steps."""
+    """A network trained from its first weights on, about 3 minutes on one core with the usual steps."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = ShapesCnn()

@@ -38,9 +38,9 @@ def draw_grid(
     from matplotlib.figure import Figure
 
     pixels = unit_pixels(images)
-    rights = [None] * len(pixels) if rights is None else rights
-    if not len(pixels) == len(prompts) == len(rights):
-        raise ValueError(f"{len(pixels)} images, {len(prompts)} prompts, {len(rights)} verdicts: one for each image")
+    verdicts: Sequence[bool | None] = [None] * len(pixels) if rights is None else rights
+    if not len(pixels) == len(prompts) == len(verdicts):
+        raise ValueError(f"{len(pixels)} images, {len(prompts)} prompts, {len(verdicts)} verdicts: one for each image")
     columns = min(columns, len(pixels))
     num_rows = -(-len(pixels) // columns)
     height = num_rows * (CELL + LINES * LINE + 0.1) + (0.35 if title else 0)
@@ -48,7 +48,7 @@ def draw_grid(
     if title:
         figure.suptitle(title, color=ON_WHITE.ink, fontsize=10)
     cells = figure.subplots(num_rows, columns, squeeze=False).ravel()
-    for axes, image, prompt, right in zip(cells, pixels, prompts, rights, strict=False):
+    for axes, image, prompt, right in zip(cells, pixels, prompts, verdicts, strict=False):
         _draw(axes, image, prompt, right)
     for axes in cells[len(pixels) :]:
         axes.axis("off")

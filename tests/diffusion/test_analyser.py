@@ -133,12 +133,19 @@ def test_an_object_of_no_shape_is_counted_and_has_a_colour(image):
     assert analyse(image, mask=None) == Seen("blue", None, 1)
 
 
-def test_specks_are_no_objects_and_the_largest_object_gives_the_colour():
+def test_specks_are_no_objects():
     image = render(Scene("green", "square", 1), 3).image.copy()
     free = np.argwhere(ndimage.minimum_filter(image.min(axis=-1), 5) == 255)
     row, column = free[(free[:, 0] > 8) & (free[:, 1] > 8)][0]
     image[row : row + 2, column : column + 2] = 0
     assert analyse(image) == Seen("green", "square", 1)
+
+
+def test_the_largest_object_gives_the_colour_wherever_it_lies():
+    for large, small in (((20, 30), (9, 15)), ((9, 19), (24, 30))):
+        image = blue((large, (12, 22)))
+        image[slice(*small), 12:18] = (220, 30, 30)
+        assert analyse(image) == Seen("blue", "square", 2)
 
 
 def test_images_of_any_size_are_read():

@@ -60,6 +60,14 @@ def test_the_score_is_that_of_the_model_itself(folder):
     assert (cosines.abs() > 1e-3).all()
 
 
+def test_an_image_that_points_away_from_its_prompt_scores_nought(folder):
+    clip = open_clip(folder)
+    scores = clip_scores(IMAGES, PROMPTS, clip)
+    clip.model.visual_projection.weight.neg_()
+    assert ((clip_scores(IMAGES, PROMPTS, clip) == 0) == (scores > 0)).all()
+    assert (scores > 0).any()
+
+
 def test_a_score_names_its_model_and_has_an_interval(folder):
     found = clip_score(IMAGES, PROMPTS, folder)
     each = clip_scores(IMAGES, PROMPTS, open_clip(folder))
