@@ -85,9 +85,11 @@ def test_every_field_has_its_value_in_a_file(group, schema):
     """
     names = {field.name for field in dataclasses.fields(schema)} - ({"until"} if group == "task" else set())
     assert names <= written_keys(group)
-    may_be_left_out = {"known", "quantization"} | ({"family"} if group == "llm" else set()) | {
-        field.name for field in dataclasses.fields(schema) if group == "adapter" and field.default is None
-    }
+    may_be_left_out = (
+        {"known", "quantization"}
+        | ({"family"} if group == "llm" else set())
+        | {field.name for field in dataclasses.fields(schema) if group == "adapter" and field.default is None}
+    )
     assert OmegaConf.missing_keys(OmegaConf.structured(schema)) == names - may_be_left_out
 
 
