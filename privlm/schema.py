@@ -223,7 +223,8 @@ def of_words(schema: type, name: str, words: Sequence[str]) -> Any:
     try:
         config = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.from_dotlist(list(words)))
     except OmegaConfBaseException as error:
-        raise UsageError(f"{name}: {str(error).splitlines()[0]}") from error
+        at = f"{name}: {error.full_key}" if error.full_key else name
+        raise UsageError(f"{at}: {str(error).splitlines()[0]}") from error
     if found := problems(config, None):
         raise UsageError("\n".join(found))
     return OmegaConf.to_object(config)
