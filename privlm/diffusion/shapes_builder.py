@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from privlm import files
-from privlm.diffusion.image_rows import SPLITS, ImageRow
 from privlm.diffusion.image_schema import ImagesConfig
 from privlm.errors import UsageError
 from privlm.schema import defaults, problems, require_packages
+
+if TYPE_CHECKING:
+    from privlm.diffusion.image_rows import ImageRow
 
 PART = 10  # of `num` images one in so many is to validate, and one to test
 
@@ -30,6 +32,7 @@ def shapes(folder: Path, words: Sequence[str]) -> str:
     found = problems(OmegaConf.structured(data), None)
     if found:
         raise UsageError("\n".join(found))
+    from privlm.diffusion.image_rows import SPLITS
     from privlm.diffusion.images import load_images
 
     images = load_images(data)
