@@ -47,6 +47,8 @@ def _numbers(given: dict[str, Any]) -> dict[str, Any]:
     if "num" not in given:
         return given
     number, others = given["num"], {name: value for name, value in given.items() if name != "num"}
+    from privlm.diffusion.image_rows import SPLITS
+
     if not isinstance(number, int) or number < PART:
         raise UsageError(f"num={number}: give a whole number of images, {PART} or more")
     doubled = [f"num_{split}" for split in SPLITS if f"num_{split}" in others]
