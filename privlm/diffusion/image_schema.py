@@ -34,8 +34,8 @@ class ImagesConfig:
     name: str = MISSING
     known: list[str] | None = setting(same_run=True, default=None)  # what the name stands for (privlm.content)
     source: str = setting(options=SOURCES)
-    path: str | None = setting(same_run=True, instead_of=("hub_id",), not_with=("hub_id",))  # its fingerprint counts
-    hub_id: str | None = setting(instead_of=("path",))
+    path: str | None = setting(same_run=True)  # goes before the hub; its fingerprint stands for it
+    hub_id: str | None = setting(instead_of=("path",), not_with=("path",))
     resolution: int = setting(at_least=8)
     crop: str = setting(options=CROPS)
     flip: bool = MISSING

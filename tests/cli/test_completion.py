@@ -33,7 +33,7 @@ pytestmark = pytest.mark.torch_free
         ("privlm run task=nothing trainer.b", []),
         ("privlm run --config-dir ", []),
         ("privlm unknown ", []),
-        ("", sorted([*COMMANDS, "fedit"])),  # a task with verbs of its own
+        ("", sorted([*COMMANDS, "fedit", "sur_adapter"])),  # tasks with verbs of their own
     ],
 )
 def test_candidates(line, expected):

@@ -30,7 +30,7 @@ def test_an_unknown_command_is_refused_with_the_nearest(word, near, capsys):
 
 def test_a_command_like_no_other_is_answered_with_all(capsys):
     assert main(["xyzzy"]) == 2
-    assert capsys.readouterr().err.endswith(f"the commands are {', '.join([*COMMANDS, 'fedit'])}\n")
+    assert capsys.readouterr().err.endswith(f"the commands are {', '.join([*COMMANDS, 'fedit', 'sur_adapter'])}\n")
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "run"])
