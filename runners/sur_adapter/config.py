@@ -113,7 +113,13 @@ class Task(TaskConfig):
     def check(self, config: Any) -> list[str]:
         """What its fields say together, and with the other groups."""
         by_method = _check_finetune if self.method == "finetune" else _check_sur
-        return by_method(self, config) + _check_features(self, config)
+        return by_method(self, config) + _check_features(self, config) + _check_average(self)
+
+
+def _check_average(task: Any) -> list[str]:
+    if task.denoising.ema_decay is None:
+        return []
+    return ["task.denoising.ema_decay: task=sur_adapter keeps the last weights; set it to null"]
 
 
 def _check_finetune(task: Any, config: Any) -> list[str]:
@@ -128,8 +134,6 @@ def _check_sur(task: Any, config: Any) -> list[str]:
     if config.adapter.name != SUR:
         return [f"adapter={config.adapter.name}: task.method={task.method} trains adapter={SUR}; choose it"]
     problems = []
-    if task.denoising.ema_decay is not None:
-        problems.append("task.denoising.ema_decay: the adapter keeps its last weights; set it to null")
     if task.denoising.caption_dropout:
         problems.append(
             "task.denoising.caption_dropout teaches a UNet to do without captions, and the adapter's is frozen: set it "
