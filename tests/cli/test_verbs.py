@@ -34,16 +34,16 @@ def test_a_verb_gets_the_words_after_it_and_gives_the_exit_status(capsys, tmp_pa
     assert main(["majority", "labels"]) == 3
 
 
+WITH_VERBS = ["fedit", "majority", "sur_adapter"]
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["majority", "lables"], "no verb 'lables'; did you mean labels? (privlm majority --help lists them)"),
         (["majorty"], "no command 'majorty'; did you mean 'majority'?"),
         (["ewtune"], "no command 'ewtune': it is a task without verbs of its own; try privlm run task=ewtune"),
-        (
-            ["xyzzy"],
-            f"the commands are {', '.join([*COMMANDS, 'fedit', 'majority', 'sur_adapter'])}",
-        ),
+        (["xyzzy"], f"no command 'xyzzy'; the commands are {', '.join([*COMMANDS, *WITH_VERBS])}"),
     ],
 )
 def test_what_is_no_verb_is_refused_with_the_nearest(argv, message, capsys):

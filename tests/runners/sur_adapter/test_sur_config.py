@@ -86,7 +86,7 @@ def test_the_released_code_is_a_word():
             "adapter.compat=released: its attention runs across the prompts",
         ),
         (("task.denoising.caption_dropout=0.1",), "the adapter's is frozen: set it to 0"),
-        (("task.denoising.ema_decay=0.9",), "the adapter keeps its last weights; set it to null"),
+        (("task.denoising.ema_decay=0.9",), "task=sur_adapter keeps the last weights; set it to null"),
         (("task.features.path=x.pt",), "task.features.path is of task.features.backend=precomputed, not hf"),
         (("task.features.backend=precomputed",), "task.features.path: name the file of vectors"),
         (("~llm",), "llm: task.features.backend=hf needs somebody to ask"),
