@@ -33,7 +33,7 @@ def test_synonyms_are_spelt_and_fit(tokenizer):
 def test_any_text_comes_back(tokenizer, text):
     ids = tokenizer(text, add_special_tokens=False).input_ids
     assert tokenizer.unk_token_id not in ids
-    assert tokenizer.decode(ids).strip() == text
+    assert tokenizer.decode(ids).replace(" ", "") == text  # words and signs of one text are apart, as CLIP has them
 
 
 def test_it_is_read_back_the_same(tokenizer, tmp_path):
