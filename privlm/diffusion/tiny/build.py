@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ def save(pipeline: Any, folder: Path) -> None:
     pipeline.save_pretrained(folder, safe_serialization=True)
     model = pipeline.tokenizer.backend_tokenizer
     merges = files.read_json(folder / "tokenizer" / "tokenizer.json")["model"]["merges"]
-    files.write_json(folder / "tokenizer" / "vocab.json", model.get_vocab())
+    vocab = dict(sorted(model.get_vocab().items(), key=lambda entry: entry[1]))
+    files.write_text(folder / "tokenizer" / "vocab.json", json.dumps(vocab))
     lines = [" ".join(pair) if isinstance(pair, list) else pair for pair in merges]
     files.write_text(folder / "tokenizer" / "merges.txt", "#version: 0.2\n" + "\n".join(lines) + "\n")
