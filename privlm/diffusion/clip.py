@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from privlm.diffusion.pixels import unit_pixels
 from privlm.errors import UsageError
-from privlm.models.loading import readable
+from privlm.models.loading import NO_CODE, NO_PICKLE, readable
 
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of the channels, where the folder brings no preprocessor_config.json (Radford et al., ICML 2021)."""
@@ -79,8 +79,8 @@ def open_clip(path: str | Path) -> Clip:
     if kind != "clip":
         raise UsageError(f"{folder} holds a model of kind '{kind}', not clip: give the folder of a CLIPModel")
     with readable(folder):
-        model = CLIPModel.from_pretrained(folder, local_files_only=True).requires_grad_(False).eval()
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = CLIPModel.from_pretrained(folder, local_files_only=True, **NO_PICKLE).requires_grad_(False).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **NO_CODE)
     channels = _settings(folder / "preprocessor_config.json")
     mean, deviation = channels.get("image_mean", MEAN), channels.get("image_std", DEVIATION)
     return Clip(model, tokenizer, folder.resolve().name, tuple(mean), tuple(deviation))

@@ -139,8 +139,10 @@ def _load(part: str, found: PipelineFiles, config: Any) -> Any:
         library, name, folder, variant = "diffusers", "AutoencoderKL", found.vae, None
     kind = _class_of(part, library, name, folder)
     with readable(folder):
+        if part == "scheduler":
+            return kind.from_config(kind.load_config(folder))
         if not issubclass(kind, nn.Module):
-            return kind.from_pretrained(folder)
+            return kind.from_pretrained(folder, **NO_CODE)
         dtype = torch.float32 if part == "vae" else getattr(torch, config.dtype)
         paths = weight_files(folder, variant, allow_pickle=config.allow_pickle)
         if part.startswith("text_encoder"):
@@ -156,7 +158,8 @@ def _text_encoder(kind: Any, folder: Path, paths: list[Path], dtype: torch.dtype
     weights = {name: tensor for path in paths for name, tensor in _weights(path).items()}
     settings = kind.config_class.from_pretrained(folder, **NO_CODE)
     named = text_keys.fitted(weights, kind)
-    return kind.from_pretrained(None, config=settings, state_dict=named, dtype=dtype, output_loading_info=True)
+    options = {"state_dict": named, "dtype": dtype, "output_loading_info": True}
+    return kind.from_pretrained(None, config=settings, **options, **NO_PICKLE)
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
@@ -170,10 +173,11 @@ def _from_pretrained(kind: Any, folder: Path, dtype: torch.dtype, variant: str |
     """The same of the other parts."""
     import diffusers
 
-    options = {"variant": variant, "use_safetensors": not pickled, "output_loading_info": True}
-    if issubclass(kind, diffusers.ModelMixin):
-        return kind.from_pretrained(folder, torch_dtype=dtype, low_cpu_mem_usage=False, **options)
-    return kind.from_pretrained(folder, dtype=dtype, **options, **NO_PICKLE)
+    options = {"variant": variant, "output_loading_info": True}
+    if issubclass(kind, diffusers.ModelMixin):  # which knows no code of a folder, and reads of a pickle tensors alone
+        options |= {"torch_dtype": dtype, "low_cpu_mem_usage": False}
+        return kind.from_pretrained(folder, use_safetensors=not pickled, **options)
+    return kind.from_pretrained(folder, dtype=dtype, use_safetensors=not pickled, **options, **NO_PICKLE)
 
 
 def _class_of(part: str, library: str, name: str, folder: Path) -> Any:

@@ -54,6 +54,13 @@ def test_pairs_stand_beside_the_projections_of_attention_and_begin_at_nothing() 
     np.testing.assert_array_equal(images(ours.pipe()), before)
 
 
+def test_a_text_encoder_has_pairs_at_all_projections_of_attention() -> None:
+    names = trainable(adapt(opened().text_encoder, lora(), seed=0))
+    for target in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        assert any(f".{target}.lora_A" in name for name in names), target
+    assert all(".lora_" in name for name in names)
+
+
 def test_convolutions_and_the_time_embedding_can_be_targets() -> None:
     unet = adapt(opened().unet, lora(target_modules=["conv1", "time_embedding.linear_1", "conv_in"]), seed=0)
     names = trainable(unet)
