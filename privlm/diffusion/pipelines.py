@@ -173,7 +173,7 @@ def _from_pretrained(kind: Any, folder: Path, dtype: torch.dtype, variant: str |
     """The same of the other parts."""
     import diffusers
 
-    options = {"variant": variant, "output_loading_info": True}
+    options: dict[str, Any] = {"variant": variant, "output_loading_info": True}
     if issubclass(kind, diffusers.ModelMixin):  # which knows no code of a folder, and reads of a pickle tensors alone
         options |= {"torch_dtype": dtype, "low_cpu_mem_usage": False}
         return kind.from_pretrained(folder, use_safetensors=not pickled, **options)
