@@ -26,8 +26,9 @@ from torch.nn import functional as F
 
 from privlm.diffusion.denoiser import Denoiser
 from privlm.diffusion.denoising import Denoising
+from privlm.diffusion.latent_data import LatentData
 from privlm.diffusion.tiny import modules
-from privlm.diffusion.tiny.recipe import Captioned
+from privlm.diffusion.tiny.recipe import captioned
 from privlm.diffusion.tiny.tokenizer import make_tokenizer
 from privlm.privacy.ledger import Ledger
 from privlm.privacy.plan import make_plan
@@ -57,11 +58,11 @@ def model(train: str, tokenizer: Any) -> Denoiser:
     return Denoiser(unet, modules.make_text_encoder(tokenizer).requires_grad_(False).eval())
 
 
-def data(batch_size: int, tokenizer: Any) -> Captioned:
+def data(batch_size: int, tokenizer: Any) -> LatentData:
     random = torch.Generator().manual_seed(1)
     shape = (batch_size, modules.LATENT_CHANNELS, modules.LATENT_SIZE, modules.LATENT_SIZE)
     ids = torch.randint(0, len(tokenizer), (batch_size, tokenizer.model_max_length), generator=random)
-    return Captioned(torch.randn(shape, generator=random), ids)
+    return captioned(torch.randn(shape, generator=random), ids)
 
 
 def loop(denoiser: Denoiser, rows: dict[str, Tensor]) -> Iterator[None]:
@@ -85,7 +86,7 @@ def loop(denoiser: Denoiser, rows: dict[str, Tensor]) -> Iterator[None]:
         yield
 
 
-def trained(denoiser: Denoiser, rows: Captioned, private: Private | None) -> Iterator[None]:
+def trained(denoiser: Denoiser, rows: LatentData, private: Private | None) -> Iterator[None]:
     """The same by the Trainer; what is read now and then (trainer.log_every) is read every tenth step."""
     settings = defaults(
         TrainerConfig,

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from privlm.training.objective import Batch, ExampleRandom, Objective, PerExample
+from privlm.training.objective import Objective, WrappedObjective
 
 
-class Averaged(Objective):
+class Averaged(WrappedObjective):
     """An objective that also keeps the average of what trains.
 
         objective = Averaged(Denoising(...), decay=0.999)
@@ -31,24 +31,14 @@ class Averaged(Objective):
     def __init__(self, objective: Objective, names: tuple[str, ...] | None = None, decay: float = 0.999) -> None:
         if not 0 < decay < 1:
             raise ValueError(f"decay must lie between 0 and 1, not {decay}")
-        self.objective = objective
+        super().__init__(objective)
         self.names = names
         self.decay = decay
-        self.private_state = objective.private_state
         self._averages: dict[str, Tensor] = {}
-
-    def losses(self, model: nn.Module, batch: Batch, rng: ExampleRandom) -> PerExample:
-        return self.objective.losses(model, batch, rng)
-
-    def penalty(self, model: nn.Module) -> Tensor | None:
-        return self.objective.penalty(model)
-
-    def direct(self, gradient: dict[str, Tensor], model: nn.Module, step: int) -> Mapping[str, Tensor]:
-        return self.objective.direct(gradient, model, step)
 
     @torch.no_grad()
     def stepped(self, model: nn.Module, step: int) -> None:
-        self.objective.stepped(model, step)
+        super().stepped(model, step)
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, parameter in self._chosen(model).items():
             if name in self._averages:
@@ -73,11 +63,11 @@ class Averaged(Objective):
         _copy(self._averages, self._chosen(model))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"averages": dict(self._averages), "objective": self.objective.state_dict()}
+        return {"averages": dict(self._averages), "objective": super().state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._averages = {name: tensor.clone() for name, tensor in state["averages"].items()}
-        self.objective.load_state_dict(state["objective"])
+        super().load_state_dict(state["objective"])
 
     def _average(self, name: str, parameter: nn.Parameter) -> Tensor:
         """On the device of its parameter."""

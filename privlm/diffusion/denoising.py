@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from privlm.diffusion.denoiser import Denoiser
+from privlm.diffusion.latent_data import one_view
 from privlm.training.objective import Batch, ExampleRandom, Objective, PerExample
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -24,7 +25,8 @@ class Denoising(Objective):
     """Mean squared error of the prediction, over channels and pixels; each example has a timestep and noise of its own.
 
     Batches have `latents` float32 [B, C, h, w], scaled as the autoencoder says, and `input_ids` int64 [B, L] or
-    `text_states` [B, L, d]; for SDXL also `pooled` [B, p] and `time_ids` [B, 6].
+    `text_states` [B, L, d]; for SDXL also `pooled` [B, p] and `time_ids` [B, 6]. In place of latents they may have
+    `views` of each image (privlm.diffusion.latent_data), of which a step takes one.
 
     scheduler: of diffusers; its noise schedule and prediction type count.
     settings: a DenoisingConfig (privlm.diffusion.denoising_schema) or any object with its fields.
@@ -44,6 +46,7 @@ class Denoising(Objective):
     def losses(self, model: nn.Module, batch: Batch, rng: ExampleRandom) -> PerExample:
         """The loss of each example; `model` is a Denoiser."""
         assert isinstance(model, Denoiser)
+        batch = one_view(batch, rng)
         return PerExample(self.loss_of(model, batch["latents"], self.states(model, batch, rng), rng, added_of(batch)))
 
     def states(self, model: Denoiser, batch: Batch, rng: ExampleRandom) -> Tensor:

@@ -3,41 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from privlm.training.objective import Batch, ExampleRandom, Objective, PerExample
+from privlm.training.objective import Objective, WrappedObjective
 
 
-class Around(Objective):
-    """An objective as it is, to which others add."""
-
-    def __init__(self, objective: Objective) -> None:
-        self.objective = objective
-        self.private_state = objective.private_state
-
-    def losses(self, model: nn.Module, batch: Batch, rng: ExampleRandom) -> PerExample:
-        return self.objective.losses(model, batch, rng)
-
-    def penalty(self, model: nn.Module) -> Tensor | None:
-        return self.objective.penalty(model)
-
-    def direct(self, gradient: dict[str, Tensor], model: nn.Module, step: int) -> Mapping[str, Tensor]:
-        return self.objective.direct(gradient, model, step)
-
-    def stepped(self, model: nn.Module, step: int) -> None:
-        self.objective.stepped(model, step)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.objective.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.objective.load_state_dict(state)
-
-
-class Proximal(Around):
+class Proximal(WrappedObjective):
     """Adds strength / 2 times the squared distance of what trains from `center`, which does not move."""
 
     def __init__(self, objective: Objective, center: Mapping[str, Tensor], strength: float) -> None:
@@ -58,7 +31,7 @@ class Proximal(Around):
         return near if own is None else near + own
 
 
-class Corrected(Around):
+class Corrected(WrappedObjective):
     """Adds a constant to the gradient of each step: SCAFFOLD's c - c_k."""
 
     def __init__(self, objective: Objective, correction: Mapping[str, Tensor]) -> None:

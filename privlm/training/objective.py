@@ -132,3 +132,29 @@ class Objective(ABC):
         """Takes up what `state_dict` gave."""
         if state:
             raise TypeError(f"{type(self).__name__} has a state_dict but no load_state_dict: a resume would lose it")
+
+
+class WrappedObjective(Objective):
+    """An objective as it is, for those that add something to another one."""
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+        self.private_state = objective.private_state
+
+    def losses(self, model: nn.Module, batch: Batch, rng: ExampleRandom) -> PerExample:
+        return self.objective.losses(model, batch, rng)
+
+    def penalty(self, model: nn.Module) -> Tensor | None:
+        return self.objective.penalty(model)
+
+    def direct(self, gradient: dict[str, Tensor], model: nn.Module, step: int) -> Mapping[str, Tensor]:
+        return self.objective.direct(gradient, model, step)
+
+    def stepped(self, model: nn.Module, step: int) -> None:
+        self.objective.stepped(model, step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.objective.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.objective.load_state_dict(state)

@@ -140,13 +140,6 @@ class SurObjective(Objective):
         return over_positions(DISTANCES[kind](trained, target), counted & present, summed=summed)
 
 
-class Finetuning(Denoising):
-    """Denoising told the sentence as it is, of images that are cut and mirrored at random."""
-
-    def losses(self, model: nn.Module, batch: Batch, rng: ExampleRandom) -> PerExample:
-        return super().losses(model, one_view(batch, rng), rng)
-
-
 def _keywords(model: SurModel, batch: Batch) -> Tensor:
     """States of the prompts by keywords, [B, L, d]."""
     return batch["keyword_states"] if "keyword_states" in batch else model.denoiser.states(batch["keyword_ids"])

@@ -33,7 +33,7 @@ from .config import weights_of
 from .data import SurData, Tokens
 from .drawing import Artist
 from .evaluation import Test
-from .losses import Finetuning, SurModel, SurObjective
+from .losses import SurModel, SurObjective
 from .model import load_sur
 from .vectors import Vectors
 
@@ -54,7 +54,7 @@ class System:
             opened.unet.enable_gradient_checkpointing()
         if config.task.method == "finetune":
             empty = Tokens.of(opened, [""]).ids[0]
-            objective: Objective = Finetuning(opened.scheduler, config.task.denoising, empty=empty)
+            objective: Objective = Denoising(opened.scheduler, config.task.denoising, empty=empty)
             return cls(config, opened, load_finetuned(config, opened), objective, None)
         denoising = Denoising(opened.scheduler, config.task.denoising)
         objective = SurObjective(denoising, loss_settings(config), is_released=config.adapter.compat == "released")

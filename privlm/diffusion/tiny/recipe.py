@@ -5,9 +5,7 @@ The base learns captions by keywords alone: what a method gains on sentences is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,8 @@ from privlm.diffusion import captions
 from privlm.diffusion.averaging import Averaged
 from privlm.diffusion.denoiser import Denoiser
 from privlm.diffusion.denoising import Denoising
+from privlm.diffusion.denoising_schema import DenoisingConfig
+from privlm.diffusion.latent_data import LatentData, Latents
 from privlm.diffusion.scenes import PATCH, every_scene, render
 from privlm.diffusion.tiny import modules
 from privlm.diffusion.tiny.autoencoding import Autoencoding, Images
@@ -29,8 +29,10 @@ from privlm.training.objective import Objective
 from privlm.training.schema import TrainerConfig
 from privlm.training.trainer import Monitor, Trainer
 
-DENOISING = SimpleNamespace(snr_gamma=None, noise_offset=0.0, caption_dropout=0.1)
 DECAY = 0.999
+DENOISING = DenoisingConfig(
+    snr_gamma=None, noise_offset=0.0, caption_dropout=0.1, ema_decay=DECAY, gradient_checkpointing=False
+)
 
 
 @dataclass(frozen=True)
@@ -98,27 +100,17 @@ def train_denoiser(corpus: Corpus, components: Components, tokenizer: Any, recip
     torch.manual_seed(recipe.seed)
     model = Denoiser(modules.make_unet(), modules.make_text_encoder(tokenizer))
     latents = components.encode(corpus.images) / components.deviation
-    objective = Averaged(Denoising(modules.make_scheduler(), DENOISING, empty=corpus.empty), decay=DECAY)
-    data = Captioned(latents, corpus.input_ids)
+    denoising = Denoising(modules.make_scheduler(), DENOISING, empty=corpus.empty)
+    objective = Averaged(denoising, decay=DECAY)
+    data = captioned(latents, corpus.input_ids)
     _train("denoiser", model, objective, data, recipe.denoiser_steps, recipe.seed, 1.5e-3)
     objective.copy_to(model)
     return model.eval()
 
 
-class Captioned:
-    """TrainingData of latents [N, C, h, w] and the tokens of their captions [N, L]."""
-
-    lengths = None
-
-    def __init__(self, latents: Tensor, input_ids: Tensor) -> None:
-        self.latents, self.input_ids = latents, input_ids
-
-    def __len__(self) -> int:
-        return len(self.latents)
-
-    def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
-        chosen = torch.from_numpy(indices)
-        return {"latents": self.latents[chosen], "input_ids": self.input_ids[chosen]}
+def captioned(latents: Tensor, input_ids: Tensor) -> LatentData:
+    """latents [N, C, h, w] and the tokens of their captions [N, L]."""
+    return LatentData(Latents(latents[:, None], time_ids=torch.zeros(len(latents), 1, 6)), input_ids=input_ids)
 
 
 def _train(
@@ -129,7 +121,6 @@ def _train(
     steps: int,
     seed: int,
     learning_rate: float,
-    log: Callable[..., None] = lambda step, split, **values: None,
 ) -> None:
     settings = defaults(
         TrainerConfig,
@@ -144,4 +135,4 @@ def _train(
         checkpoint_every=0,
     )
     with progress(name, steps) as tick:
-        Trainer(model, objective, data, settings, seed=seed, monitor=Monitor(tick=tick, log=log)).run(steps)
+        Trainer(model, objective, data, settings, seed=seed, monitor=Monitor(tick=tick)).run(steps)
